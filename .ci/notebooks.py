@@ -1,0 +1,170 @@
+"""What contributors and the gate do with notebooks: execute them, check stored outputs, render README.
+
+    python .ci/notebooks.py execute [--flags real,slow] [NOTEBOOK ...]   run in place and store outputs
+    python .ci/notebooks.py check   [--flags real,slow] [NOTEBOOK ...]   run on a copy; stored text outputs must come back
+    python .ci/notebooks.py lint                                         budgets, import order, clean metadata, no foreign paths
+    python .ci/notebooks.py readme  [--check]                            README.md from nbs/index.ipynb, without Quarto
+
+The last line of `check` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
+"""
+import argparse, copy, json, os, re, sys, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+FLAGS = ('slow', 'real', 'browser', 'notest')
+BUDGET = dict(bytes=400_000, cells=80, seconds=60)
+
+
+def notebooks(paths=()):
+    "The notebooks named, or all of them"
+    if paths: return [Path(p).resolve() for p in paths]
+    return sorted(p for p in NBS.rglob('*.ipynb') if not any(part.startswith(('_', '.')) for part in p.relative_to(NBS).parts))
+
+
+def directives(cell):
+    "The words after #| at the top of a cell"
+    found = set()
+    for line in ''.join(cell['source']).splitlines():
+        if not line.startswith('#|'): break
+        found.add(line[2:].strip())
+    return found
+
+
+def wanted(cell, flags):
+    "Does this cell run under these flags?"
+    d = directives(cell)
+    return cell['cell_type'] == 'code' and 'eval: false' not in d and all(f in flags for f in FLAGS if f in d)
+
+
+def run(path, flags):
+    "A copy of the notebook with fresh outputs, progress bars and other stderr dropped; raises where a cell does"
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(path, 4)
+    client = NotebookClient(nb, timeout=3600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
+    with client.setup_kernel():
+        for i, cell in enumerate(nb.cells):
+            if wanted(cell, flags):
+                cell.outputs = []
+                client.execute_cell(cell, i)
+                cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr' and not is_progress(o)]
+            if cell['cell_type'] == 'code': cell.execution_count = None
+            for o in cell.get('outputs', []):
+                if 'execution_count' in o: o['execution_count'] = None
+            cell.metadata = {}
+    return nb
+
+
+def is_progress(output):
+    "A progress bar that was drawn as a widget or as text"
+    data = output.get('data', {})
+    return 'application/vnd.jupyter.widget-view+json' in data and 'it/s' not in str(data) and 'FloatProgress' in str(data) or 'HBox(children=' in str(data.get('text/plain', ''))
+
+
+def texts(cell):
+    "What a cell says in words: printed text and text results, without the addresses of pictures"
+    say = []
+    for o in cell.get('outputs', []):
+        data = o.get('data', {})
+        if o.get('output_type') == 'stream': say.append(''.join(o['text']))
+        elif 'image/png' in data: say.append('<picture>')
+        elif 'text/markdown' in data: say.append(''.join(data['text/markdown']))
+        else: say.append(''.join(data.get('text/plain', '')))
+    return ''.join(say).strip()
+
+
+def write(nb, path):
+    "As nbdev_clean would leave it"
+    from nbdev.clean import clean_nb
+    from execnb.nbio import dict2nb, nb2str
+    import nbformat
+    d = dict2nb(json.loads(nbformat.writes(nb)))
+    clean_nb(d)
+    tmp = path.with_suffix('.tmp')
+    tmp.write_text(nb2str(d))
+    os.replace(tmp, path)
+
+
+def execute(paths, flags):
+    for p in notebooks(paths):
+        t = time.time()
+        write(run(p, flags), p)
+        print(f'{p.relative_to(ROOT)}: {time.time()-t:.0f} s', flush=True)
+
+
+def check(paths, flags):
+    "Stored text outputs equal re-executed ones"
+    import nbformat
+    failed = passed = 0
+    for p in notebooks(paths):
+        t, bad = time.time(), []
+        try:
+            fresh = run(p, flags)
+            for old, new in zip(nbformat.read(p, 4).cells, fresh.cells):
+                if wanted(old, flags) and texts(old) != texts(new): bad.append(f'  stored:\n{texts(old)[:600]}\n  fresh:\n{texts(new)[:600]}')
+        except Exception as e: bad.append(f'  {type(e).__name__}: {str(e)[-2000:]}')
+        failed, passed = failed + bool(bad), passed + (not bad)
+        print(f'{"FAIL" if bad else "ok  "} {p.relative_to(ROOT)} ({time.time()-t:.0f} s)', *bad, sep='\n', flush=True)
+    return passed, failed
+
+
+def lint():
+    "Laws about the notebooks themselves"
+    rows = []
+    for p in notebooks():
+        nb, name, bad = json.loads(p.read_text()), str(p.relative_to(ROOT)), []
+        code = [c for c in nb['cells'] if c['cell_type'] == 'code']
+        if p.stat().st_size > BUDGET['bytes']: bad.append(f'{p.stat().st_size//1000} kB, budget {BUDGET["bytes"]//1000}')
+        if len(nb['cells']) > BUDGET['cells']: bad.append(f'{len(nb["cells"])} cells, budget {BUDGET["cells"]}')
+        if any(c.get('outputs') and directives(c) & {'export'} for c in code): bad.append('an exported cell has outputs')
+        if any(o.get('output_type') == 'error' or o.get('name') == 'stderr' for c in code for o in c['outputs']): bad.append('stores an error or stderr')
+        if re.search(r'/(root|home|tmp|work|Users)/\w', json.dumps([c['outputs'] for c in code] + [c['source'] for c in nb['cells']])): bad.append('holds a path of one machine')
+        long = [len(c['source']) for c in code if directives(c) & {'export', 'exporti'} and len(''.join(c['source']).splitlines()) > 40]
+        if long: bad.append(f'{len(long)} exported cells over 40 lines')
+        own = re.match(r'(\d\d)_', p.name)
+        src = '\n'.join(''.join(c['source']) for c in code if directives(c) & {'export', 'exporti'})
+        for module in set(re.findall(r'^\s*from vitx\.(\w+) import', src, re.M)):
+            other = next(iter(NBS.glob(f'[0-9][0-9]_{module}.ipynb')), None)
+            if own and other and other.name[:2] >= own[1]: bad.append(f'imports {module}, which comes later')
+        rows.append((name, bad))
+    numbers = [p.name[:2] for p in NBS.glob('[0-9][0-9]_*.ipynb')]
+    rows.append(('notebook numbers are unique', [] if len(numbers) == len(set(numbers)) else [str(sorted(numbers))]))
+    defaults = [m for p in notebooks() for m in re.findall(r'#\| default_exp (\w+)', p.read_text())]
+    rows.append(('one notebook per module', [] if len(defaults) == len(set(defaults)) else [str(sorted(defaults))]))
+    for name, bad in rows: print(f'{"FAIL" if bad else "ok  "} {name}', *(f'  {b}' for b in bad), sep='\n')
+    return sum(not b for _, b in rows), sum(bool(b) for _, b in rows)
+
+
+def readme(check=False):
+    "README.md from nbs/index.ipynb: prose, code, and outputs as text; hidden cells left out; pictures are files under nbs/images"
+    import nbformat
+    out = []
+    for c in nbformat.read(NBS/'index.ipynb', 4).cells:
+        d, body = directives(c), '\n'.join(l for l in c['source'].splitlines() if not l.startswith('#|')).strip()
+        if c['cell_type'] == 'markdown': out.append(re.sub(r'\]\((?!http|#)([\w./-]+)\)', r'](nbs/\1)', c['source']).strip())
+        elif 'hide' not in d and not any(x.startswith(('default_exp', 'export')) for x in d):
+            out.append(f'```python\n{body}\n```')
+            if t := texts(c).replace('<picture>', '').strip(): out.append('\n'.join('    ' + l for l in t.splitlines()))
+    text = '<!-- made from nbs/index.ipynb by .ci/notebooks.py: edit the notebook -->\n\n' + '\n\n'.join(out) + '\n'
+    target = ROOT/'README.md'
+    if not check:
+        target.write_text(text)
+        return 1, 0
+    same = target.exists() and target.read_text() == text
+    print('ok   README.md' if same else 'FAIL README.md differs from nbs/index.ipynb: run python .ci/notebooks.py readme')
+    return int(same), int(not same)
+
+
+if __name__ == '__main__':
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('what', choices=('execute', 'check', 'lint', 'readme'))
+    ap.add_argument('notebooks', nargs='*')
+    ap.add_argument('--flags', default='')
+    ap.add_argument('--check', action='store_true')
+    a = ap.parse_intermixed_args()
+    flags = set(filter(None, a.flags.split(',')))
+    if a.what == 'execute': execute(a.notebooks, flags); sys.exit()
+    passed, failed = lint() if a.what == 'lint' else readme(a.check) if a.what == 'readme' else check(a.notebooks, flags)
+    print(f'{passed} passed, {failed} failed')
+    sys.exit(bool(failed))
