@@ -68,7 +68,7 @@ def texts(cell):
     for o in cell.get('outputs', []):
         data = o.get('data', {})
         if o.get('output_type') == 'stream': say.append(''.join(o['text']))
-        elif 'image/png' in data: say.append('<picture>')
+        elif data.keys() & {'image/png', 'image/jpeg'}: say.append('<picture>')
         elif 'text/markdown' in data: say.append(''.join(data['text/markdown']))
         else: say.append(''.join(data.get('text/plain', '')))
     return ''.join(say).strip()
@@ -163,6 +163,7 @@ if __name__ == '__main__':
     ap.add_argument('--flags', default='')
     ap.add_argument('--check', action='store_true')
     a = ap.parse_intermixed_args()
+    if real := os.environ.get('VITX_REAL'): os.environ.update(HF_HOME=f'{real}/hf', HF_HUB_OFFLINE='1')  # before a kernel imports the hub
     flags = set(filter(None, a.flags.split(',')))
     if a.what == 'execute': execute(a.notebooks, flags); sys.exit()
     passed, failed = lint() if a.what == 'lint' else readme(a.check) if a.what == 'readme' else check(a.notebooks, flags)
