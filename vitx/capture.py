@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SITES', 'untouched', 'class_score', 'as_targets', 'Record', 'Capture']
 
-# %% ../nbs/05_capture.ipynb #c325b89c
+# %% ../nbs/05_capture.ipynb #3269b6d4
 import threading, weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .core import *
@@ -104,7 +105,7 @@ class Record:
         "Patch values as a map"
         return v.unflatten(-1, self.grid)
 
-# %% ../nbs/05_capture.ipynb #56bfdca8
+# %% ../nbs/05_capture.ipynb #e65c6bf5
 class Capture:
     "A model and a batch; call it with the layers you want to see"
     def __init__(self, model:nn.Module, x:torch.Tensor, # (B,3,H,W), preprocessed
@@ -124,31 +125,34 @@ class Capture:
         "Logits for other pictures, nothing recorded"
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
 
-    def __call__(self, targets=None, grad=(), score=None, **layers):
-        "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`"
-        seen, grad = {}, (grad,) if isinstance(grad, str) else grad
-        for site in (*layers, *grad):
-            if site not in SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(SITES)}")
-        def watcher(site, l):
-            def see(t):
-                if site in grad and not any(v.requires_grad for v in seen.values()): t = t.detach().requires_grad_()
-                seen[site, l] = t
-                return t
-            return see
-        with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), untouched(self.model) as undo:
-            for site,ls in layers.items():
-                for l in sorted(set(ls)): _watch(site, self.anat, l, watcher(site, l), undo)
-            logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
-            if logits.ndim != 2: raise VitxError(f"this model answers {tuple(logits.shape)} instead of (batch, classes): give a classifier with a head")
-            targets = as_targets(targets, logits)
-            grads = _gradients(class_score(logits.float(), targets, score or self.score, self.against), {k: t for k,t in seen.items() if k[0] in grad})
-        self._logits = logits.detach().float()
-        return self._record(seen, grads, targets)
+# %% ../nbs/05_capture.ipynb #84bb9621
+@patch
+def __call__(self:Capture, targets=None, grad=(), score=None, **layers):
+    "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`"
+    seen, grad = {}, (grad,) if isinstance(grad, str) else grad
+    for site in (*layers, *grad):
+        if site not in SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(SITES)}")
+    def watcher(site, l):
+        def see(t):
+            if site in grad and not any(v.requires_grad for v in seen.values()): t = t.detach().requires_grad_()
+            seen[site, l] = t
+            return t
+        return see
+    with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), untouched(self.model) as undo:
+        for site,ls in layers.items():
+            for l in sorted(set(ls)): _watch(site, self.anat, l, watcher(site, l), undo)
+        logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
+        if logits.ndim != 2: raise VitxError(f"this model answers {tuple(logits.shape)} instead of (batch, classes): give a classifier with a head")
+        targets = as_targets(targets, logits)
+        grads = _gradients(class_score(logits.float(), targets, score or self.score, self.against), {k: t for k,t in seen.items() if k[0] in grad})
+    self._logits = logits.detach().float()
+    return self._record(seen, grads, targets)
 
-    def _record(self, seen, grads, targets):
-        n = next((t.shape[-2 if site != 'attn' else -1] for (site, _),t in seen.items()), None)
-        grid = self.anat.grid(*self.x.shape[-2:], n - self.anat.prefix) if n else None
-        return Record(self._logits, targets, grid, self.anat.prefix, self.anat.reads, {k: t.detach().float() for k,t in seen.items()}, grads)
+@patch
+def _record(self:Capture, seen, grads, targets):
+    n = next((t.shape[-2 if site != 'attn' else -1] for (site, _),t in seen.items()), None)
+    grid = self.anat.grid(*self.x.shape[-2:], n - self.anat.prefix) if n else None
+    return Record(self._logits, targets, grid, self.anat.prefix, self.anat.reads, {k: t.detach().float() for k,t in seen.items()}, grads)
 
 # %% ../nbs/05_capture.ipynb #7c499a42
 def _gradients(scores, sites):

@@ -43,7 +43,7 @@ def explain(image:Param("picture; without it, the shipped one", str, opt=False, 
 
 def print_json(d): print(json.dumps(d, ensure_ascii=False))
 
-# %% ../nbs/16_cli.ipynb #da0534f0
+# %% ../nbs/16_cli.ipynb #7aec7dfd
 def _table(rows, json):
     if json: return print_json(rows)
     width = max(map(len, (r['name'] for r in rows)), default=0)
@@ -53,7 +53,7 @@ def _table(rows, json):
 def methods(json:bool=False # print JSON
            ):
     "List the methods, with their sources"
-    _table([dict(name=n, does=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('agnostic', False)) for n,f in sorted(method.items(), key=lambda m: not m[0].startswith('rcut'))], json)
+    _table([dict(name=n, does=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('agnostic', False)) for n,f in ((n, method[n]) for n in method_names())], json)
 
 @commands('metrics')
 def metrics(json:bool=False # print JSON

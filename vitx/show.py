@@ -28,7 +28,7 @@ def overlay(img,            # PIL image or (H,W,3) uint8
     a = (opacity*m)[..., None]
     return ((.45*img + .4*grey)*(1-a) + colormaps[CMAP](.15 + .85*m)[..., :3]*a).astype(np.float32)
 
-# %% ../nbs/03_show.ipynb #eb0f83af
+# %% ../nbs/03_show.ipynb #082f0f0a
 def _axes(ax):
     if ax is None:
         import matplotlib.pyplot as plt
@@ -52,6 +52,7 @@ def show_overlay(img, m, ax=None, title:str=None, seen=None, # (H,W) bool: hatch
         ax.contourf(hidden, levels=[.5, 1.5], colors='none', hatches=['////'])
     return ax
 
+# %% ../nbs/03_show.ipynb #d48d5e84
 def show_map(m, # (h,w); signed maps are drawn around 0
              ax=None, title:str=None, signed:bool=False):
     "Draw a bare map, on a grid or on pixels"
