@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['commands', 'PLAIN', 'explain', 'print_json', 'methods', 'metrics', 'models', 'main']
 
-# %% ../nbs/16_cli.ipynb #432c8080
-import json, sys
+# %% ../nbs/16_cli.ipynb #1bc37bd0
+import argparse, json, sys
 from pathlib import Path
 
 import timm
-from fastcore.script import Param, anno_parser
+from fastcore.script import anno_parser
 
 from . import __version__
 from .core import *
@@ -18,11 +18,11 @@ from .explain import *
 from .models import *
 import vitx.metrics  # for the metrics it registers
 
-# %% ../nbs/16_cli.ipynb #160b7505
+# %% ../nbs/16_cli.ipynb #923ce5a0
 commands = Registry('command')
 
-@commands('explain')
-def explain(image:Param("picture; without it, the shipped one", str, opt=False, nargs='?')=None,
+@commands('explain', positional='image')
+def explain(image:str=None,      # picture; without it, the shipped one
             model:str=None,      # timm name or folder; without it, the shipped model
             target:str=None,     # class: index, label or part of one; without it, the top class
             method:str='rcut',   # how; `vitx methods` lists them
@@ -33,7 +33,7 @@ def explain(image:Param("picture; without it, the shipped one", str, opt=False, 
            ):
     "Explain why a model says what it says of a picture"
     src = Path(image) if image else shipped('scene.png')
-    out = Path(out or f'{src.stem}-{method}.png')
+    out = check_output(out or f'{src.stem}-{method}.png')
     e = Explainer(model)(src, target, method, layer, against)
     e.save(out)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
@@ -43,7 +43,7 @@ def explain(image:Param("picture; without it, the shipped one", str, opt=False, 
 
 def print_json(d): print(json.dumps(d, ensure_ascii=False))
 
-# %% ../nbs/16_cli.ipynb #7aec7dfd
+# %% ../nbs/16_cli.ipynb #20de7a92
 def _table(rows, json):
     if json: return print_json(rows)
     width = max(map(len, (r['name'] for r in rows)), default=0)
@@ -61,9 +61,9 @@ def metrics(json:bool=False # print JSON
     "List the metrics, with their protocols"
     _table([dict(name=n, does=f.__doc__, better=f.meta['better'], needs=f.meta['needs']) for n,f in metric.items()], json)
 
-@commands('models')
-def models(pattern:Param("part of a name, * and ? allowed", str, opt=False, nargs='?')='*',
-           json:bool=False # print JSON
+@commands('models', positional='pattern')
+def models(pattern:str='*',        # part of a name, * and ? allowed
+           json:bool=False         # print JSON
           ):
     "List timm's pretrained models that vitx reads without configuration"
     names = [n for m in PLAIN for n in timm.list_models(pattern if set(pattern) & set('*?') else f'*{pattern}*', module=m, pretrained=True)]
@@ -73,7 +73,7 @@ def models(pattern:Param("part of a name, * and ? allowed", str, opt=False, narg
 
 PLAIN = ('vision_transformer', 'deit', 'eva')  # timm's modules whose models the family `plain` reads
 
-# %% ../nbs/16_cli.ipynb #70e90149
+# %% ../nbs/16_cli.ipynb #af2701af
 def main(argv:list=None # words after `vitx`; None: the command line's
         )->int:
     "Run a subcommand; 0 when it went well, 2 when the input was wrong"
@@ -82,11 +82,20 @@ def main(argv:list=None # words after `vitx`; None: the command line's
     if argv[0] == '--version': return print(f'vitx {__version__}') or 0
     try:
         f = commands[argv[0]]
-        args = vars(anno_parser(f, prog=f'vitx {argv[0]}').parse_args(argv[1:]))
+        args = vars(_parser(f).parse_args(argv[1:]))
         f(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')})
     except VitxError as e: return print(f'vitx: {e}', file=sys.stderr) or 2
     except KeyboardInterrupt: return print('vitx: stopped', file=sys.stderr) or 130
     return 0
+
+def _parser(f):
+    p, word = anno_parser(f, prog=f"vitx {f.meta['name']}"), f.meta.get('positional')
+    for a in p._actions:  # fastcore 1 and 2 spell positional words differently, so that one is added here
+        if a.dest != word: continue
+        p.add_argument(word, nargs='?', default=argparse.SUPPRESS, help=a.help)
+        a.help = argparse.SUPPRESS
+        break
+    return p
 
 def _usage():
     print('usage: vitx COMMAND [-h] …\n\n' + '\n'.join(f'  {n:9s} {f.__doc__}' for n,f in commands.items()) + '\n\nvitx explain, alone, explains a shipped picture.')

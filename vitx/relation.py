@@ -27,14 +27,15 @@ def unit_range(t:torch.Tensor)->torch.Tensor: # (…,n) in 0..1; 0 where all are
     lo, hi = t.amin(-1, keepdim=True), t.amax(-1, keepdim=True)
     return torch.where(hi > lo, (t-lo)/(hi-lo).clamp_min(torch.finfo(t.dtype).tiny), torch.zeros_like(t))
 
-# %% ../nbs/06_relation.ipynb #f101433a
+# %% ../nbs/06_relation.ipynb #6b9e54f8
 def masked_probs(predict,          # pictures (b,3,H,W) → logits (b,C)
                  x:torch.Tensor,   # (3,H,W), preprocessed
                  masks:torch.Tensor, # (D,H,W) in 0..1
-                 batch:int=64, progress:bool=False,
+                 batch:int=64,
+                 progress:bool=None, # a bar; None: on a terminal
                 )->torch.Tensor:   # (D,C)
     "What the model says of the picture through each mask"
-    parts = tqdm(masks.split(batch), desc='masked pictures', unit='batch', disable=not progress, leave=False)
+    parts = tqdm(masks.split(batch), desc='masked pictures', unit='batch', disable=None if progress is None else not progress, leave=False)
     return torch.cat([predict(x*m[:, None].to(x)).softmax(-1) for m in parts])
 
 # %% ../nbs/06_relation.ipynb #728d71d4
