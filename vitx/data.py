@@ -30,17 +30,18 @@ class Sample:
         "The class to explain for a model, or None"
         return self.target.get(model) if isinstance(self.target, dict) else self.target
 
-# %% ../nbs/10_data.ipynb #d5e6f2b2
+# %% ../nbs/10_data.ipynb #bb6bf186
 @dataset('scenes')
 def scenes(path=None,      # not used: scenes are drawn
-           limit:int=100,  # scenes
-           n:int=2,        # objects in each
+           limit:int=None, # samples; None: 200
+           n:int=2,        # objects in each scene
            first:int=5000, # seed of the first
           ):
     "Scenes from numbered seeds, one sample per object"
-    for seed in range(first, first+(limit or 100)):
-        s = scene(seed, n=n)
-        for t in s.things: yield Sample(f'{seed}/{t.label}', s.pil, t.mask, t.label)
+    for i in range(limit or 200):
+        s = scene(first + i//n, n=n)
+        t = s.things[i%n]
+        yield Sample(f'{first + i//n}/{t.label}', s.pil, t.mask, t.label)
 
 # %% ../nbs/10_data.ipynb #342b8ab4
 @dataset('pairs')

@@ -123,7 +123,7 @@ def find_class(target,      # index, label or part of a label
     close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
-# %% ../nbs/12_explain.ipynb #e085866b
+# %% ../nbs/12_explain.ipynb #a9dfba0d
 def method_names()->list:
     "All registered methods, the default first"
     return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut')))
@@ -141,7 +141,7 @@ class Explainer:
         self.anat, self.score = anatomy(self.model), score
         if device is not None: self.model.to(device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
-        self.name = model if isinstance(model, str) else cfg.get('architecture') or type(self.model).__name__
+        self.name = model if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
         self.labels = _labels(labels, self.model)
         self.transform = transform or model_transform(self.model)
         self._ask = lru_cache(256)(partial(probe, self.transform))
@@ -211,7 +211,7 @@ def _checked(x):
     if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
-# %% ../nbs/12_explain.ipynb #f25be662
+# %% ../nbs/12_explain.ipynb #8ac1ec5d
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
@@ -234,8 +234,10 @@ def __call__(self:Explainer, img,         # path, bytes, file object, PIL image,
 def _explain(self:Explainer, images, targets, name, layer, against):
     xs, places = zip(*[prepare(i, self.transform, self._ask) for i in images])
     capture = Capture(self.model, torch.stack(xs), self.anat, self.score, against)
-    if None in targets: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist())]
-    m = self._maps(capture, torch.tensor(targets)[:, None], name, layer)[:, 0, 0].cpu()
+    top = all(t is None for t in targets)   # the top class is known only after the run: one forward pass serves both
+    if not top: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist() if None in targets else targets)]
+    m = self._maps(capture, None if top else torch.tensor(targets)[:, None], name, layer)[:, 0, 0].cpu()
+    if top: targets = capture.logits.argmax(1).tolist()
     return [self._answer(img, g, place, p, t, name, layer) for img,g,place,p,t in zip(images, m, places, capture.logits.softmax(-1).cpu(), targets)]
 
 @patch

@@ -39,7 +39,7 @@ def scene_vit(pretrained:bool=False, # load the shipped weights
     if pretrained: model.load_state_dict(load_file(shipped('scene_vit.safetensors')))
     return model.eval()
 
-# %% ../nbs/04_models.ipynb #0edbe501
+# %% ../nbs/04_models.ipynb #dc631e67
 def _known(name):
     base = name.split('/')[-1]
     if timm.is_model(base.split('.')[0]): return
@@ -61,7 +61,7 @@ def load_model(spec=None, # timm name, folder saved by timm, a module, or None f
 def _create(name, sorry):
     try: return timm.create_model(name, pretrained=True).eval()
     except VitxError: raise
-    except Exception as e: raise VitxError(f"{sorry} ({type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else 'no details'})") from e
+    except Exception as e: raise VitxError(f"{sorry} ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no details'})") from e
 
 # %% ../nbs/04_models.ipynb #23473bbc
 def model_labels(model)->list: # one text per class
@@ -76,14 +76,17 @@ def model_labels(model)->list: # one text per class
     if subset: return ImageNetInfo(subset).label_descriptions()
     return [f'class {i}' for i in range(n or 0)]
 
-# %% ../nbs/04_models.ipynb #7a82815b
-def model_transform(model): # PIL image → (3,h,w)
+# %% ../nbs/04_models.ipynb #2ecb518d
+def model_transform(model,
+                    squash:bool=False, # resize the whole picture instead of cropping: nothing is hidden, proportions change
+                   ): # PIL image → (3,h,w)
     "The model's own preprocessing, as timm builds it"
     cfg = getattr(model, 'pretrained_cfg', None)
     if not cfg: raise VitxError("this model doesn't say how it wants its pictures (no pretrained_cfg): give Explainer(..., transform=...)")
     config = resolve_data_config({}, model=model)
     size = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     if size and tuple(size) != tuple(config['input_size'][1:]): config['input_size'] = (config['input_size'][0], *size)
+    if squash: config.update(crop_pct=1., crop_mode='squash')
     return create_transform(**config)
 
 # %% ../nbs/04_models.ipynb #1f759ae8
