@@ -30,10 +30,10 @@ def random(capture, targets, layers):
     noise = lambda c, l: torch.rand(run.grid, generator=torch.Generator().manual_seed(1000*c + l))
     return torch.stack([torch.stack([torch.stack([noise(c, l) for l in layers]) for c in row]) for row in run.targets.tolist()])
 
-# %% ../nbs/08_baselines.ipynb #55961b53
+# %% ../nbs/08_baselines.ipynb #bf39ada9
 def _all_targets(maps, run): return run.on_grid(torch.stack(maps, 1))[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
 
-@method('attention', source='attention of the last block, averaged over heads', agnostic=True)
+@method('attention', source='attention of block ℓ, averaged over heads', agnostic=True)
 def attention(capture, targets, layers):
     "Attention that the head's token pays to each patch in block ℓ; the same for every class"
     run = capture(targets, attn=layers)
@@ -58,7 +58,7 @@ def gradcam(capture, targets, layers):
     maps = [torch.einsum('bnd,btd->btn', run.patches(run.at['normed', l]), gradient_weights(run.patches(run.grad['normed', l]))) for l in layers]
     return run.on_grid(torch.stack(maps, 2))
 
-# %% ../nbs/08_baselines.ipynb #b1d858b2
+# %% ../nbs/08_baselines.ipynb #20e8ae32
 @method('chefer', source='Chefer, Gur & Wolf, ICCV 2021 (generic attention explainability)')
 def chefer(capture, targets, layers):
     "Positive attention × gradient, accumulated over blocks 0 … ℓ"
@@ -67,12 +67,12 @@ def chefer(capture, targets, layers):
 
 def accumulate(run, layers): # run: attention and its gradient for blocks 0 … max(layers)
     "Chefer's relevance (B,T,n) at each of `layers`, ascending or not"
-    R, at = None, {}
+    R, eye, at = None, None, {}
     for l in range(max(layers)+1):
         A = (run.at['attn', l][:, None]*run.grad['attn', l]).clamp_min(0).mean(2)   # (B,T,N,N)
-        if R is None: R = torch.eye(A.shape[-1], device=A.device).expand_as(A)
+        if R is None: R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
         at[l] = R = R + A @ R
-    return (run.read_row(at[l]) for l in layers)
+    return (run.read_row(at[l] - eye) for l in layers)   # what a token owes to itself alone isn't relevance
 
 # %% ../nbs/08_baselines.ipynb #91c5c44d
 def check_method(name:str, capture, targets:list, layers:list):

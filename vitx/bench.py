@@ -20,18 +20,20 @@ from .explain import *
 from .metrics import *
 from .models import *
 
-# %% ../nbs/14_bench.ipynb #cd354184
+# %% ../nbs/14_bench.ipynb #616b5abc
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
 
 def score_map(m:torch.Tensor,   # (H,W) signed, on the model's input
               name:str,         # of the metric
               mask:torch.Tensor, # (H,W) bool
               capture,          # of the picture
-              target:int)->float:
+              target:int,
+              black:torch.Tensor=None, # (3,1,1): black as the model sees it
+             )->float:
     "One metric of one map"
     f = metric[name]
     if f.meta['needs'] == 'mask': return f(m, mask).item()
-    return f(m, capture.predict, capture.x[0], target).item()
+    return f(m, capture.predict, capture.x[0], target, **({'black': black} if name in ('positive', 'negative') else {})).item()
 
 def score_sample(ex, sample, methods, metrics):
     "Rows (target, method, metric, value, note) for one sample"
@@ -40,6 +42,7 @@ def score_sample(ex, sample, methods, metrics):
     capture, t = Capture(ex.model, x, ex.anat, ex.score), sample.target_for(ex.name)
     note = '' if t is not None else "not a class of this model: its top class instead"
     t = capture.logits.argmax().item() if t is None else ex.target(t)
+    black = ex.transform(Image.new('RGB', (64, 64)))[:, 32:33, 32:33]
     for name in methods:
         try: m, wrong = scale_map(method[name](capture, t, [ex.depth-1])[0].float()), ''
         except Exception as e: m, wrong = None, f'{type(e).__name__}: {e}'
@@ -47,7 +50,7 @@ def score_sample(ex, sample, methods, metrics):
             value, why = '', wrong or note
             if not wrong:
                 up = torch.nn.functional.interpolate(m, size=mask.shape, mode='bilinear')[0, 0]
-                try: value = score_map(up, k, mask, capture, t)
+                try: value = score_map(up, k, mask, capture, t, black)
                 except Exception as e: why = f'{type(e).__name__}: {e}'
             yield t, name, k, value, why
 

@@ -17,7 +17,7 @@ from torch import nn
 from .core import *
 from .models import *
 
-# %% ../nbs/05_capture.ipynb #e3d5c08e
+# %% ../nbs/05_capture.ipynb #0943f1e2
 _locks, _guard = weakref.WeakKeyDictionary(), threading.Lock()
 
 def _lock(model):
@@ -28,9 +28,10 @@ def untouched(model:nn.Module):
     "A scope in which the model is ours, and after which its modes, flags and hooks are as they were; yields an ExitStack for more to undo"
     with _lock(model), ExitStack() as undo:
         for m in model.modules():
-            if m.training:
-                undo.callback(setattr, m, 'training', True)
-                m.training = False
+            for flag in ('training', 'grad_checkpointing'):  # checkpointing would run blocks, and hooks, twice
+                if getattr(m, flag, False) is True:
+                    undo.callback(setattr, m, flag, True)
+                    setattr(m, flag, False)
         for p in model.parameters():
             if p.requires_grad:
                 undo.callback(p.requires_grad_, True)
@@ -57,16 +58,13 @@ def _watch(site, anat, l, see, undo):
         h = attn.attn_drop.register_forward_hook(leave)
     undo.callback(h.remove)
 
-# %% ../nbs/05_capture.ipynb #393bccee
+# %% ../nbs/05_capture.ipynb #a9a43b1c
 def class_score(logits:torch.Tensor,  # (B,C)
                 targets:torch.Tensor, # (B,T) class indices
                 kind:str='logit',     # or 'prob'
-                against=None,         # a class index: explain the lead over it
                )->torch.Tensor:       # (B,T)
     "The number whose cause is asked for"
-    s = logits if kind == 'logit' else logits.softmax(-1)
-    picked = s.gather(1, targets)
-    return picked if against is None else picked - s[:, [against]]
+    return (logits if kind == 'logit' else logits.softmax(-1)).gather(1, targets)
 
 def as_targets(targets,              # None (top class), an int, a list of ints, or (B,T)
                logits:torch.Tensor,  # (B,C)
@@ -74,7 +72,7 @@ def as_targets(targets,              # None (top class), an int, a list of ints,
     "Target classes for each image of a batch"
     B, C = logits.shape
     if targets is None: return logits.argmax(1, keepdim=True)
-    t = torch.as_tensor(targets, device=logits.device)
+    t = torch.as_tensor(targets, device=logits.device).clone()  # a tensor made in inference mode can't be kept for a gradient
     if t.is_floating_point() or t.dtype == torch.bool: raise VitxError(f"targets are class indices, not {t.dtype}")
     t = t.reshape(1, -1).expand(B, -1) if t.ndim < 2 else t
     if t.shape[0] != B: raise VitxError(f"targets of shape {tuple(t.shape)} don't fit a batch of {B}: give (B,T)")
@@ -105,14 +103,14 @@ class Record:
         "Patch values as a map"
         return v.unflatten(-1, self.grid)
 
-# %% ../nbs/05_capture.ipynb #e65c6bf5
+# %% ../nbs/05_capture.ipynb #00c8e674
 class Capture:
     "A model and a batch; call it with the layers you want to see"
     def __init__(self, model:nn.Module, x:torch.Tensor, # (B,3,H,W), preprocessed
-                 anat:Anatomy=None, score:str='logit', against:int=None):
+                 anat:Anatomy=None, score:str='logit'):
         p = next(model.parameters())
         self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), anat or anatomy(model)
-        self.score, self.against, self._logits = score, against, None
+        self.score, self._logits = score, None
 
     @property
     def depth(self)->int: return len(self.anat.blocks)
@@ -125,7 +123,7 @@ class Capture:
         "Logits for other pictures, nothing recorded"
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
 
-# %% ../nbs/05_capture.ipynb #84bb9621
+# %% ../nbs/05_capture.ipynb #41a152c5
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, **layers):
     "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`"
@@ -144,7 +142,7 @@ def __call__(self:Capture, targets=None, grad=(), score=None, **layers):
         logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
         if logits.ndim != 2: raise VitxError(f"this model answers {tuple(logits.shape)} instead of (batch, classes): give a classifier with a head")
         targets = as_targets(targets, logits)
-        grads = _gradients(class_score(logits.float(), targets, score or self.score, self.against), {k: t for k,t in seen.items() if k[0] in grad})
+        grads = _gradients(class_score(logits.float(), targets, score or self.score), {k: t for k,t in seen.items() if k[0] in grad})
     self._logits = logits.detach().float()
     return self._record(seen, grads, targets)
 

@@ -6,11 +6,10 @@
 __all__ = ['commands', 'PLAIN', 'explain', 'print_json', 'bench_command', 'report_command', 'methods', 'metrics', 'models',
            'main']
 
-# %% ../nbs/16_cli.ipynb #24921798
+# %% ../nbs/16_cli.ipynb #eb2d42d8
 import argparse, json, sys
 from pathlib import Path
 
-import timm
 from fastcore.script import anno_parser
 
 from . import __version__
@@ -19,7 +18,7 @@ from .core import *
 from .explain import *
 from .models import *
 
-# %% ../nbs/16_cli.ipynb #923ce5a0
+# %% ../nbs/16_cli.ipynb #06d086cf
 commands = Registry('command')
 
 @commands('explain', positional='image')
@@ -33,14 +32,16 @@ def explain(image:str=None,      # picture; without it, the shipped one
             json:bool=False, # print one JSON object
            ):
     "Explain why a model says what it says of a picture"
-    src = Path(image) if image else shipped('scene.png')
+    src = shipped('scene.png') if image is None else Path(image)
+    method_named(method)
     out = check_output(out or f'{src.stem}-{method}.png')
+    if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another --out")
     e = Explainer(model)(src, target, method, layer, against)
     e.save(out)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
     else:
         for label,p in e.top: print(f'{p:7.3f}  {label}')
-        print(f'evidence for {e.label!r} by {method}, layer {e.layer}: {out}')
+        print(f'evidence for {e.question!r} by {method}, layer {e.layer}: {out}')
 
 def print_json(d): print(json.dumps(d, ensure_ascii=False))
 
@@ -67,7 +68,7 @@ def report_command(folder:str='bench' # folder of a bench run
     "Print the table of a bench run as Markdown"
     print(report(read_rows(folder)))
 
-# %% ../nbs/16_cli.ipynb #20de7a92
+# %% ../nbs/16_cli.ipynb #6cb74f69
 def _table(rows, json):
     if json: return print_json(rows)
     width = max(map(len, (r['name'] for r in rows)), default=0)
@@ -90,10 +91,10 @@ def models(pattern:str='*',        # part of a name, * and ? allowed
            json:bool=False         # print JSON
           ):
     "List timm's pretrained models that vitx reads without configuration"
-    names = [n for m in PLAIN for n in timm.list_models(pattern if set(pattern) & set('*?') else f'*{pattern}*', module=m, pretrained=True)]
+    names = classifiers(pattern if set(pattern) & set('*?') else f'*{pattern}*', PLAIN)
     if not names: raise VitxError(f"no model matches {pattern!r}: try vitx models tiny")
-    if json: return print_json(sorted(names))
-    print('\n'.join(sorted(names)))
+    if json: return print_json(names)
+    print('\n'.join(names))
 
 PLAIN = ('vision_transformer', 'deit', 'eva')  # timm's modules whose models the family `plain` reads
 

@@ -51,10 +51,13 @@ metric  = Registry('metric')
 dataset = Registry('dataset')
 family  = Registry('model family')
 
-# %% ../nbs/00_core.ipynb #ed059db8
+# %% ../nbs/00_core.ipynb #59228139
 def writable(path)->Path:
     "The path, if a file could be written there; ask before long work, not after it"
     path = Path(path)
+    try: os.lstat(path)
+    except FileNotFoundError: pass
+    except (OSError, ValueError) as e: raise VitxError(f"can't write {str(path)[:60]!r}: {getattr(e, 'strerror', None) or e}") from None
     if path.is_dir(): raise VitxError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir(): raise VitxError(f"can't write {path.name}: the folder {path.parent} doesn't exist; create it first")
     if not os.access(path.parent, os.W_OK): raise VitxError(f"can't write into {path.parent}: permission denied; choose another folder")

@@ -68,7 +68,7 @@ def diffuse(A:torch.Tensor,    # (…,n,n) affinity
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     return (1-alpha)*torch.linalg.solve(eye - alpha*step, r.transpose(-1, -2)).transpose(-1, -2)
 
-# %% ../nbs/07_cut.ipynb #3ac681b4
+# %% ../nbs/07_cut.ipynb #550b705a
 def _cut(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
 
 @method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', agnostic=True)
@@ -86,12 +86,12 @@ def rcut_code(capture, targets, layers):
     return run.on_grid(torch.stack([_cut(weighted(t[:, None], gradient_weights(dt)), .2) for t,dt in zip(ts, ws)], 2))
 
 @method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', forwards='D')
-def rcut_figure(capture, targets, layers, batch=64, progress=False):
+def rcut_figure(capture, targets, layers, batch=64, progress=None):
     "R-Cut as the paper's figure has it: masked-cosine weights (one forward per channel), hard threshold, largest entry positive"
     run, x = capture(targets, tokens=layers), capture.x
     out = torch.empty(*run.targets.shape, len(layers), run.grid[0]*run.grid[1])
     for b,l in ((b, l) for b in range(len(x)) for l in range(len(layers))):
         t = run.patches(run.at['tokens', layers[l]])[b]
         P = masked_probs(capture.predict, x[b], channel_masks(t, run.grid, tuple(x.shape[-2:])), batch, progress)
-        for k,c in enumerate(run.targets[b].tolist()): out[b, k, l] = _cut(weighted(t, cosine_weights(P, P.new_empty(P.shape[1]), c)), .2).cpu()
+        for k,c in enumerate(run.targets[b].tolist()): out[b, k, l] = _cut(weighted(t, cosine_weights(P, c)), .2).cpu()
     return run.on_grid(out)

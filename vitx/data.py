@@ -30,7 +30,7 @@ class Sample:
         "The class to explain for a model, or None"
         return self.target.get(model) if isinstance(self.target, dict) else self.target
 
-# %% ../nbs/10_data.ipynb #bb6bf186
+# %% ../nbs/10_data.ipynb #815b00e8
 @dataset('scenes')
 def scenes(path=None,      # not used: scenes are drawn
            limit:int=None, # samples; None: 200
@@ -38,19 +38,21 @@ def scenes(path=None,      # not used: scenes are drawn
            first:int=5000, # seed of the first
           ):
     "Scenes from numbered seeds, one sample per object"
-    for i in range(limit or 200):
+    for i in range(200 if limit is None else limit):
         s = scene(first + i//n, n=n)
         t = s.things[i%n]
         yield Sample(f'{first + i//n}/{t.label}', s.pil, t.mask, t.label)
 
-# %% ../nbs/10_data.ipynb #342b8ab4
+# %% ../nbs/10_data.ipynb #8d25ed87
 @dataset('pairs')
 def pairs(path, # folder that holds pairs.json
           limit:int=None):
     "A folder of images with one mask each, listed in its pairs.json"
     path = Path(path)
     if not (path/'pairs.json').is_file(): raise VitxError(f"{path} holds no pairs.json: a list of image, mask and target")
-    for row in json.loads((path/'pairs.json').read_text())[:limit]:
+    try: rows = json.loads((path/'pairs.json').read_text())
+    except ValueError as e: raise VitxError(f"{path/'pairs.json'} is no JSON: {e}") from None
+    for row in rows[:limit]:
         image = read_image(path/row['image'])
         mask = np.asarray(read_image(path/row['mask']).convert('L').resize(image.size, Image.NEAREST)) > 127
         yield Sample(row['mask'], image, mask, row['target'])

@@ -16,12 +16,14 @@ from PIL import Image, ImageOps
 
 from .core import *
 
-# %% ../nbs/02_images.ipynb #96163810
+# %% ../nbs/02_images.ipynb #3d6f20ed
 def to_rgb(im:Image.Image)->Image.Image:
     "A PIL image of any mode as upright RGB: transparency on white, deep grey scaled to 8 bits, EXIF rotation applied"
+    if 0 in im.size: raise VitxError(f"a picture of {im.width}×{im.height} has no pixels")
     im = ImageOps.exif_transpose(im)
     if im.mode.startswith('I') or im.mode == 'F':
         deep = np.asarray(im, dtype=np.float64)
+        if not np.isfinite(deep).all(): raise VitxError("the picture holds NaN or infinite values: clean it first, e.g. with nan_to_num")
         top = 1 if im.mode == 'F' and deep.max() <= 1 else 255 if deep.max() <= 255 and im.mode != 'I;16' else 65535
         im = Image.fromarray((deep/top*255).clip(0, 255).round().astype(np.uint8))
     if 'A' in im.getbands() or 'transparency' in im.info:
@@ -55,15 +57,16 @@ def from_array(a, # NumPy array or tensor: (H,W), (H,W,C) or (C,H,W), uint8 or f
     elif a.dtype != np.uint8: raise VitxError(f"pixels of type {a.dtype} could mean anything: give uint8, or float in 0..1")
     return to_rgb(Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)))
 
-# %% ../nbs/02_images.ipynb #cd087359
-def _open(src, name):
-    "Open and fully decode, so that damage shows here and not later"
+# %% ../nbs/02_images.ipynb #34a6c340
+def _decode(src, name):
+    "Decode fully, so that damage shows here and not later; `src` is a PIL image or what `Image.open` takes"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(src) as im:
-                im.load()
-                return to_rgb(im)
+            im = src if isinstance(src, Image.Image) else Image.open(src)
+            im.load()
+            return to_rgb(im)
+    except VitxError: raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise VitxError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from None
     except Image.UnidentifiedImageError: raise VitxError(f"{name} is not an image that Pillow can read") from None
@@ -72,15 +75,17 @@ def _open(src, name):
 def read_image(src, # path, bytes, file object, PIL image, array (H,W[,C]) or tensor ([C,]H,W)
               )->Image.Image: # RGB, upright
     "Anything people call a picture, as a PIL image; `VitxError` says what is wrong with it"
-    if isinstance(src, Image.Image): return to_rgb(src)
+    if isinstance(src, Image.Image): return _decode(src, 'this PIL image')
     if isinstance(src, (np.ndarray, torch.Tensor)): return from_array(src)
-    if isinstance(src, (bytes, bytearray)): return _open(io.BytesIO(src), 'this byte string') if src else _empty('this byte string')
-    if hasattr(src, 'read'): return _open(src, getattr(src, 'name', 'this file object'))
+    if isinstance(src, (bytes, bytearray)): return _decode(io.BytesIO(src), 'this byte string') if src else _empty('this byte string')
+    if hasattr(src, 'read'): return _decode(src, getattr(src, 'name', 'this file object'))
     if not isinstance(src, (str, os.PathLike)): raise VitxError(f"a {type(src).__name__} is no picture: give a path, bytes, a PIL image, an array or a tensor")
     path = Path(src)
-    if path.is_dir(): raise VitxError(f"{path} is a folder: name an image in it")
-    if not path.is_file(): raise VitxError(f"there is no file {path}")
-    return _open(path, str(path)) if path.stat().st_size else _empty(path)
+    try: kind = 'folder' if path.is_dir() else 'file' if path.is_file() else None
+    except (OSError, ValueError): kind = None  # a name too long, or with a zero byte
+    if kind == 'folder': raise VitxError(f"{path} is a folder: name an image in it")
+    if kind is None: raise VitxError(f"there is no file {str(path)[:200]}")
+    return _decode(path, str(path)) if path.stat().st_size else _empty(path)
 
 def _empty(name): raise VitxError(f"{name} is empty")
 

@@ -10,10 +10,11 @@ import torch
 
 from .core import *
 
-# %% ../nbs/09_metrics.ipynb #a113e400
+# %% ../nbs/09_metrics.ipynb #ce1d94b1
 def _flat(m, mask):
     if m.shape[-2:] != mask.shape[-2:]: raise VitxError(f"map {tuple(m.shape)} and mask {tuple(mask.shape)} must be of one size")
     if not mask.flatten(-2).any(-1).all(): raise VitxError("the mask is empty: there is nothing to find")
+    if not m.isfinite().all(): raise VitxError("the map holds NaN or infinite values")
     m = m.float().flatten(-2)
     return m, mask.bool().flatten(-2).expand(m.shape)
 
@@ -56,14 +57,19 @@ def iou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W)
     tp, k, last = _ranked(*_flat(m, mask))
     return (tp/(k + tp[..., -1:] - tp)*last).amax(-1).float()
 
-# %% ../nbs/09_metrics.ipynb #c98b55ae
+# %% ../nbs/09_metrics.ipynb #96bd6219
 def _curve(predict, start, end, m, target, steps, batch):
     "Probabilities (steps+1,) of the target while pixels of `end` replace those of `start`, highest `m` first"
+    _fits(m, start)
     order = m.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view(m.shape)
     cuts = torch.linspace(0, len(order), steps+1, device=order.device)
     xs = torch.stack([torch.where(rank < c, end, start) for c in cuts])
     return torch.cat([predict(part).softmax(-1)[:, target] for part in xs.split(batch)])
+
+def _fits(m, x):
+    if m.shape != x.shape[-2:]: raise VitxError(f"the map is {tuple(m.shape)}, the picture {tuple(x.shape[-2:])}: lay it on the picture first")
+    if not m.isfinite().all(): raise VitxError("the map holds NaN or infinite values")
 
 def _area(p): return ((p[1:] + p[:-1])/2).mean()
 
@@ -90,9 +96,10 @@ def insertion(m:torch.Tensor, predict, x:torch.Tensor, target:int, steps:int=28,
     "Area under the target's probability while pixels replace a blurred picture (σ as a share of the width), highest first, in equal steps (RISE)"
     return _area(_curve(predict, blur(x, sigma*x.shape[-1]), x, m, target, steps, batch))
 
-# %% ../nbs/09_metrics.ipynb #3703dd81
+# %% ../nbs/09_metrics.ipynb #18945abd
 def _perturb(m, predict, x, target, black):
     "Area (0..90) under top-1 correctness while 0, 10, … 90 % of pixels turn black, highest `m` first"
+    _fits(m, x)
     black = torch.zeros(3, 1, 1).to(x) if black is None else black.to(x)
     order = m.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view(m.shape)

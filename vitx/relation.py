@@ -38,13 +38,12 @@ def masked_probs(predict,          # pictures (b,3,H,W) → logits (b,C)
     parts = tqdm(masks.split(batch), desc='masked pictures', unit='batch', disable=None if progress is None else not progress, leave=False)
     return torch.cat([predict(x*m[:, None].to(x)).softmax(-1) for m in parts])
 
-# %% ../nbs/06_relation.ipynb #728d71d4
+# %% ../nbs/06_relation.ipynb #1648adc6
 def cosine_weights(P:torch.Tensor,  # (D,C) probabilities of the masked pictures
-                   p:torch.Tensor,  # (C,) probabilities of the whole picture
-                   c:int=None,      # a class: its cell of `p` alone is compared; None: all of `p`
+                   p:torch.Tensor,  # (C,) probabilities of the whole picture, or the class to compare with (int)
                   )->torch.Tensor:  # (D,)
-    "Relationship weights as R-Cut's figure has them (Sensors 2024): cosine between answers"
-    if c is not None: p = torch.nn.functional.one_hot(torch.tensor(c), len(p)).to(p)
+    "Relationship weights as R-Cut's figure has them (Sensors 2024): cosine between answers; for a class, its cell alone is kept"
+    if isinstance(p, int): return P[:, p]/P.norm(dim=-1)
     return torch.nn.functional.cosine_similarity(P, p[None], dim=-1)
 
 def score_weights(P:torch.Tensor, c:int)->torch.Tensor: # (D,C), class → (D,)

@@ -28,7 +28,7 @@ def overlay(img,            # PIL image or (H,W,3) uint8
     a = (opacity*m)[..., None]
     return ((.45*img + .4*grey)*(1-a) + colormaps[CMAP](.15 + .85*m)[..., :3]*a).astype(np.float32)
 
-# %% ../nbs/03_show.ipynb #082f0f0a
+# %% ../nbs/03_show.ipynb #f4b58f61
 def _axes(ax):
     if ax is None:
         import matplotlib.pyplot as plt
@@ -47,10 +47,16 @@ def show_overlay(img, m, ax=None, title:str=None, seen=None, # (H,W) bool: hatch
                  opacity:float=.85):
     "Draw a map over its picture; what the model never saw is hatched"
     ax = show_image(overlay(img, m, opacity), ax, title)
-    if seen is not None and not _array(seen).all():
-        hidden = np.ma.masked_where(_array(seen).astype(bool), np.ones(m.shape))
-        ax.contourf(hidden, levels=[.5, 1.5], colors='none', hatches=['////'])
+    if seen is not None: _hatch(ax, _array(seen))
     return ax
+
+def _hatch(ax, seen):
+    "Hatch what lies outside the rectangle that was seen"
+    from matplotlib.patches import Rectangle
+    (H, W), rows, cols = seen.shape, np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    t, b, l, r = (rows[0], rows[-1]+1, cols[0], cols[-1]+1) if len(rows) else (H, H, W, W)
+    for x,y,w,h in ((0, 0, W, t), (0, b, W, H-b), (0, t, l, b-t), (r, t, W-r, b-t)):
+        if w > 0 and h > 0: ax.add_patch(Rectangle((x-.5, y-.5), w, h, fill=False, hatch='////', lw=0))
 
 # %% ../nbs/03_show.ipynb #d48d5e84
 def show_map(m, # (h,w); signed maps are drawn around 0

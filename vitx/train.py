@@ -74,7 +74,7 @@ def _load_state(path, model, opt, recipe):
 def _save_state(path, model, opt, recipe, step):
     with atomic_path(path) as tmp: torch.save(dict(model=model.state_dict(), opt=opt.state_dict(), recipe=recipe, step=step), tmp)
 
-# %% ../nbs/13_train.ipynb #8c06acbb
+# %% ../nbs/13_train.ipynb #f235182e
 def fit(steps:int=3200, batch:int=64, lr:float=1e-3, seed:int=0,
         work='.train',      # folder for checkpoints, made if missing
         every:int=100,      # steps between checkpoints
@@ -82,7 +82,7 @@ def fit(steps:int=3200, batch:int=64, lr:float=1e-3, seed:int=0,
        ):
     "Train `scene_vit` on scenes, or go on where an earlier run stopped"
     recipe, work = dict(steps=steps, batch=batch, lr=lr, seed=seed), Path(work)
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = scene_vit().to(memory_format=torch.channels_last).train()
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05)
@@ -113,7 +113,7 @@ def save_shipped(model, out, **recipe):
     with atomic_path(out/'scene_vit.json') as tmp: tmp.write_text(json.dumps(record, indent=1) + '\n')
     return record
 
-# %% ../nbs/13_train.ipynb #152fe804
+# %% ../nbs/13_train.ipynb #f54874db
 @call_parse
 def main(steps:int=3200,   # training steps
          batch:int=64,     # scenes a step
@@ -123,6 +123,6 @@ def main(steps:int=3200,   # training steps
          out:str='.train', # where scene_vit.safetensors and scene_vit.json go
         ):
     "Train the shipped model from scratch; a second start goes on after a stop"
-    if not Path(out).is_dir(): Path(out).mkdir()
+    Path(out).mkdir(parents=True, exist_ok=True)
     model = fit(steps, batch, lr, seed, work)
     print(json.dumps(save_shipped(model, out, steps=steps, batch=batch, lr=lr, seed=seed), indent=1))
