@@ -57,10 +57,11 @@ def iou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W)
     tp, k, last = _ranked(*_flat(m, mask))
     return (tp/(k + tp[..., -1:] - tp)*last).amax(-1).float()
 
-# %% ../nbs/09_metrics.ipynb #96bd6219
+# %% ../nbs/09_metrics.ipynb #b2536d6e
 def _curve(predict, start, end, m, target, steps, batch):
     "Probabilities (steps+1,) of the target while pixels of `end` replace those of `start`, highest `m` first"
     _fits(m, start)
+    if steps < 1: raise VitxError(f"a curve needs at least one step, not {steps}")
     order = m.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view(m.shape)
     cuts = torch.linspace(0, len(order), steps+1, device=order.device)
@@ -75,6 +76,7 @@ def _area(p): return ((p[1:] + p[:-1])/2).mean()
 
 def blur(x:torch.Tensor, sigma:float)->torch.Tensor: # (3,H,W) → (3,H,W)
     "Gaussian blur, edges reflected"
+    if sigma <= 0: return x
     r = min(int(3*sigma), min(x.shape[-2:])-1)
     k = torch.exp(-torch.arange(-r, r+1, device=x.device)**2/(2*sigma**2)).to(x)
     k, x = k/k.sum(), x[:, None]

@@ -144,7 +144,7 @@ def _paint(img, label, xy, r, angle, rng):
     img += alpha[..., None]*(ink*(1 - .75*dark[..., None]) - img)
     return Thing(label, factor, **value, position=tuple(xy.tolist()), radius=float(r), angle=float(angle), mask=alpha >= .5)
 
-# %% ../nbs/01_scenes.ipynb #0476755d
+# %% ../nbs/01_scenes.ipynb #a483e7ff
 def scene(seed:int,       # same seed, same picture
           n:int=1,        # objects, each of another class
           labels=None,    # their classes; drawn at random if not given
@@ -156,6 +156,7 @@ def scene(seed:int,       # same seed, same picture
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(CLASSES))
     n = n if labels is None else len(labels)
+    if n < 1: raise VitxError("a scene holds at least one object")
     labels = [CLASSES[i] for i in drawn[:n]] if labels is None else list(labels)
     if bad := [l for l in labels if l not in CLASSES]: raise VitxError(f"no class {bad[0]!r}; there are: {', '.join(CLASSES)}")
     xy, r = _places(n, rng, big)
