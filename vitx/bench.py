@@ -20,7 +20,7 @@ from .explain import *
 from .metrics import *
 from .models import *
 
-# %% ../nbs/14_bench.ipynb #616b5abc
+# %% ../nbs/14_bench.ipynb #a6c71d8e
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
 
 def score_map(m:torch.Tensor,   # (H,W) signed, on the model's input
@@ -33,7 +33,7 @@ def score_map(m:torch.Tensor,   # (H,W) signed, on the model's input
     "One metric of one map"
     f = metric[name]
     if f.meta['needs'] == 'mask': return f(m, mask).item()
-    return f(m, capture.predict, capture.x[0], target, **({'black': black} if name in ('positive', 'negative') else {})).item()
+    return f(m, capture.predict, capture.x[0], target, **({'black': black} if f.meta.get('black') else {})).item()
 
 def score_sample(ex, sample, methods, metrics):
     "Rows (target, method, metric, value, note) for one sample"

@@ -98,7 +98,7 @@ def insertion(m:torch.Tensor, predict, x:torch.Tensor, target:int, steps:int=28,
     "Area under the target's probability while pixels replace a blurred picture (σ as a share of the width), highest first, in equal steps (RISE)"
     return _area(_curve(predict, blur(x, sigma*x.shape[-1]), x, m, target, steps, batch))
 
-# %% ../nbs/09_metrics.ipynb #18945abd
+# %% ../nbs/09_metrics.ipynb #864621e2
 def _perturb(m, predict, x, target, black):
     "Area (0..90) under top-1 correctness while 0, 10, … 90 % of pixels turn black, highest `m` first"
     _fits(m, x)
@@ -109,14 +109,14 @@ def _perturb(m, predict, x, target, black):
     right = (predict(xs).argmax(-1) == target).float()
     return 10*((right[1:] + right[:-1])/2).sum()
 
-@metric('positive', better='lower', needs='model', range=(0, 90))
+@metric('positive', better='lower', needs='model', range=(0, 90), black=True)
 def positive(m:torch.Tensor, predict, x:torch.Tensor, target:int,
              black:torch.Tensor=None, # (3,1,1): black, normalised; None: 0
             )->torch.Tensor:
     "Chefer et al. (2021): area under top-1 correctness while the most important 0, 10, … 90 % turn black before normalisation; ties in reading order"
     return _perturb(m, predict, x, target, black)
 
-@metric('negative', better='higher', needs='model', range=(0, 90))
+@metric('negative', better='higher', needs='model', range=(0, 90), black=True)
 def negative(m:torch.Tensor, predict, x:torch.Tensor, target:int, black:torch.Tensor=None)->torch.Tensor:
     "The same with the least important first: the negated map is ranked"
     return _perturb(-m, predict, x, target, black)
