@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['cosine', 'hard_affinity', 'soft_affinity', 'ncut', 'orient_by_max', 'orient_by', 'diffuse', 'cut', 'rcut_code',
-           'rcut_figure']
+           'rcut_figure', 'tie', 'position_affinity', 'pixel_patches', 'rgb_to_lab', 'colour_affinity', 'roughness',
+           'texture_affinity', 'factored']
 
 # %% ../nbs/07_cut.ipynb #df83941c
 import torch
@@ -95,3 +96,66 @@ def rcut_figure(capture, targets, layers, batch=64, progress=None):
         P = masked_probs(capture.predict, x[b], channel_masks(t, run.grid, tuple(x.shape[-2:])), batch, progress)
         for k,c in enumerate(run.targets[b].tolist()): out[b, k, l] = _cut(weighted(t, cosine_weights(P, c)), .2).cpu()
     return run.on_grid(out)
+
+# %% ../nbs/07_cut.ipynb #db7051f0
+def tie(v:torch.Tensor,  # (…,n,k) a description of each patch
+        sigma:float=1.,  # width, in medians of the distances between patches
+       )->torch.Tensor:  # (…,n,n) in 0..1
+    "Gaussian of the distances between descriptions; its width is the median distance (their mean, where most are 0)"
+    d = torch.cdist(v.float(), v.float(), compute_mode='donot_use_mm_for_euclid_dist')
+    every = d.flatten(-2)
+    s = torch.where((m := every.median(-1).values) > 0, m, every.mean(-1)).clamp_min(1e-12)
+    return torch.exp(-(d/(sigma*s[..., None, None]))**2/2)
+
+def position_affinity(grid:tuple,     # (h,w)
+                      sigma:float=1., # width, in medians of the distances
+                     )->torch.Tensor: # (n,n) in 0..1
+    "Near patches are tied: distance on the picture, each side of length 1"
+    y, x = ((torch.arange(n)+.5)/n for n in grid)
+    return tie(torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1), sigma)
+
+# %% ../nbs/07_cut.ipynb #2a848638
+def pixel_patches(x:torch.Tensor, # (B,3,H,W), preprocessed: only its order and proportions matter, channel by channel
+                  grid:tuple,     # (h,w)
+                 )->torch.Tensor: # (B,n,3,p,q) in 0..1
+    "The pixels of each patch, every channel stretched to 0..1 between its 1st and 99th percentile over the picture"
+    lo, hi = torch.quantile(x.float().flatten(2), torch.tensor([.01, .99], device=x.device), dim=-1)[..., None, None]
+    x = ((x.float() - lo)/(hi - lo).clamp_min(1e-6)).clamp(0, 1)
+    p, q = (max(1, round(side/n)) for side,n in zip(x.shape[-2:], grid))
+    size = (p*grid[0], q*grid[1])
+    if size != tuple(x.shape[-2:]): x = torch.nn.functional.interpolate(x, size=size, mode='bilinear')
+    return x.unflatten(-2, (grid[0], p)).unflatten(-1, (grid[1], q)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+# %% ../nbs/07_cut.ipynb #24f51b95
+def rgb_to_lab(rgb:torch.Tensor)->torch.Tensor: # (…,3) sRGB in 0..1 → (…,3)
+    "sRGB to CIE L*a*b* (IEC 61966-2-1 and CIE 1976, white point D65): lightness 0..100, green–red, blue–yellow"
+    linear = torch.where(rgb > .04045, ((rgb.clamp_min(0) + .055)/1.055)**2.4, rgb/12.92)
+    to_xyz = torch.tensor([[.412453, .357580, .180423], [.212671, .715160, .072169], [.019334, .119193, .950227]]).to(rgb)
+    t = linear @ to_xyz.T/torch.tensor([.95047, 1., 1.08883]).to(rgb)
+    f = torch.where(t > .008856, t.clamp_min(1e-9)**(1/3), 7.787*t + 16/116)
+    return torch.stack([116*f[..., 1] - 16, 500*(f[..., 0] - f[..., 1]), 200*(f[..., 1] - f[..., 2])], -1)
+
+def colour_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
+    "Patches of like mean colour are tied: distance in CIE Lab"
+    return tie(rgb_to_lab(pixel_patches(x, grid).mean((-1, -2))), sigma)
+
+# %% ../nbs/07_cut.ipynb #8888234f
+def roughness(g:torch.Tensor)->torch.Tensor: # (…,p,q) grey patches → (…,4·steps)
+    "Root mean square difference of pixels 1, 2, 4 … apart in four directions, up to half a patch"
+    p, q = g.shape[-2:]
+    parts = [g.new_zeros(*g.shape[:-2], 1)]
+    for s in (2**i for i in range(8) if 2**i <= min(p, q)/2):
+        pairs = (g[..., s:] - g[..., :-s], g[..., s:, :] - g[..., :-s, :], g[..., s:, s:] - g[..., :-s, :-s], g[..., s:, :-s] - g[..., :-s, s:])
+        parts += [(d**2).mean((-1, -2))[..., None]**.5 for d in pairs]
+    return torch.cat(parts, -1)
+
+def texture_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
+    "Patches of like texture are tied: distance of their roughness, by direction and scale"
+    return tie(roughness(pixel_patches(x, grid).mean(2)), sigma)
+
+def factored(A:torch.Tensor, # (…,n,n) affinity
+             factors,        # affinities of the same graph
+            )->torch.Tensor: # (…,n,n)
+    "An affinity times others: tied only where all of them say so"
+    for f in factors: A = A*f.to(A)
+    return A
