@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['pool_pixels', 'every_layer', 'input_gradient', 'integrated_gradients', 'smoothgrad', 'legrad', 'inside', 'insides',
-           'through_linear', 'through_product', 'through_sum', 'through_block', 'through_head', 'relevances',
-           'chefer_lrp', 'relevance_rules', 'attnlrp']
+           'through_linear', 'through_product', 'through_sum', 'through_block', 'linear_heads', 'through_head',
+           'relevances', 'chefer_lrp', 'as_if', 'by_constant', 'norm_rule', 'gamma_rule', 'relevance_rules', 'attnlrp',
+           'feedback', 'bt_token', 'bt_head']
 
 # %% ../nbs/09_gradients.ipynb #94185f48
 from contextlib import contextmanager
@@ -73,28 +74,31 @@ def smoothgrad(capture, targets, layers, samples=16, noise=.15, seed=0):
     sigma = (noise*(b - a)).to(x)[:, None, None, None]
     return every_layer(pool_pixels((sum(_slopes(capture, targets, (x + sigma*d for d in draws)))/samples).abs(), grid), layers)
 
-# %% ../nbs/09_gradients.ipynb #0c4be646
+# %% ../nbs/09_gradients.ipynb #85d6d5ec
 class _Early(nn.Module):
     "One block and the head: tokens that enter the block (B,N,D) → logits"
-    def __init__(self, capture, l):
+    def __init__(self, capture, l, more):
         super().__init__()
-        self.block, self.answer = capture.anat.blocks[l], capture.answer
-    def forward(self, tokens): return self.answer(self.block(tokens))
+        self.block, self.answer, self.more = capture.anat.blocks[l], capture.answer, more
+    def forward(self, tokens): return self.answer(self.block(tokens, **self.more))
 
-def _alone(capture, run, l): # → Record of block l's attention and its gradient
-    "What block `l` would answer if the head followed it; `run` holds the tokens that enter it"
+def _alone(capture, run, l, more): # → Record of block l's attention and its gradient
+    "What block `l` would answer if the head followed it; `run` holds the tokens that enter it, `more` what else the model gives it"
     anat = replace(capture.anat, blocks=[capture.anat.blocks[l]], attns=[capture.anat.attns[l]], grid=lambda h, w, n: run.grid)
-    return Capture(_Early(capture, l), run.at['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
+    return Capture(_Early(capture, l, more), run.at['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
 
 @method('legrad', source='Bousselham et al., ICCV 2025 (LeGrad, arXiv 2404.03214)')
 def legrad(capture, targets, layers):
     "Positive gradient of attention, each block asked through the head, added up over blocks 0 … ℓ"
-    run = capture(targets, tokens=range(max(layers)+1))
-    with untouched(capture.model):
-        each = [run.patches(_alone(capture, run, l).grad['attn', 0].clamp_min(0).mean((2, 3)), -1) for l in range(max(layers)+1)]
+    more = {}   # such as rotary positions
+    with untouched(capture.model) as undo:
+        for l,b in enumerate(capture.anat.blocks):
+            undo.callback(b.register_forward_pre_hook(lambda m, args, kw, l=l: more.update({l: kw}), with_kwargs=True).remove)
+        run = capture(targets, tokens=range(max(layers)+1))
+        each = [run.patches(_alone(capture, run, l, more[l]).grad['attn', 0].clamp_min(0).mean((2, 3)), -1) for l in range(max(layers)+1)]
     return run.on_grid(torch.stack(each, 2).cumsum(2)[:, :, list(layers)])
 
-# %% ../nbs/09_gradients.ipynb #a56811b5
+# %% ../nbs/09_gradients.ipynb #f5616529
 def inside(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
     "All that a plain block computes from the tokens that enter it"
     try:
@@ -114,15 +118,19 @@ def inside(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
     return dict(x=x, normed=normed, q=q, k=k, v=v, attn=attn, heads=heads, from_attn=from_attn, middle=middle,
                 normed2=normed2, hidden=hidden, from_mlp=from_mlp, out=middle + from_mlp)
 
-def insides(capture, run)->list: # run: tokens of all blocks
+def _agree(got, said, what): # half precision rounds
+    if (got - said).norm() > (1e-3 if got.dtype.itemsize > 2 else .05)*said.norm():
+        raise VitxError(f"{what} computes something else than a plain ViT's: choose a method that doesn't look inside blocks, such as chefer or gradcam")
+
+def insides(capture, run, layers=None)->list: # run: tokens of the layers and of those that follow them
     "`inside` of every block, checked against what the model's own blocks said"
-    dtype, blocks = capture.x.dtype, capture.anat.blocks
+    blocks, each = capture.anat.blocks, []
     with torch.inference_mode(False), torch.no_grad(), untouched(capture.model):
-        each = [inside(b, run.at['tokens', l].to(dtype)) for l,b in enumerate(blocks)]
-        said = [run.at['tokens', l] for l in range(1, len(blocks))] + [run.logits]
-        for l,(p,s) in enumerate(zip(each, said)):
-            o = p['out'] if l < len(blocks)-1 else capture.answer(p['out'])
-            if (o - s).norm() > .05*s.norm(): raise VitxError(f"{type(blocks[l]).__name__} of block {l} computes something else than a plain ViT's block: choose a method that doesn't look inside blocks, such as chefer or gradcam")
+        for l in range(len(blocks)) if layers is None else layers:
+            p = inside(blocks[l], run.at['tokens', l].to(capture.x.dtype))
+            last = l == len(blocks) - 1
+            _agree(capture.answer(p['out']) if last else p['out'], run.logits if last else run.at['tokens', l+1], f"{type(blocks[l]).__name__} of block {l}")
+            each.append(p)
     return each
 
 # %% ../nbs/09_gradients.ipynb #045e06e6
@@ -149,7 +157,7 @@ def through_sum(R, a, b): # all (B,T,N,D), or broadcast to it
     size = total(Ra).abs() + total(Rb).abs()
     return tuple(r*_share(_share(total(r).abs(), size)*total(R), total(r)) for r in (Ra, Rb))
 
-# %% ../nbs/09_gradients.ipynb #e277b955
+# %% ../nbs/09_gradients.ipynb #9abcfcbd
 def through_block(R:torch.Tensor, # (B,T,N,D) relevance of the tokens that leave
                   block, p:dict,  # `inside` of the block
                  ):               # tokens that enter (B,T,N,D), attention (B,T,heads,N,N)
@@ -166,19 +174,25 @@ def through_block(R:torch.Tensor, # (B,T,N,D) relevance of the tokens that leave
     R = R.unflatten(-1, (3, -1)).transpose(-2, -3).flatten(3)            # (B,T,N,3·heads·d), as qkv gives it
     return skip + through_linear(R, p['normed'], w(a.qkv)), R_attn
 
-def through_head(capture, run, out:torch.Tensor)->torch.Tensor: # out (B,N,D): tokens that leave the last block → (B,T,N,D)
-    "Relevance from 1 at each target's logit to the tokens that leave the last block"
-    m, anat, R = capture.model, capture.anat, F.one_hot(run.targets, run.logits.shape[1]).float()
+def linear_heads(capture, run, out:torch.Tensor): # out (B,N,D): tokens that leave the last block → normed tokens, [(head, what it reads (B,D))]
+    "The linear heads of a model and what they read, checked against what the model said"
+    m, anat = capture.model, capture.anat
+    tokens = m.norm(out)
+    read = [tokens[:, i] for i in range(anat.reads)] or [run.patches(tokens).mean(1)]
+    into = [getattr(m, 'fc_norm', nn.Identity())(t) for t in read]
     heads = [h for h in (getattr(m, n, None) for n in ('head', 'head_dist')) if isinstance(h, nn.Linear)]
-    t = m.norm(out).float()[:, None]
-    got = torch.zeros(*R.shape[:2], *t.shape[2:], device=t.device)
-    if anat.reads and len(heads) == anat.reads:
-        for i,h in enumerate(heads): got[:, :, i] = through_linear(R/len(heads), t[:, :, i], h.weight.float())
-    elif not anat.reads and len(heads) == 1:
-        t = run.patches(t)
-        pooled = m.fc_norm(t.mean(-2).to(out)).float()
-        got[:, :, anat.prefix:] = t*_share(through_linear(R, pooled, heads[0].weight.float()), t.sum(-2))[..., None, :]
-    else: raise VitxError(f"{type(m).__name__} reads its tokens by something else than linear heads on CLS tokens or on the mean of the patches: choose a method that doesn't look inside, such as chefer or gradcam")
+    _agree(sum(h(t) for h,t in zip(heads, into))/max(len(heads), 1) + 0*run.logits, run.logits, f"the head of {type(m).__name__}")
+    return tokens, list(zip(heads, into))
+
+def through_head(capture, run, out:torch.Tensor)->torch.Tensor: # out (B,N,D) → (B,T,N,D)
+    "Relevance from 1 at each target's logit to the tokens that leave the last block"
+    R, (tokens, pairs) = F.one_hot(run.targets, run.logits.shape[1]).float(), linear_heads(capture, run, out)
+    back = [through_linear(R/len(pairs), t[:, None].float(), h.weight.float()) for h,t in pairs]   # (B,T,D) each
+    got = torch.zeros(*R.shape[:2], *tokens.shape[1:], device=tokens.device)
+    if capture.anat.reads: got[:, :, :capture.anat.reads] = torch.stack(back, 2)
+    else:
+        t = run.patches(tokens).float()[:, None]
+        got[:, :, capture.anat.prefix:] = t*_share(back[0], t.sum(-2))[..., None, :]   # a mean: by contribution
     return got
 
 # %% ../nbs/09_gradients.ipynb #9722e261
@@ -198,44 +212,91 @@ def chefer_lrp(capture, targets, layers):
     step = lambda l: (R[l][1]*run.grad['attn', l]).clamp_min(0).mean(2)
     return run.on_grid(torch.stack(list(accumulate(run, layers, step)), 2))
 
-# %% ../nbs/09_gradients.ipynb #5cf4b931
-def _linear_in(x, y): # y, unchanged, but as if it were x times a constant
-    "y with the gradient of `x*(y/x)`, the ratio held fixed: what comes back is divided by contribution, nothing is lost or made"
-    ratio = torch.where(x == 0, 0, y/x).detach()
-    return y.detach() + (x - x.detach())*ratio
+# %% ../nbs/09_gradients.ipynb #49c4670b
+def as_if(y, z): # y's value with z's gradient; z: the same value up to rounding
+    return y.detach() + (z - z.detach())
 
-def _norm_rule(m, args, y):
-    x = args[0] - args[0].mean(-1, keepdim=True)
-    scale = (args[0].var(-1, keepdim=True, unbiased=False) + m.eps).rsqrt().detach()
-    if m.weight is not None: scale = scale*m.weight
-    return y.detach() + (x - x.detach())*scale
+def by_constant(y, x):
+    "y as if it were x times the constant y/x: the rule for activations"
+    return as_if(y, x*torch.where(x == 0, 0, y/x).detach())
 
-def _gamma_rule(gamma):
+def norm_rule(m, args, y):
+    "LayerNorm with its deviation held fixed"
+    x, = args
+    std = (x.var(-1, keepdim=True, unbiased=False) + m.eps).sqrt().detach()
+    return as_if(y, (x - x.mean(-1, keepdim=True))/std*(1 if m.weight is None else m.weight))
+
+def gamma_rule(gamma):
+    "Linear layer or convolution: contributions of the result's own sign count 1+γ times (generalised γ-rule)"
     def rule(m, args, y):
         x, w, b = args[0], m.weight, m.bias
-        p, n, P, N = x.clamp_min(0), x.clamp_max(0), w + gamma*w.clamp_min(0), w + gamma*w.clamp_max(0)
-        f = lambda w, x, b: F.linear(x, w, b) if isinstance(m, nn.Linear) else m._conv_forward(x, w, b)
-        zero, B = (None, lambda s: None) if b is None else (b*0, lambda s: b + gamma*s(b))
-        up   = f(P, p, B(lambda b: b.clamp_min(0))) + f(N, n, zero)
-        down = f(N, p, B(lambda b: b.clamp_max(0))) + f(P, n, zero)
-        return _linear_in(torch.where(y > 0, up, down), y)
+        f = lambda x, w, b: F.linear(x, w, b) if isinstance(m, nn.Linear) else m._conv_forward(x, w, b)
+        up, down = w + gamma*w.clamp_min(0), w + gamma*w.clamp_max(0)
+        B, C = (None, None) if b is None else (b + gamma*b.clamp_min(0), b + gamma*b.clamp_max(0))
+        p, n = x.clamp_min(0), x.clamp_max(0)
+        return by_constant(y, torch.where(y > 0, f(p, up, B) + f(n, down, None), f(p, down, C) + f(n, up, None)))
     return rule
 
+# %% ../nbs/09_gradients.ipynb #3f8f2ace
 @contextmanager
-def relevance_rules(capture, gamma=(.25, .05), softmax=True):
+def relevance_rules(capture,
+                    gamma=(.25, .05), # of convolutions and of linear layers outside attention; 0: by contribution alone
+                    softmax=True,     # False: attention is held fixed (CP-LRP)
+                   ):
+    "A scope in which the model's gradients are relevance per unit: value × gradient is AttnLRP's relevance"
     with untouched(capture.model) as undo:
-        def hook(m, f): undo.callback(m.register_forward_hook(f).remove)
-        own = {id(m) for a in capture.anat.attns for m in a.modules()}
+        run = capture(tokens={0, min(1, capture.depth-1), capture.depth-1})
+        with torch.no_grad(): linear_heads(capture, run, insides(capture, run, (0, capture.depth-1))[-1]['out'])   # the rules know plain blocks and heads
+        hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)
+        inner = {m for a in capture.anat.attns for m in a.modules()}
         for m in capture.model.modules():
-            if isinstance(m, nn.Conv2d) and gamma[0]: hook(m, _gamma_rule(gamma[0]))
-            if isinstance(m, nn.Linear) and gamma[1] and id(m) not in own: hook(m, _gamma_rule(gamma[1]))
-            if isinstance(m, nn.LayerNorm): hook(m, _norm_rule)
+            if isinstance(m, nn.LayerNorm): hook(m, norm_rule)
+            for kind,g in zip((nn.Conv2d, nn.Linear), gamma):
+                if g and isinstance(m, kind) and m not in inner: hook(m, gamma_rule(g))
         for b in capture.anat.blocks:
-            hook(b.mlp.act, lambda m, args, y: _linear_in(args[0], y))
-            share = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).to(capture.x).repeat_interleave(b.attn.qkv.out_features//3)
-            hook(b.attn.qkv, lambda m, args, y, share=share: y.detach() + (y - y.detach())*share)
+            share = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
+            hook(b.mlp.act, lambda m, args, y: by_constant(y, args[0]))
+            hook(b.attn.qkv, lambda m, args, y, share=share: as_if(y, y*share))
         yield
 
-@method('attnlrp', source='Achtibat et al., ICML 2024')
+@method('attnlrp', source='Achtibat et al., ICML 2024; γ as in the authors’ example for ViTs')
 def attnlrp(capture, targets, layers, site='pixels', gamma=(.25, .05), softmax=True):
+    "Relevance by AttnLRP's rules at the pixels, the same for every layer; `site='tokens'`: of the tokens that enter block ℓ"
     with relevance_rules(capture, gamma, softmax): return input_gradient(capture, targets, layers, site)
+
+# %% ../nbs/09_gradients.ipynb #728d9f30
+def feedback(capture, targets, layers, steps=20)->dict: # layer → (B,T,N,N)
+    "Positive mean gradient of attention on the way from the mean colour to the picture, averaged over heads"
+    total = dict.fromkeys(layers, 0)
+    for s in range(steps):
+        grad = _elsewhere(capture, s/(steps-1)*capture.x)(targets, attn=layers, grad='attn').grad
+        total = {l: t + grad['attn', l] for l,t in total.items()}
+    return {l: (t/steps).clamp_min(0).mean(2) for l,t in total.items()}
+
+def _perceived(capture, run, layers, start, mix, steps):
+    "(M R summed up over blocks start … ℓ) ⊙ feedback at ℓ, where the head reads it"
+    maps, wanted = [], feedback(capture, run.targets, layers, steps)
+    for l in layers:
+        R = torch.eye(mix(l).shape[-1], device=run.logits.device)
+        for b in range(min(start, l), l+1): R = R + mix(b) @ R
+        maps.append(run.read_row(wanted[l]*R))
+    return run.on_grid(torch.stack(maps, 2))
+
+@method('bt-token', source='Chen et al., 2023 (Beyond Intuition), token-wise', forwards=20)
+def bt_token(capture, targets, layers, steps=20):
+    "Attention weighted by what values do to a token's length, from half the depth on, × integrated gradient of the attention of block ℓ"
+    blocks = range(capture.depth)
+    run = capture(targets, tokens=blocks, attn=blocks)
+    def grows(l, p): return (p['v'].transpose(1, 2).flatten(2) @ capture.anat.attns[l].proj.weight.T).norm(dim=-1)/p['x'].norm(dim=-1)
+    with torch.no_grad(): by = [grows(l, p).float() for l,p in enumerate(insides(capture, run))]
+    return _perceived(capture, run, layers, capture.depth//2, lambda l: (run.at['attn', l].mean(1)*by[l][:, None])[:, None], steps)
+
+@method('bt-head', source='Chen et al., 2023 (Beyond Intuition), head-wise', forwards=20)
+def bt_head(capture, targets, layers, steps=20):
+    "Attention with heads weighted by their own gradient, from a quarter of the depth on, × integrated gradient of the attention of block ℓ"
+    run = capture(targets, attn=range(max(layers)+1), grad='attn')
+    def mix(l):
+        A = run.at['attn', l][:, None]
+        weight = (A.mT @ run.grad['attn', l]).abs().mean((-1, -2))           # (B,T,heads)
+        return ((weight/weight.sum(-1, keepdim=True).clamp_min(1e-30))[..., None, None]*A).sum(2)
+    return _perceived(capture, run, layers, capture.depth//4, mix, steps)
