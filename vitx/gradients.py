@@ -157,7 +157,7 @@ def through_sum(R, a, b): # all (B,T,N,D), or broadcast to it
     size = total(Ra).abs() + total(Rb).abs()
     return tuple(r*_share(_share(total(r).abs(), size)*total(R), total(r)) for r in (Ra, Rb))
 
-# %% ../nbs/09_gradients.ipynb #9abcfcbd
+# %% ../nbs/09_gradients.ipynb #c236b28d
 def through_block(R:torch.Tensor, # (B,T,N,D) relevance of the tokens that leave
                   block, p:dict,  # `inside` of the block
                  ):               # tokens that enter (B,T,N,D), attention (B,T,heads,N,N)
@@ -181,7 +181,8 @@ def linear_heads(capture, run, out:torch.Tensor): # out (B,N,D): tokens that lea
     read = [tokens[:, i] for i in range(anat.reads)] or [run.patches(tokens).mean(1)]
     into = [getattr(m, 'fc_norm', nn.Identity())(t) for t in read]
     heads = [h for h in (getattr(m, n, None) for n in ('head', 'head_dist')) if isinstance(h, nn.Linear)]
-    _agree(sum(h(t) for h,t in zip(heads, into))/max(len(heads), 1) + 0*run.logits, run.logits, f"the head of {type(m).__name__}")
+    said = torch.stack([h(t) for h,t in zip(heads, into)]).mean(0) if len(heads) == len(into) else torch.zeros_like(run.logits)
+    _agree(said, run.logits, f"the head of {type(m).__name__}")
     return tokens, list(zip(heads, into))
 
 def through_head(capture, run, out:torch.Tensor)->torch.Tensor: # out (B,N,D) → (B,T,N,D)
@@ -237,14 +238,14 @@ def gamma_rule(gamma):
         return by_constant(y, torch.where(y > 0, f(p, up, B) + f(n, down, None), f(p, down, C) + f(n, up, None)))
     return rule
 
-# %% ../nbs/09_gradients.ipynb #3f8f2ace
+# %% ../nbs/09_gradients.ipynb #ed568674
 @contextmanager
 def relevance_rules(capture,
                     gamma=(.25, .05), # of convolutions and of linear layers outside attention; 0: by contribution alone
                     softmax=True,     # False: attention is held fixed (CP-LRP)
                    ):
     "A scope in which the model's gradients are relevance per unit: value × gradient is AttnLRP's relevance"
-    with untouched(capture.model) as undo:
+    with torch.inference_mode(False), untouched(capture.model) as undo:
         run = capture(tokens={0, min(1, capture.depth-1), capture.depth-1})
         with torch.no_grad(): linear_heads(capture, run, insides(capture, run, (0, capture.depth-1))[-1]['out'])   # the rules know plain blocks and heads
         hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)
