@@ -98,7 +98,7 @@ def legrad(capture, targets, layers):
         each = [run.patches(_alone(capture, run, l, more[l]).grad['attn', 0].clamp_min(0).mean((2, 3)), -1) for l in range(max(layers)+1)]
     return run.on_grid(torch.stack(each, 2).cumsum(2)[:, :, list(layers)])
 
-# %% ../nbs/09_gradients.ipynb #f5616529
+# %% ../nbs/09_gradients.ipynb #d1ffbd0f
 def inside(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
     "All that a plain block computes from the tokens that enter it"
     try:
@@ -118,6 +118,7 @@ def inside(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
     return dict(x=x, normed=normed, q=q, k=k, v=v, attn=attn, heads=heads, from_attn=from_attn, middle=middle,
                 normed2=normed2, hidden=hidden, from_mlp=from_mlp, out=middle + from_mlp)
 
+# %% ../nbs/09_gradients.ipynb #a158bcdc
 def _agree(got, said, what): # half precision rounds
     if (got - said).norm() > (1e-3 if got.dtype.itemsize > 2 else .05)*said.norm():
         raise VitxError(f"{what} computes something else than a plain ViT's: choose a method that doesn't look inside blocks, such as chefer or gradcam")
@@ -157,7 +158,7 @@ def through_sum(R, a, b): # all (B,T,N,D), or broadcast to it
     size = total(Ra).abs() + total(Rb).abs()
     return tuple(r*_share(_share(total(r).abs(), size)*total(R), total(r)) for r in (Ra, Rb))
 
-# %% ../nbs/09_gradients.ipynb #c236b28d
+# %% ../nbs/09_gradients.ipynb #7eb91d7a
 def through_block(R:torch.Tensor, # (B,T,N,D) relevance of the tokens that leave
                   block, p:dict,  # `inside` of the block
                  ):               # tokens that enter (B,T,N,D), attention (B,T,heads,N,N)
@@ -174,6 +175,7 @@ def through_block(R:torch.Tensor, # (B,T,N,D) relevance of the tokens that leave
     R = R.unflatten(-1, (3, -1)).transpose(-2, -3).flatten(3)            # (B,T,N,3·heads·d), as qkv gives it
     return skip + through_linear(R, p['normed'], w(a.qkv)), R_attn
 
+# %% ../nbs/09_gradients.ipynb #4171eec4
 def linear_heads(capture, run, out:torch.Tensor): # out (B,N,D): tokens that leave the last block → normed tokens, [(head, what it reads (B,D))]
     "The linear heads of a model and what they read, checked against what the model said"
     m, anat = capture.model, capture.anat
@@ -265,7 +267,7 @@ def attnlrp(capture, targets, layers, site='pixels', gamma=(.25, .05), softmax=T
     "Relevance by AttnLRP's rules at the pixels, the same for every layer; `site='tokens'`: of the tokens that enter block ℓ"
     with relevance_rules(capture, gamma, softmax): return input_gradient(capture, targets, layers, site)
 
-# %% ../nbs/09_gradients.ipynb #728d9f30
+# %% ../nbs/09_gradients.ipynb #508969ce
 def feedback(capture, targets, layers, steps=20)->dict: # layer → (B,T,N,N)
     "Positive mean gradient of attention on the way from the mean colour to the picture, averaged over heads"
     total = dict.fromkeys(layers, 0)
@@ -274,6 +276,7 @@ def feedback(capture, targets, layers, steps=20)->dict: # layer → (B,T,N,N)
         total = {l: t + grad['attn', l] for l,t in total.items()}
     return {l: (t/steps).clamp_min(0).mean(2) for l,t in total.items()}
 
+# %% ../nbs/09_gradients.ipynb #8caf3275
 def _perceived(capture, run, layers, start, mix, steps):
     "(M R summed up over blocks start … ℓ) ⊙ feedback at ℓ, where the head reads it"
     maps, wanted = [], feedback(capture, run.targets, layers, steps)
@@ -292,6 +295,7 @@ def bt_token(capture, targets, layers, steps=20):
     with torch.no_grad(): by = [grows(l, p).float() for l,p in enumerate(insides(capture, run))]
     return _perceived(capture, run, layers, capture.depth//2, lambda l: (run.at['attn', l].mean(1)*by[l][:, None])[:, None], steps)
 
+# %% ../nbs/09_gradients.ipynb #8460b221
 @method('bt-head', source='Chen et al., 2023 (Beyond Intuition), head-wise', forwards=20)
 def bt_head(capture, targets, layers, steps=20):
     "Attention with heads weighted by their own gradient, from a quarter of the depth on, × integrated gradient of the attention of block ℓ"
