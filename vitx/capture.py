@@ -38,15 +38,18 @@ def untouched(model:nn.Module):
                 p.requires_grad_(False)
         yield undo
 
-# %% ../nbs/05_capture.ipynb #9ae3daa2
-SITES = ('tokens', 'normed', 'keys', 'attn')
+# %% ../nbs/05_capture.ipynb #e5db5847
+SITES = ('pixels', 'tokens', 'normed', 'keys', 'attn')
 
-def _watch(site, anat, l, see, undo):
+def _watch(site, model, anat, l, see, undo):
     "Call `see(t)` on what passes the site of layer `l`, and let its answer pass on"
     attn = anat.attns[l]
     enter = lambda module, args: (see(args[0]), *args[1:])
     leave = lambda module, args, out: see(out)
-    if site == 'tokens': h = anat.blocks[l].register_forward_pre_hook(enter)
+    if site == 'pixels':
+        if l: raise VitxError(f"pixels have one layer, 0, not {l}")
+        h = model.register_forward_pre_hook(enter)
+    elif site == 'tokens': h = anat.blocks[l].register_forward_pre_hook(enter)
     elif site == 'normed': h = attn.register_forward_pre_hook(enter)
     elif site == 'keys':
         if not hasattr(attn, 'k_norm'): raise VitxError(f"{type(attn).__name__} of block {l} doesn't show its keys")
@@ -123,7 +126,7 @@ class Capture:
         "Logits for other pictures, nothing recorded"
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
 
-# %% ../nbs/05_capture.ipynb #41a152c5
+# %% ../nbs/05_capture.ipynb #ca2a5506
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, **layers):
     "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`"
@@ -138,7 +141,7 @@ def __call__(self:Capture, targets=None, grad=(), score=None, **layers):
         return see
     with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), untouched(self.model) as undo:
         for site,ls in layers.items():
-            for l in sorted(set(ls)): _watch(site, self.anat, l, watcher(site, l), undo)
+            for l in sorted(set(ls)): _watch(site, self.model, self.anat, l, watcher(site, l), undo)
         logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
         if logits.ndim != 2: raise VitxError(f"this model answers {tuple(logits.shape)} instead of (batch, classes): give a classifier with a head")
         targets = as_targets(targets, logits)
@@ -148,7 +151,7 @@ def __call__(self:Capture, targets=None, grad=(), score=None, **layers):
 
 @patch
 def _record(self:Capture, seen, grads, targets):
-    n = next((t.shape[-2 if site != 'attn' else -1] for (site, _),t in seen.items()), None)
+    n = next((t.shape[-2 if site != 'attn' else -1] for (site, _),t in seen.items() if site != 'pixels'), None)
     grid = self.anat.grid(*self.x.shape[-2:], n - self.anat.prefix) if n else None
     return Record(self._logits, targets, grid, self.anat.prefix, self.anat.reads, {k: t.detach().float() for k,t in seen.items()}, grads)
 
@@ -162,3 +165,12 @@ def _gradients(scores, sites):
         g = torch.autograd.grad(scores[:, t].sum(), list(sites.values()), retain_graph=not last, allow_unused=True)
         per_target.append([torch.zeros_like(v) if d is None else d for d,v in zip(g, sites.values())])
     return {k: torch.stack([g[i] for g in per_target], 1).float() for i,k in enumerate(sites)}
+
+# %% ../nbs/05_capture.ipynb #af39ef70
+@patch
+def answer(self:Capture, tokens:torch.Tensor, # (B,N,D), as they leave a block
+          )->torch.Tensor:                    # (B,C)
+    "What the head answers to these tokens"
+    if not all(hasattr(self.model, part) for part in ('norm', 'forward_head')):
+        raise VitxError(f"{type(self.model).__name__} has no `norm` and `forward_head`, so its head can't be asked about the tokens of a block")
+    return self.model.forward_head(self.model.norm(tokens))
