@@ -109,12 +109,12 @@ class Card:
         if self.border > lim['border']: say.append(f"{self.border:.0%} of the evidence lies in the outermost cells: the thing may be cut off, or padding may be at work. Give the picture more margin and look again.")
         return say
 
-# %% ../nbs/16_card.ipynb #c7c736e2
+# %% ../nbs/16_card.ipynb #f6cd5287
 @patch
 def __repr__(self:Card):
     like = self.like
     lines = [('probability', f'{self.prob:.2f}, {self.margin:+.2f} to the next class; entropy {self.entropy:.2f} of 1'),
-             ('at stake', f'{self.at_stake:.2f} of it goes with the marked region'), ('contrast', f'{self.contrast:.2f}'), ('border', f'{self.border:.2f} of the evidence'),
+             ('at stake', f'{round(self.at_stake, 2)+0.:.2f} of it goes with the marked region'), ('contrast', f'{self.contrast:.2f}'), ('border', f'{self.border:.2f} of the evidence'),
              ('unlike', f"centre {1-like['centre']:.2f}, noise {1-like['random']:.2f}, random model {1-like['random_model']:.2f}" + (f", {self.rival} {1-like['rival']:.2f}" if self.rival else ''))]
     return '\n'.join([f'Card of {self.label!r}', *(f'  {n:12s}{t}' for n,t in lines), *(f'  ! {w}' for w in self.warnings or ()), *([] if self.warnings else ['  nothing to warn of'])])
 

@@ -115,7 +115,7 @@ EDITS = dict(
     colour   = lambda x, m, avoid, keep, gen: [turn_hue(x, m)],
     position = lambda x, m, avoid, keep, gen: [move(x, m, p) for p in places(m, avoid, 2, gen)])
 
-# %% ../nbs/15_factors.ipynb #77b9ed49
+# %% ../nbs/15_factors.ipynb #5b60323d
 def elsewhere(m:torch.Tensor, evidence:torch.Tensor)->torch.Tensor: # (H,W) bool, (H,W) signed → (H,W) bool
     "A control region: the same outline where it covers least evidence, or as many pixels of least evidence"
     there = m.roll(places(m, m + evidence.clamp_min(0))[0], (0, 1))
@@ -140,7 +140,7 @@ class Factors:
     def first(self)->str: return next(iter(self.costs))
     def to_dict(self)->dict: return dict(label=self.label, prob=round(self.prob, 6), area=round(self.region.float().mean().item(), 4), **{k: {f: round(v, 6) for f,v in getattr(self, k).items()} for k in ('costs', 'control')})
     def __repr__(self):
-        lines = [f'{f:10s}{c:8.3f}{self.control[f]:10.3f}' for f,c in self.costs.items()]
+        lines = [f'{f:10s}{round(c, 3)+0.:8.3f}{round(self.control[f], 3)+0.:10.3f}' for f,c in self.costs.items()]
         return '\n'.join([f'Factors of {self.label!r}, {self.prob:.3f}', f"{'':10s}{'cost':>8s}{'control':>10s}", *lines])
 
 # %% ../nbs/15_factors.ipynb #22e45b95
