@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'mended_keys', 'part_graph', 'kmeans', 'split', 'check_parts', 'cut_parts', 'Parts']
 
-# %% ../nbs/14_parts.ipynb #df66463f
+# %% ../nbs/14_parts.ipynb #02b95eae
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def _on_pixels(labels, place):
     top = torch.stack([lay((labels == i).float(), place) for i in names]).argmax(0) - 1     # the part that interpolation gives most
     return (top[None] == names[1:, None, None]) & place.seen
 
-# %% ../nbs/14_parts.ipynb #a3b9805c
+# %% ../nbs/14_parts.ipynb #429bb5d5
 @patch
 def show(self:Parts, fig=None):
     "The picture, and beside it the parts over it with their shares; returns the two axes"
@@ -155,7 +156,6 @@ def show(self:Parts, fig=None):
 @patch
 def save(self:Parts, path)->Path:
     "Write the figure (.png, .jpg, .webp, .pdf, .svg), the part number of each pixel (.npy, −1 none) or all numbers (.json), by suffix"
-    import json
     kinds = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg', '.npy', '.json')
     path = writable(path)
     if path.suffix.lower() not in kinds: raise VitxError(f"can't tell from {path.name!r} what to write: end it in {', '.join(kinds)}")
