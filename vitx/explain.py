@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map']
 
-# %% ../nbs/17_explain.ipynb #a0b9e06e
+# %% ../nbs/17_explain.ipynb #3ab9024a
 import json, re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -21,8 +21,12 @@ from .images import *
 from .models import *
 from .capture import *
 from .show import *
+from .baselines import accumulate
+from .parts import *
+from .factors import *
+from .card import *
 
-# %% ../nbs/17_explain.ipynb #e415446c
+# %% ../nbs/17_explain.ipynb #1d379ff2
 @dataclass(eq=False)
 class Explanation:
     "Where in a picture the evidence for a class lies"
@@ -38,7 +42,9 @@ class Explanation:
     top: list = field(repr=False)              # [(label, probability)] of the five likeliest classes
     against: str = None # label of the class whose evidence was subtracted
     score: str = 'logit' # what was explained
+    source: object = field(default=None, repr=False) # the Explainer, for questions that come later; not pickled
 
+    def __getstate__(self): return self.__dict__ | dict(source=None)
     @property
     def question(self)->str: return self.label + (f' rather than {self.against}' if self.against else '')
     def __repr__(self): return f'Explanation: {self.question!r} {self.prob:.3f}, by {self.method} at layer {self.layer} of {self.model}'
@@ -238,7 +244,7 @@ def _checked(x):
     if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
-# %% ../nbs/17_explain.ipynb #c4b3d928
+# %% ../nbs/17_explain.ipynb #3e97ae4a
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
@@ -273,4 +279,46 @@ def _explain(self:Explainer, images, targets, name, layer, against):
 @patch
 def _answer(self:Explainer, img, grid_map, place, probs, t, name, layer, against):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
-    return Explanation(img, grid_map, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score)
+    return Explanation(img, grid_map, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
+
+# %% ../nbs/17_explain.ipynb #9f8600f1
+@patch
+def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
+    "What the model sees, as pixels, and how it answers other pixels"
+    x, _ = prepare(img, self.transform, self._ask)
+    black, white = pixel_ends(self.transform)
+    ask = Capture(self.model, x[None], self.anat, self.score).predict
+    return x, ((x-black)/(white-black)).clamp(0, 1), lambda v: ask(black + v*(white-black)).cpu()
+
+@patch
+def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
+    "The rcut evidence for a class, cut into k parts with a share each"
+    check_parts(k)
+    e = self(img, target, layer=layer)
+    x, _ = prepare(e.image, self.transform, self._ask)
+    run = Capture(self.model, x[None], self.anat)(attn=range(e.layer+1), keys=range(e.layer+1))
+    labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
+    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k)
+
+@patch
+def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:
+    "What about the evidence region the model used: the probability that shape, texture, colour and position cost when they are changed"
+    e = self(img, target, layer=layer)
+    _, pixels, predict = self._pixels(e.image)
+    evidence = torch.nn.functional.interpolate(e.grid_map[None, None], size=pixels.shape[-2:], mode='bilinear')[0, 0]
+    return factor_costs(predict, pixels, evidence, e.target, e.label, seed=seed)
+
+# %% ../nbs/17_explain.ipynb #6a8a83a0
+@patch
+def card(self:Explanation, seed:int=0)->Card:
+    "What to know before believing this map; `seed` draws the model with random weights"
+    ex, l = self.source, self.layer
+    if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again and ask for the card then")
+    x, pixels, predict = ex._pixels(self.image)
+    capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._class(self.against)
+    run = capture(self.target, attn=range(l+1), grad='attn')
+    relevance = mended_relevance(run, l, next(accumulate(run, [l])))[0, 0]
+    rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
+    maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
+    wild = ex._maps(Capture(randomised(ex.model, seed), x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
+    return make_card(predict, pixels, run.logits[0].softmax(-1).cpu(), self.target, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.label, method[self.method].meta.get('agnostic', False))
