@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map']
 
-# %% ../nbs/17_explain.ipynb #3ab9024a
+# %% ../nbs/17_explain.ipynb #32ef1a5b
 import json, re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -15,23 +15,24 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 
-import vitx.baselines, vitx.cut, vitx.relation, vitx.rcut  # for the methods they register
+import vitx.baselines, vitx.cut, vitx.gradients, vitx.masking, vitx.relation  # for the methods they register
 from .core import *
 from .images import *
 from .models import *
 from .capture import *
 from .show import *
-from .baselines import accumulate
+from .rcut import *
 from .parts import *
 from .factors import *
 from .card import *
 
-# %% ../nbs/17_explain.ipynb #1d379ff2
+# %% ../nbs/17_explain.ipynb #788e13b7
 @dataclass(eq=False)
 class Explanation:
     "Where in a picture the evidence for a class lies"
     image: Image.Image = field(repr=False)     # RGB, upright
     grid_map: torch.Tensor = field(repr=False) # (h,w) on the token grid, signed; 0 no evidence, positive maximum 1
+    fine: torch.Tensor = field(repr=False)     # (h,w) the same on the pixels that the model saw
     place: Placement = field(repr=False)       # where the model's input lies on the picture
     target: int     # class index
     label: str
@@ -51,7 +52,7 @@ class Explanation:
     @cached_property
     def signed(self)->torch.Tensor: # (H,W) float32
         "Evidence on the picture: positive for the class; negative where it speaks against it or, by the method's own zero, is too weak to count; 0 where the model saw nothing"
-        return lay(self.grid_map, self.place)
+        return lay(self.fine, self.place)
     @property
     def map(self)->torch.Tensor: # (H,W) float32 in 0..1
         "Evidence for the class"
@@ -61,7 +62,7 @@ class Explanation:
         "False where a crop hid the picture from the model"
         return self.place.seen
 
-# %% ../nbs/17_explain.ipynb #5b71861f
+# %% ../nbs/17_explain.ipynb #c06fa44b
 def _small(img, longest=1024):
     k = min(1, longest/max(img.size))
     return img.resize([max(1, round(s*k)) for s in img.size], Image.BILINEAR) if k < 1 else img
@@ -72,7 +73,7 @@ def _draw(e, fig):
     fig.set_layout_engine('constrained')  # keeps titles and caption inside the figure
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], 'picture')
-    show_overlay(img, lay(e.grid_map, p).clamp(0, 1), axs[1], f'{_short(e.question)}  {e.prob:.2f}', p.seen)
+    show_overlay(img, lay(e.fine, p).clamp(0, 1), axs[1], f'{_short(e.question)}  {e.prob:.2f}', p.seen)
     fig.supxlabel(f'evidence by {e.method}, layer {e.layer}' + ('' if p.seen.all() else '; hatched: not seen by the model'), fontsize=8)
     return axs
 
@@ -244,7 +245,7 @@ def _checked(x):
     if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
-# %% ../nbs/17_explain.ipynb #3e97ae4a
+# %% ../nbs/17_explain.ipynb #09f08beb
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
@@ -274,14 +275,15 @@ def _explain(self:Explainer, images, targets, name, layer, against):
     if not top: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist() if None in targets else targets)]
     m = self._maps(capture, None if top else torch.tensor(targets)[:, None], name, layer, against)[:, 0, 0].cpu()
     if top: targets = capture.logits.argmax(1).tolist()
-    return [self._answer(img, g, place, p, t, name, layer, against) for img,g,place,p,t in zip(images, m, places, capture.logits.softmax(-1).cpu(), targets)]
+    fine = scale_map(on_pixels(name, m[:, None], capture.x.cpu()))[:, 0]
+    return [self._answer(img, g, f, place, p, t, name, layer, against) for img,g,f,place,p,t in zip(images, m, fine, places, capture.logits.softmax(-1).cpu(), targets)]
 
 @patch
-def _answer(self:Explainer, img, grid_map, place, probs, t, name, layer, against):
+def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
-    return Explanation(img, grid_map, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
+    return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
 
-# %% ../nbs/17_explain.ipynb #9f8600f1
+# %% ../nbs/17_explain.ipynb #899774d3
 @patch
 def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
@@ -305,10 +307,9 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     "What about the evidence region the model used: the probability that shape, texture, colour and position cost when they are changed"
     e = self(img, target, layer=layer)
     _, pixels, predict = self._pixels(e.image)
-    evidence = torch.nn.functional.interpolate(e.grid_map[None, None], size=pixels.shape[-2:], mode='bilinear')[0, 0]
-    return factor_costs(predict, pixels, evidence, e.target, e.label, seed=seed)
+    return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
 
-# %% ../nbs/17_explain.ipynb #6a8a83a0
+# %% ../nbs/17_explain.ipynb #6554cb9c
 @patch
 def card(self:Explanation, seed:int=0)->Card:
     "What to know before believing this map; `seed` draws the model with random weights"
@@ -316,8 +317,8 @@ def card(self:Explanation, seed:int=0)->Card:
     if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again and ask for the card then")
     x, pixels, predict = ex._pixels(self.image)
     capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._class(self.against)
-    run = capture(self.target, attn=range(l+1), grad='attn')
-    relevance = mended_relevance(run, l, next(accumulate(run, [l])))[0, 0]
+    run = capture(self.target, attn=range(l+1), grad='attn', linear=True, score=lead)
+    relevance = mended(run, l)[1](flowed(run, l))[0, 0]
     rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
     wild = ex._maps(Capture(randomised(ex.model, seed), x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()

@@ -35,11 +35,11 @@ def enlarge(grids:torch.Tensor,  # (n,cells,cells)
     y, x = ((shifts[:, [i]]*cell[i]).long() + torch.arange(size[i]) for i in (0, 1))
     return big[torch.arange(len(big))[:, None, None], y[:, :, None], x[:, None]]
 
-# %% ../nbs/10_masking.ipynb #a0f0b151
+# %% ../nbs/10_masking.ipynb #ab67c7db
 def _bar(parts, what, progress): # a progress bar; None: on a terminal
     return tqdm(parts, desc=what, unit='batch', disable=None if progress is None else not progress, leave=False)
 
-@method('rise', source='Petsiuk, Das & Saenko, BMVC 2018', forwards='masks (512)')
+@method('rise', quick=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018', forwards='masks (512)')
 def rise(capture, targets, layers, masks=512, cells=7, p=.5, covered=False, batch=64, seed=0, progress=None):
     "Mean probability of the class where a place is shown, less the mean over all masks. It only sees pixels: the same map for every layer"
     run, x = capture(targets, normed=[0]), capture.x    # for the grid and the targets
@@ -99,7 +99,7 @@ def kmeans(v:torch.Tensor, # (m,n): m points
         centres, was = torch.where((one.sum(0) > 0)[:, None], one.T @ v/one.sum(0).clamp_min(1)[:, None], centres), near
     return centres
 
-# %% ../nbs/10_masking.ipynb #1f3b4228
+# %% ../nbs/10_masking.ipynb #89238fcb
 def covered_mean(scores:torch.Tensor, # (…,m) of m masks
                  masks:torch.Tensor,  # (m,n) in 0..1
                 )->torch.Tensor:      # (…,n), 0 where no mask shows the place
@@ -108,7 +108,7 @@ def covered_mean(scores:torch.Tensor, # (…,m) of m masks
     dev = scores - scores.mean(-1, keepdim=True)
     return torch.where(cover > 0, dev @ masks/cover.clamp_min(1e-12), 0.)
 
-@method('tis', source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling', forwards='masks (256), each over half of the tokens')
+@method('tis', quick=dict(masks=32), source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling', forwards='masks (256), each over half of the tokens')
 def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progress=None):
     "Mean probability of the class where a token is kept, less the mean over all masks; masks from k-means over the channels of the tokens that enter blocks 0 … ℓ"
     run = capture(targets, tokens=range(max(layers)+1))

@@ -20,14 +20,13 @@ from .show import *
 from .cut import *
 from .rcut import *
 
-# %% ../nbs/14_parts.ipynb #4b98c19b
+# %% ../nbs/14_parts.ipynb #e07775e3
 def mended_keys(run, # attention and keys of blocks 0 … l
                 l:int,
                )->list: # per block of the second half: (B,n,d)
     "Keys of the patches, heads side by side, lonely artefacts replaced by their neighbours' mean"
-    half = second_half(l)
-    bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in half]).mean(0), run.grid)
-    return [mend(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2), bad, run.grid).transpose(-1, -2) for b in half]
+    heal = mended(run, l)[1]
+    return [heal(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2)).transpose(-1, -2) for b in second_half(l)]
 
 # %% ../nbs/14_parts.ipynb #11783881
 def part_graph(keys:list,                # per block: (n,d), of the cells to be cut

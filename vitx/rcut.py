@@ -95,11 +95,11 @@ def key_graph(keys:list,       # per block: (B,n,d) keys of the patches, heads s
     A = torch.stack([soft_affinity(k, power) for k in keys]).mean(0)
     return A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
 
-# %% ../nbs/13_rcut.ipynb #4e90d06b
+# %% ../nbs/13_rcut.ipynb #9ab4fc8b
 def rcut_map(own:torch.Tensor,  # (B,T,n) what tokens carry, standardised
              flow:torch.Tensor, # (B,T,n) what flowed
              graph:torch.Tensor,# (B,n,n)
-             full:float=2., cap:float=3., alpha:float=.9, zero:float=1.,
+             full:float=2., cap:float=3., alpha:float=.9, zero:float=.8,
             )->torch.Tensor:    # (B,T,n), signed
     "Both relevances, capped and added, walk over the graph; `zero` deviations above the mean become 0"
     loud = lambda v: standard(v).clamp(-cap, cap)
@@ -110,9 +110,9 @@ def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
     return bad, lambda v: mend(v, bad, run.grid)
 
-# %% ../nbs/13_rcut.ipynb #c637e798
+# %% ../nbs/13_rcut.ipynb #041c1e30
 @method('rcut', source='this package: R-Cut with held-still relevance of the lead over rivals, a graph of keys and colours, and a walk in place of the bare eigenvector', pixels='guided')
-def rcut(capture, targets, layers, rivals:int=20, cure:bool=True, full:float=2., cap:float=3., power:float=4., colour:float=1., alpha:float=.9, zero:float=1.):
+def rcut(capture, targets, layers, rivals:int=20, cure:bool=True, full:float=2., cap:float=3., power:float=4., colour:float=1., alpha:float=.9, zero:float=.8):
     "What makes the class lead its rivals, carried along a graph of keys and colours, signed"
     blocks = range(max(layers)+1)
     score = (lambda y, t: lead(y, t, rivals)) if capture.score == 'logit' else None
