@@ -6,11 +6,12 @@
 __all__ = ['FIELDS', 'UNKNOWN', 'KEY', 'METHODS', 'METRICS', 'Case', 'score_sample', 'read_rows', 'write_rows', 'bench',
            'interval', 'by_picture', 'report', 'pareto', 'show_report', 'write_report']
 
-# %% ../nbs/19_bench.ipynb #1625ae2b
+# %% ../nbs/19_bench.ipynb #124870a8
 import csv, io
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np, torch
@@ -149,7 +150,7 @@ def write_rows(path, rows:list)->Path:
             pa.parquet.write_table(pa.Table.from_pylist(rows, pa.schema([(k, kind.get(k, pa.string())) for k in FIELDS])), tmp)
     return Path(path)
 
-# %% ../nbs/19_bench.ipynb #9bf589d8
+# %% ../nbs/19_bench.ipynb #b9cf5b7e
 METHODS = ('rcut', 'chefer', 'gradcam', 'rollout', 'attention', 'rcut-code', 'cut', 'centre', 'random')
 METRICS = ('ap', 'iou', 'hit', 'energy')
 
@@ -168,16 +169,16 @@ def _wanted(data, methods, metrics):
     return tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(metrics))
 
 def _place(out, format, resume):
-    "The folder, made if missing, and the rows that are in it"
+    "The folder, which can be made if missing, and the rows that are in it"
     if format not in ('csv', 'parquet'): raise VitxError(f"unknown format {format!r}: there are csv and parquet")
     if format == 'parquet': _arrow()
     out = Path(out)
     old = [p for p in (out/'rows.csv', out/'rows.parquet') if p.exists()]
     if old and not resume: raise VitxError(f"{old[0]} is there already: add --resume to go on with it, or name another folder")
-    if not out.is_dir(): writable(out); out.mkdir()
+    if not out.is_dir(): writable(out)
     return out, read_rows(out) if old else []
 
-# %% ../nbs/19_bench.ipynb #9232c12d
+# %% ../nbs/19_bench.ipynb #cd12cb7b
 def bench(data:str='scenes',  # dataset, or dataset:PATH
           models=(None,),     # names, folders or modules; None: the shipped one
           methods=None,       # names; None: `METHODS`; ('all',): every one
@@ -189,22 +190,28 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
           device=None,        # where to move the models; None: where they are
          )->Path:             # rows.csv or rows.parquet
     "Score methods on a dataset, one row per image, model, method and metric"
-    methods, metrics = _wanted(data, methods, metrics)
+    (methods, metrics), (out, rows) = _wanted(data, methods, metrics), _place(out, format, resume)
     explainers = [Explainer(net, transform=model_transform(net, squash=True), device=device) for net in map(load_model, models)]
     if twice := [n for n,c in Counter(ex.name for ex in explainers).items() if c > 1]: raise VitxError(f"two models are called {twice[0]}: run them into folders of their own")
-    out, rows = _place(out, format, resume)
+    streams = [_begun(samples(data, limit, ex), data) for ex in explainers]     # before anything is written
+    if not out.is_dir(): out.mkdir()
     path, done = write_rows(out/'rows.csv', rows), {tuple(r[k] for k in KEY) for r in rows}
-    for ex in explainers: _run(ex, data, methods, metrics, limit, path, done)
+    for ex,stream in zip(explainers, streams): _run(ex, stream, data, methods, metrics, limit, path, done)
     (other := out/'rows.parquet').unlink(missing_ok=True) if format == 'csv' else (write_rows(other := out/'rows.parquet', read_rows(path)), path.unlink())
     return path if format == 'csv' else other
 
-def _run(ex, data, methods, metrics, limit, path, done):
+def _begun(stream, data):
+    "The same samples, the first one drawn, so that a wrong path shows at once"
+    if (first := next(stream, None)) is None: raise VitxError(f"{data} has no samples")
+    return chain([first], stream)
+
+def _run(ex, stream, data, methods, metrics, limit, path, done):
     "Append to `path` the rows of one model that aren't `done`"
     label, size = _label(data), dataset[data.partition(':')[0]].meta.get('size') if limit is None else limit
     twins = [randomised(ex.model, s) for s in range(3)] if any(metric[k].meta.get('twins') for k in metrics) else None
     seen = Counter()
     with open(path, 'a', newline='', encoding='utf8') as f:
-        for s in tqdm(samples(data, limit, ex), total=size, desc=f'{label} · {ex.name}', unit='picture'):
+        for s in tqdm(stream, total=size, desc=f'{label} · {ex.name}', unit='picture'):
             seen[s.name] += 1
             name = s.name if seen[s.name] == 1 else f'{s.name}#{seen[s.name]}'   # rows are told apart by it
             want = {(n, k) for n in methods for k in metrics if (label, name, ex.name, n, k) not in done}
@@ -275,7 +282,7 @@ def _gaps(rows, most=5):
     if len(gaps) > most: text.append(f'- {len(gaps) - most} other reasons')
     return text + (['', f"{len(other)} samples explained for the model's top class, because it doesn't know theirs."] if other else [])
 
-# %% ../nbs/19_bench.ipynb #7dcd1615
+# %% ../nbs/19_bench.ipynb #fd7c99c5
 def pareto(points:dict, # name → (x, y), more is better in both
           )->list:
     "Names that no other beats in both, from left to right"
@@ -300,10 +307,10 @@ def _draw_front(ax, by, x, y):
     ax.plot(*zip(*(points[n] for n in pareto(points))), color='#bbbbbb', lw=1, zorder=0)
     ax.margins(x=.3, y=.12)
     for n,p in points.items(): ax.plot(*p, ls='', **_look(n))
-    gap, last = .07*np.subtract(*ax.get_ylim()[::-1]), -np.inf
+    gap, last = .1*np.subtract(*ax.get_ylim()[::-1]), -np.inf
     for n in sorted(points, key=lambda n: points[n][1]):                         # labels must not lie on each other
         last = max(points[n][1], last + gap)
-        ax.annotate(n, points[n], (points[n][0] + .03*np.subtract(*ax.get_xlim()[::-1]), last), fontsize=7, va='center', arrowprops=dict(arrowstyle='-', lw=.3, color='#999999', shrinkA=0, shrinkB=2))
+        ax.annotate(n, points[n], (points[n][0] + .05*np.subtract(*ax.get_xlim()[::-1]), last), fontsize=7, va='center', arrowprops=dict(arrowstyle='-', lw=.3, color='#999999', shrinkA=0, shrinkB=2))
     ax.set_xlabel(f'{x} (right is better)', fontsize=8)
     ax.set_ylabel(f'{y} (up is better)', fontsize=8)
 

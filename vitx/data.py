@@ -53,11 +53,12 @@ def _count(path):
     if str(path) not in '1234': raise VitxError(f"scenes:{path}: after the colon stands how many objects each scene has, 1 to 4")
     return int(path)
 
-# %% ../nbs/12_data.ipynb #5f104a70
+# %% ../nbs/12_data.ipynb #fe28a1ba
 @dataset('pairs')
 def pairs(path, # folder that holds pairs.json
           limit:int=None):
     "A folder of images with one mask each, listed in its pairs.json"
+    if path is None: raise VitxError("pairs needs a folder that holds a pairs.json: pairs:FOLDER")
     path = Path(path)
     if not (path/'pairs.json').is_file(): raise VitxError(f"{path} holds no pairs.json: a list of image, mask and target")
     try: rows = json.loads((path/'pairs.json').read_text())
@@ -70,7 +71,7 @@ def _read_mask(path, image):
     "A mask file, brought to the size of its image, as (H,W) bool"
     return np.asarray(read_image(path).convert('L').resize(image.size, Image.NEAREST)) > 127
 
-# %% ../nbs/12_data.ipynb #b284fead
+# %% ../nbs/12_data.ipynb #ae59110a
 def samples(data:str,       # NAME or NAME:PATH
             limit:int=None, # so many; None: all
             ex=None,        # explainer, for datasets that depend on the model
@@ -78,6 +79,7 @@ def samples(data:str,       # NAME or NAME:PATH
     "The samples of a dataset, by name"
     name, _, path = data.partition(':')
     f = dataset[name]
+    if limit is not None and limit < 1: raise VitxError(f"a limit of {limit} leaves no samples: give at least 1")
     return islice(f(path or None, limit, **({'ex': ex} if f.meta.get('explainer') else {})), limit)
 
 def confident(source, ex, above:float=.5):
@@ -93,7 +95,7 @@ def confident(source, ex, above:float=.5):
 def grid(path=None,      # where the pictures come from, NAME or NAME:PATH; None: scenes:1
          limit:int=None, # samples; None: 200
          ex=None,        # explainer: which pictures the model knows
-         pool:int=100,   # pictures to draw from
+         pool:int=60,   # pictures to draw from
          seed:int=0):
     "Composites of four pictures that the model is sure of, of different classes, tiled two by two; one sample per cell"
     known = list(islice(confident(samples('scenes:1' if path in (None, 'scenes') else path, ex=ex), ex), pool))
