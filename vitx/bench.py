@@ -282,7 +282,7 @@ def _gaps(rows, most=5):
     if len(gaps) > most: text.append(f'- {len(gaps) - most} other reasons')
     return text + (['', f"{len(other)} samples explained for the model's top class, because it doesn't know theirs."] if other else [])
 
-# %% ../nbs/19_bench.ipynb #fd7c99c5
+# %% ../nbs/19_bench.ipynb #aa57963a
 def pareto(points:dict, # name → (x, y), more is better in both
           )->list:
     "Names that no other beats in both, from left to right"
@@ -302,15 +302,24 @@ def _draw_metric(ax, by, k):
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_xlabel(f"{k} ({metric[k].meta['better']} is better), 95 % interval", fontsize=8)
 
+def _free(name, at, taken, h=.07):
+    "A box (left, bottom, width, height) near `at` for a name, in shares of the axes, that covers nothing yet, if there is one"
+    w = .023*len(name)
+    boxes = [(left, at[1] - h/2 + k*h/2, w, h) for k in sorted(range(-16, 17), key=abs) for left in (at[0] + .03, at[0] - .03 - w, at[0] + .1, at[0] - .1 - w)]
+    free = lambda b: b[0] > 0 and b[1] > 0 and b[0]+w < 1 and b[1]+h < 1 and not any(b[0] < t[0]+t[2] and t[0] < b[0]+w and b[1] < t[1]+t[3] and t[1] < b[1]+h for t in taken)
+    return next(filter(free, boxes), boxes[0])
+
 def _draw_front(ax, by, x, y):
     points = {n: (_mean(by[x][n]), _mean(by[y][n])) for n in by[x] if by[x][n] and by[y].get(n)}
     ax.plot(*zip(*(points[n] for n in pareto(points))), color='#bbbbbb', lw=1, zorder=0)
-    ax.margins(x=.3, y=.12)
     for n,p in points.items(): ax.plot(*p, ls='', **_look(n))
-    gap, last = .1*np.subtract(*ax.get_ylim()[::-1]), -np.inf
-    for n in sorted(points, key=lambda n: points[n][1]):                         # labels must not lie on each other
-        last = max(points[n][1], last + gap)
-        ax.annotate(n, points[n], (points[n][0] + .05*np.subtract(*ax.get_xlim()[::-1]), last), fontsize=7, va='center', arrowprops=dict(arrowstyle='-', lw=.3, color='#999999', shrinkA=0, shrinkB=2))
+    ax.margins(x=.15, y=.15)
+    low, size = np.array([ax.get_xlim(), ax.get_ylim()]).T[0], np.ptp([ax.get_xlim(), ax.get_ylim()], 1)
+    place = {n: (np.array(p) - low)/size for n,p in points.items()}              # shares of the axes
+    taken = [(*(p - (.015, .03)), .03, .06) for p in place.values()]
+    for n,p in place.items():
+        taken.append(box := _free(n, p, taken))
+        ax.annotate(n, p, (box[0], box[1] + box[3]/2), 'axes fraction', 'axes fraction', fontsize=7, va='center', arrowprops=dict(arrowstyle='-', lw=.3, color='#999999', shrinkA=0, shrinkB=2))
     ax.set_xlabel(f'{x} (right is better)', fontsize=8)
     ax.set_ylabel(f'{y} (up is better)', fontsize=8)
 
