@@ -178,7 +178,7 @@ def _place(out, format, resume):
     if not out.is_dir(): writable(out)
     return out, read_rows(out) if old else []
 
-# %% ../nbs/19_bench.ipynb #cd12cb7b
+# %% ../nbs/19_bench.ipynb #4919a8da
 def bench(data:str='scenes',  # dataset, or dataset:PATH
           models=(None,),     # names, folders or modules; None: the shipped one
           methods=None,       # names; None: `METHODS`; ('all',): every one
@@ -200,6 +200,7 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
     (other := out/'rows.parquet').unlink(missing_ok=True) if format == 'csv' else (write_rows(other := out/'rows.parquet', read_rows(path)), path.unlink())
     return path if format == 'csv' else other
 
+# %% ../nbs/19_bench.ipynb #aeb0efdc
 def _begun(stream, data):
     "The same samples, the first one drawn, so that a wrong path shows at once"
     if (first := next(stream, None)) is None: raise VitxError(f"{data} has no samples")
@@ -247,7 +248,7 @@ def _ranked(by, k): return sorted(by[k], key=lambda n: (not by[k][n], -_sign(k)*
 def _said(v, form='{:.2f} [{:.2f}, {:.2f}]'): return form.format(*interval(np.array(v))) if len(v) else '–'
 def _pairs(a, b, k): return {i: _sign(k)*(a[i] - b[i]) for i in a if i in b}  # positive: a is better
 
-# %% ../nbs/19_bench.ipynb #bf07deae
+# %% ../nbs/19_bench.ipynb #95f3200d
 def report(rows:list)->str:
     "Markdown: for each dataset and model a table of methods and metrics, best first, then the default's losses and what is missing"
     text = []
@@ -262,6 +263,7 @@ def report(rows:list)->str:
         text += ['', *_losses(by[k], k, names), *_gaps(own), '']
     return '\n'.join(text)
 
+# %% ../nbs/19_bench.ipynb #c5617bf8
 def _losses(values, k, names, default='rcut', worst=3):
     "Where the default loses most against the best of the others"
     others = [n for n in names if n != default and values[n]]
@@ -282,7 +284,7 @@ def _gaps(rows, most=5):
     if len(gaps) > most: text.append(f'- {len(gaps) - most} other reasons')
     return text + (['', f"{len(other)} samples explained for the model's top class, because it doesn't know theirs."] if other else [])
 
-# %% ../nbs/19_bench.ipynb #aa57963a
+# %% ../nbs/19_bench.ipynb #912686e5
 def pareto(points:dict, # name → (x, y), more is better in both
           )->list:
     "Names that no other beats in both, from left to right"
@@ -302,6 +304,7 @@ def _draw_metric(ax, by, k):
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_xlabel(f"{k} ({metric[k].meta['better']} is better), 95 % interval", fontsize=8)
 
+# %% ../nbs/19_bench.ipynb #5e9abb87
 def _free(name, at, taken, h=.07):
     "A box (left, bottom, width, height) near `at` for a name, in shares of the axes, that covers nothing yet, if there is one"
     w = .023*len(name)

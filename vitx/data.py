@@ -71,7 +71,7 @@ def _read_mask(path, image):
     "A mask file, brought to the size of its image, as (H,W) bool"
     return np.asarray(read_image(path).convert('L').resize(image.size, Image.NEAREST)) > 127
 
-# %% ../nbs/12_data.ipynb #ae59110a
+# %% ../nbs/12_data.ipynb #a603f8ce
 def samples(data:str,       # NAME or NAME:PATH
             limit:int=None, # so many; None: all
             ex=None,        # explainer, for datasets that depend on the model
@@ -91,6 +91,7 @@ def confident(source, ex, above:float=.5):
         with torch.no_grad(): p = ex.model(x).float().softmax(-1)[0]
         if p.argmax() == t and p[t] > above: yield s, t
 
+# %% ../nbs/12_data.ipynb #186199f4
 @dataset('grid', explainer=True, metrics=('own-cell',), size=200)
 def grid(path=None,      # where the pictures come from, NAME or NAME:PATH; None: scenes:1
          limit:int=None, # samples; None: 200

@@ -112,7 +112,7 @@ def seg_map(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
     r = (m - low)/(high - low).clamp_min(1e-12)
     return _ap(torch.cat([1-r, r], -1), torch.cat([~mask, mask], -1))
 
-# %% ../nbs/11_metrics.ipynb #e2678917
+# %% ../nbs/11_metrics.ipynb #352bdcdb
 def parts(on:torch.Tensor,  # (H,W) bool
           corners:bool=True, # do pixels that touch at a corner belong together?
          )->torch.Tensor:   # (H,W) long: a number for each connected part; 0: off
@@ -127,6 +127,7 @@ def parts(on:torch.Tensor,  # (H,W) bool
         if (new == label).all(): return label
         label = new
 
+# %% ../nbs/11_metrics.ipynb #ef7538ba
 def fill_holes(on:torch.Tensor)->torch.Tensor: # (H,W) bool → (H,W) bool
     "Add what can't be reached from the edge"
     outside = parts(torch.nn.functional.pad(~on, (1, 1, 1, 1), value=True), corners=False)
@@ -148,7 +149,7 @@ def box_iou(m:torch.Tensor, mask:torch.Tensor, share:float=.2)->torch.Tensor:
     both = zip(m.reshape(-1, *m.shape[-2:]), mask.reshape(-1, *m.shape[-2:]))
     return torch.stack([_overlap(fill_holes(a > share*a.max().clamp_min(0)).flatten(), boxed(b).flatten()) for a,b in both]).reshape(lead)
 
-# %% ../nbs/11_metrics.ipynb #7ac50866
+# %% ../nbs/11_metrics.ipynb #87b00649
 def _curve(predict, start, end, m, target, steps, batch):
     "Probabilities (steps+1,) of the target while pixels of `end` replace those of `start`, highest `m` first"
     _fits(m, start)
@@ -180,6 +181,7 @@ def blur(x:torch.Tensor, sigma:float)->torch.Tensor: # (3,H,W) → (3,H,W)
     x = torch.nn.functional.conv2d(pad(x, (r, r, 0, 0), mode='reflect'), k[None, None, None])
     return torch.nn.functional.conv2d(pad(x, (0, 0, r, r), mode='reflect'), k[None, None, :, None])[:, 0]
 
+# %% ../nbs/11_metrics.ipynb #49d158aa
 @metric('deletion', better='lower', needs='model', range=(0, 1))
 def deletion(m:torch.Tensor,  # (H,W) signed, on the model's input
              predict,         # pictures (b,3,H,W) → logits (b,C)
@@ -221,7 +223,7 @@ def negative(m:torch.Tensor, predict, x:torch.Tensor, target:int, black:torch.Te
     "The same with the least important first: the negated map is ranked"
     return _perturb(-m, predict, x, target, black)
 
-# %% ../nbs/11_metrics.ipynb #070e86fe
+# %% ../nbs/11_metrics.ipynb #b24ba24c
 def _near(v): # (…,H,W): the weighted sum of eight neighbours
     v = torch.nn.functional.pad(v, (1, 1, 1, 1))
     s = v[..., :-2, :] + 2*v[..., 1:-1, :] + v[..., 2:, :]
@@ -240,6 +242,7 @@ def _solve(x, gone, v, steps):
         to = left + size/before.clamp_min(1e-20)*to
     return v
 
+# %% ../nbs/11_metrics.ipynb #6c87fd2a
 def _fill(x, gone, steps): # (b,3,H,W), 0 where lost; (b,1,H,W), 1 where lost
     have, pool = 1-gone, partial(torch.nn.functional.avg_pool2d, kernel_size=2, ceil_mode=True, count_include_pad=False)
     if min(x.shape[-2:]) <= 8: v = (x.sum((-2, -1), keepdim=True)/have.sum((-2, -1), keepdim=True).clamp_min(1)).expand_as(x)
