@@ -242,7 +242,7 @@ def _solve(x, gone, v, steps):
         to = left + size/before.clamp_min(1e-20)*to
     return v
 
-# %% ../nbs/11_metrics.ipynb #6c87fd2a
+# %% ../nbs/11_metrics.ipynb #eee1a9a9
 def _fill(x, gone, steps): # (b,3,H,W), 0 where lost; (b,1,H,W), 1 where lost
     have, pool = 1-gone, partial(torch.nn.functional.avg_pool2d, kernel_size=2, ceil_mode=True, count_include_pad=False)
     if min(x.shape[-2:]) <= 8: v = (x.sum((-2, -1), keepdim=True)/have.sum((-2, -1), keepdim=True).clamp_min(1)).expand_as(x)
@@ -254,8 +254,9 @@ def _fill(x, gone, steps): # (b,3,H,W), 0 where lost; (b,1,H,W), 1 where lost
 def impute(x:torch.Tensor,    # (3,H,W)
            gone:torch.Tensor, # (b,H,W) bool: pixels to lose
            noise:float=.01, seed:int=0, steps:int=40,
-          )->torch.Tensor:    # (b,3,H,W)
+          )->torch.Tensor:    # (b,3,H,W) float32
     "Noisy linear imputation (Rong et al., 2022): each lost pixel is the weighted mean of its neighbours, plus noise"
+    x = x.float()                                  # half precision is too coarse to solve anything
     lost = gone[:, None].to(x)
     full = _fill(x*(1-lost), lost, steps)
     return full + lost*noise*torch.randn(full.shape, generator=torch.Generator().manual_seed(seed)).to(x)
