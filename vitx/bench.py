@@ -52,9 +52,9 @@ class Case:
         if self.mask is None: raise VitxError("this dataset has no masks: ask for metrics that need none")
         return self.m, self.mask.to(self.m.device)
 
-# %% ../nbs/19_bench.ipynb #2ec32250
+# %% ../nbs/19_bench.ipynb #83299b13
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
-UNKNOWN = "not a class of this model: its top class instead"
+UNKNOWN = "not a class of this model: its top class instead"  # how the note of such a row begins
 
 def _map(ex, name, t, net, xs, capture=None): # → (b,h,w)
     capture = capture or Capture(net, xs, ex.anat if net is ex.model else None, ex.score)
@@ -74,7 +74,7 @@ def _open(ex, sample):
 
 def _why(e): return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
-# %% ../nbs/19_bench.ipynb #289f12bc
+# %% ../nbs/19_bench.ipynb #2a3344bb
 def score_sample(ex, sample, methods, metrics,
                  twins=None, # randomised copies of the model, for metrics that ask for them
                 ):
@@ -90,13 +90,15 @@ def score_sample(ex, sample, methods, metrics,
             m, wrong = torch.nn.functional.interpolate(m[None], size=capture.x.shape[-2:], mode='bilinear')[0, 0], ''
         except Exception as e: m, wrong = None, _why(e)
         case = Case(m, mask, capture, t, partial(_map, ex, n, t), black, twins)
-        for k in metrics: yield t, n, k, *((None, wrong) if wrong else _score(case, k, note))
+        for k in metrics: yield t, n, k, *((None, _also(note, wrong)) if wrong else _score(case, k, note))
 
 def _score(case, k, note):
     "A value and a note, or None and the reason"
     try: value = case.score(k)
-    except Exception as e: return None, _why(e)
-    return (value, note) if np.isfinite(value) else (None, metric[k].meta.get('blank', f'{k} is {value} here'))
+    except Exception as e: return None, _also(note, _why(e))
+    return (value, note) if np.isfinite(value) else (None, _also(note, metric[k].meta.get('blank', f'{k} is {value} here')))
+
+def _also(note, why): return f'{note}; {why}' if note else why
 
 # %% ../nbs/19_bench.ipynb #7f94290e
 def _typed(r):
@@ -263,7 +265,7 @@ def report(rows:list)->str:
         text += ['', *_losses(by[k], k, names), *_gaps(own), '']
     return '\n'.join(text)
 
-# %% ../nbs/19_bench.ipynb #c5617bf8
+# %% ../nbs/19_bench.ipynb #40b5b346
 def _losses(values, k, names, default='rcut', worst=3):
     "Where the default loses most against the best of the others"
     others = [n for n in names if n != default and values[n]]
@@ -276,7 +278,7 @@ def _losses(values, k, names, default='rcut', worst=3):
 def _gaps(rows, most=5):
     "How many rows have no value, and why; how many were asked about another class"
     gaps = Counter(r['note'] for r in rows if r['value'] is None)
-    other = {r['image'] for r in rows if r['value'] is not None and r['note'] == UNKNOWN}
+    other = {r['image'] for r in rows if r['value'] is not None and r['note'].startswith(UNKNOWN)}
     text = [f"{sum(gaps.values())} of {len(rows)} values missing" + (':' if gaps else '.')]
     for note,n in gaps.most_common(most):
         r = next(r for r in rows if r['value'] is None and r['note'] == note)
