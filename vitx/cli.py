@@ -45,28 +45,39 @@ def explain(image:str=None,      # picture; without it, the shipped one
 
 def print_json(d): print(json.dumps(d, ensure_ascii=False))
 
-# %% ../nbs/21_cli.ipynb #51314097
-def _split(s): return tuple(w.strip() for w in s.split(',') if w.strip())
+# %% ../nbs/21_cli.ipynb #a4e299bb
+def _split(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None
 
 @commands('bench')
-def bench_command(data:str='scenes',      # dataset, or dataset:PATH
+def bench_command(data:str='scenes',      # dataset, or dataset:PATH: scenes, pairs:FOLDER, grid, grid:pairs:FOLDER
                   model:str=None,         # timm names or folders, joined by commas; without it, the shipped model
-                  methods:str='rcut,chefer,gradcam,rollout,attention,rcut-code,cut,centre,random', # joined by commas
-                  metrics:str='ap,iou,hit,energy', # joined by commas
+                  methods:str=None,       # joined by commas, or all; without it, the usual ones
+                  metrics:str=None,       # joined by commas, or all; without it, those that suit the dataset
                   limit:int=None,         # so many samples
-                  out:str='bench',        # folder for rows.csv, made if missing
+                  out:str='bench',        # folder for rows and report, made if missing
                   resume:bool=False,      # go on with the rows that are there
+                  format:str='csv',       # of the rows: csv or parquet
+                  device:str=None,        # where to run, such as cuda; without it, the CPU
                  ):
     "Score methods on a dataset, one row per image, method and metric"
-    path = bench(data, _split(model) if model else (None,), _split(methods), _split(metrics), limit, out, resume)
-    print(report(read_rows(path)))
+    try: path = bench(data, _split(model) or (None,), _split(methods), _split(metrics), limit, out, resume, format, device)
+    except KeyboardInterrupt:
+        print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
+        raise
+    print(report(rows := read_rows(path)))
     print(f'rows: {path}')
+    if rows: print('report: {}, {}'.format(*write_report(rows, path.parent)))
 
-@commands('report', positional='folder')
-def report_command(folder:str='bench' # folder of a bench run
+@commands('report', positional='folder', many=True)
+def report_command(folder:str='bench', # folder of a bench run, or several
+                   out:str=None,       # folder for report.md and report.png, made if missing; without it, nothing is written
                   ):
-    "Print the table of a bench run as Markdown"
-    print(report(read_rows(folder)))
+    "Print the tables of bench runs as Markdown"
+    rows = [r for f in ([folder] if isinstance(folder, str) else folder) for r in read_rows(f)]
+    print(report(rows))
+    if out is None: return
+    if not Path(out).is_dir(): Path(writable(out)).mkdir()
+    print('report: {}, {}'.format(*write_report(rows, out)))
 
 # %% ../nbs/21_cli.ipynb #6cb74f69
 def _table(rows, json):
@@ -98,7 +109,7 @@ def models(pattern:str='*',        # part of a name, * and ? allowed
 
 PLAIN = ('vision_transformer', 'deit', 'eva')  # timm's modules whose models the family `plain` reads
 
-# %% ../nbs/21_cli.ipynb #af2701af
+# %% ../nbs/21_cli.ipynb #f66d786d
 def main(argv:list=None # words after `vitx`; None: the command line's
         )->int:
     "Run a subcommand; 0 when it went well, 2 when the input was wrong"
@@ -117,7 +128,7 @@ def _parser(f):
     p, word = anno_parser(f, prog=f"vitx {f.meta['name']}"), f.meta.get('positional')
     for a in p._actions:  # fastcore 1 and 2 spell positional words differently, so that one is added here
         if a.dest != word: continue
-        p.add_argument(word, nargs='?', default=argparse.SUPPRESS, help=a.help)
+        p.add_argument(word, nargs='*' if f.meta.get('many') else '?', default=argparse.SUPPRESS, help=a.help)
         a.help = argparse.SUPPRESS
         break
     return p

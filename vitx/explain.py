@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map']
 
-# %% ../nbs/17_explain.ipynb #32ef1a5b
+# %% ../nbs/17_explain.ipynb #428e9dca
 import json, re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -21,6 +21,7 @@ from .images import *
 from .models import *
 from .capture import *
 from .show import *
+from .metrics import randomised
 from .rcut import *
 from .parts import *
 from .factors import *
@@ -283,7 +284,7 @@ def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, a
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
     return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
 
-# %% ../nbs/17_explain.ipynb #899774d3
+# %% ../nbs/17_explain.ipynb #2f24af30
 @patch
 def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
@@ -300,7 +301,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     x, _ = prepare(e.image, self.transform, self._ask)
     run = Capture(self.model, x[None], self.anat)(attn=range(e.layer+1), keys=range(e.layer+1))
     labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
-    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k)
+    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.fine)
 
 @patch
 def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:

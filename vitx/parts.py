@@ -105,7 +105,7 @@ def _joined(A, w, part, core): # cells set aside join the part whose evidence th
     tie = torch.stack([(A[:, core & (part == i)]*w[core & (part == i)]).sum(1)/w[core & (part == i)].sum() for i in range(len(names))], 1)
     return len(names), torch.where(core, part, tie.argmax(1))
 
-# %% ../nbs/14_parts.ipynb #7715fa74
+# %% ../nbs/14_parts.ipynb #04f69287
 @dataclass(eq=False)
 class Parts:
     "The evidence for a class, cut into parts"
@@ -116,6 +116,7 @@ class Parts:
     label: str
     prob: float
     asked: int                               # how many parts were asked for
+    fine: torch.Tensor = field(default=None, repr=False) # (h',w') the map on the pixels that the model saw: its edges become the parts'
 
     @property
     def grid_parts(self)->torch.Tensor: # (k,h,w) bool
@@ -124,18 +125,26 @@ class Parts:
     @property
     def parts(self)->torch.Tensor: # (k,H,W) bool
         "The pixels of each part; no pixel is in two"
-        return _on_pixels(self.labels, self.place)
+        return _on_pixels(self.labels, self.place, self.fine)
     @property
     def note(self)->str: return '' if len(self.shares) == self.asked else f'{len(self.shares)} of the {self.asked} parts asked for: the evidence has no more'
     def __repr__(self): return f'Parts of {self.label!r} {self.prob:.3f}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
     def to_dict(self)->dict: return dict(label=self.label, prob=round(self.prob, 6), asked=self.asked, shares=[round(s, 6) for s in self.shares.tolist()], labels=self.labels.tolist())
 
-def _on_pixels(labels, place):
+def _grown(labels, fine, faint=.1): # (h,w), (H,W) → (H,W): the part of the nearest cell that has one, −1 where the map is faint
+    cells = (labels >= 0).nonzero()
+    size = torch.tensor(fine.shape)/torch.tensor(labels.shape)
+    at = torch.cartesian_prod(*(torch.arange(n)+.5 for n in fine.shape))
+    near = labels[tuple(cells.T)][torch.cdist(at, (cells+.5)*size).argmin(1)].view(fine.shape)
+    return torch.where(fine > faint, near, -1)
+
+def _on_pixels(labels, place, fine=None):
+    labels = labels if fine is None else _grown(labels, fine)
     names = torch.arange(-1, int(labels.max())+1)
     top = torch.stack([lay((labels == i).float(), place) for i in names]).argmax(0) - 1     # the part that interpolation gives most
     return (top[None] == names[1:, None, None]) & place.seen
 
-# %% ../nbs/14_parts.ipynb #429bb5d5
+# %% ../nbs/14_parts.ipynb #873d472a
 @patch
 def show(self:Parts, fig=None):
     "The picture, and beside it the parts over it with their shares; returns the two axes"
@@ -145,7 +154,7 @@ def show(self:Parts, fig=None):
     k = min(1, 1024/max(self.image.size))
     img = np.asarray(self.image.resize([max(1, round(s*k)) for s in self.image.size]))/np.float32(255)
     axs, over = fig.subplots(1, 2), (.45*img + .35*img.mean(2, keepdims=True))
-    for m,c in zip(_on_pixels(self.labels, self.place.scaled(img.shape[:2])).numpy(), COLOURS):
+    for m,c in zip(_on_pixels(self.labels, self.place.scaled(img.shape[:2]), self.fine).numpy(), COLOURS):
         over[m] = .45*img[m] + .55*np.array([int(c[i:i+2], 16)/255 for i in (1, 3, 5)], dtype=np.float32)
     show_image(img, axs[0], f'{self.label if len(self.label) < 34 else self.label[:33] + "…"}  {self.prob:.2f}'); show_image(over.clip(0, 1), axs[1])
     axs[1].legend([Patch(color=c) for _,c in zip(self.shares, COLOURS)], [f'{s:.0%}' for s in self.shares.tolist()], title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
