@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['LIMITS', 'at_stake', 'contrast', 'likeness', 'border_share', 'blob', 'Card', 'make_card']
 
-# %% ../nbs/16_card.ipynb #66127321
+# %% ../nbs/16_card.ipynb #552433ca
 from dataclasses import dataclass, field
 
 import torch
 from fastcore.basics import patch
-
 from torch.nn import functional as F
 
 from .core import *

@@ -110,21 +110,26 @@ def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
     return bad, lambda v: mend(v, bad, run.grid)
 
-# %% ../nbs/13_rcut.ipynb #041c1e30
+# %% ../nbs/13_rcut.ipynb #05c6f531
 @method('rcut', source='this package: R-Cut with held-still relevance of the lead over rivals, a graph of keys and colours, and a walk in place of the bare eigenvector', pixels='guided')
-def rcut(capture, targets, layers, rivals:int=20, cure:bool=True, full:float=2., cap:float=3., power:float=4., colour:float=1., alpha:float=.9, zero:float=.8):
-    "What makes the class lead its rivals, carried along a graph of keys and colours, signed"
+def rcut(capture, targets, layers, rivals:int=20, linear:bool=True, cure:bool=True, power:float=4., colour:float=1., position:float=0., texture:float=0., **walk):
+    "What makes the class lead its rivals, carried along a graph of keys and colours, signed; `walk` goes to `rcut_map`"
     blocks = range(max(layers)+1)
     score = (lambda y, t: lead(y, t, rivals)) if capture.score == 'logit' else None
-    run = capture(targets, tokens={b for l in layers for b in second_half(l)}, attn=blocks, keys=blocks, grad=('tokens', 'attn'), linear=True, score=score)
-    tint = [colour_affinity(capture.x, run.grid, colour).to(run.logits)] if colour else []
-    return run.on_grid(torch.stack([_rcut(run, l, tint, cure, full, cap, power, alpha, zero) for l in layers], 2))
+    run = capture(targets, tokens={b for l in layers for b in second_half(l)}, attn=blocks, keys=blocks, grad=('tokens', 'attn'), linear=linear, score=score)
+    factors = [f.to(run.logits) for f in _factors(capture.x, run.grid, colour, position, texture)]
+    return run.on_grid(torch.stack([rcut_map(*_parts(run, l, cure, power, factors), **walk) for l in layers], 2))
 
-def _rcut(run, l, tint, cure, full, cap, power, alpha, zero): # → (B,T,n)
+def _factors(x, grid, colour, position, texture): # widths; 0: without this factor
+    if colour: yield colour_affinity(x, grid, colour)
+    if position: yield position_affinity(grid, position)
+    if texture: yield texture_affinity(x, grid, texture)
+
+def _parts(run, l, cure, power, factors): # → own (B,T,n), flow (B,T,n), graph (B,n,n)
     heal = mended(run, l)[1] if cure else lambda v: v
     own = torch.stack([standard(heal(run.patches(carried(run.at['tokens', b], run.grad['tokens', b]), -1))) for b in second_half(l)]).mean(0)
     keys = [heal(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2)).transpose(-1, -2) for b in range(l+1)]
-    return rcut_map(own, heal(flowed(run, l)), factored(key_graph(keys, power), tint), full, cap, alpha, zero)
+    return own, heal(flowed(run, l)), factored(key_graph(keys, power), factors)
 
 # %% ../nbs/13_rcut.ipynb #4a0fd6ef
 def guided(m:torch.Tensor,  # (B,M,h,w) maps of each picture
