@@ -28,7 +28,7 @@ setup(
     include_package_data=True,
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={'bench': cfg['bench_requirements'].split(), 'dev': [*cfg['dev_requirements'].split(), *cfg['bench_requirements'].split()]},
     entry_points={'console_scripts': [cfg['console_scripts']], 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
     zip_safe=False,
 )
