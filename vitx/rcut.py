@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lead', 'second_half', 'carried', 'standard', 'flowed', 'inflow', 'artefacts', 'mend', 'key_graph', 'rcut_map',
-           'mended', 'rcut', 'guided', 'on_pixels']
+           'agreement', 'mended', 'rcut', 'guided', 'on_pixels']
 
 # %% ../nbs/13_rcut.ipynb #6501dcef
 import torch
@@ -95,15 +95,21 @@ def key_graph(keys:list,       # per block: (B,n,d) keys of the patches, heads s
     A = torch.stack([soft_affinity(k, power) for k in keys]).mean(0)
     return A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
 
-# %% ../nbs/13_rcut.ipynb #9ab4fc8b
+# %% ../nbs/13_rcut.ipynb #c7d7777d
 def rcut_map(own:torch.Tensor,  # (B,T,n) what tokens carry, standardised
              flow:torch.Tensor, # (B,T,n) what flowed
              graph:torch.Tensor,# (B,n,n)
-             full:float=2., cap:float=3., alpha:float=.9, zero:float=.8,
+             full:float=2., cap:float=3., alpha:float=.9, zero:float=.8, doubt:tuple=(.5, .7),
             )->torch.Tensor:    # (B,T,n), signed
-    "Both relevances, capped and added, walk over the graph; `zero` deviations above the mean become 0"
-    loud = lambda v: standard(v).clamp(-cap, cap)
-    return standard(diffuse(graph, loud(own) + full*loud(flow), alpha)) - zero
+    "Both relevances, capped and added, walk over the graph as far as they agree; `zero` deviations above the mean become 0"
+    own, flow = (standard(v).clamp(-cap, cap) for v in (own, flow))
+    start = own + full*flow
+    trust = ((agreement(own, flow) - doubt[0])/(doubt[1] - doubt[0])).clamp(0, 1)[..., None]
+    return standard(trust*standard(diffuse(graph, start, alpha)) + (1-trust)*standard(start)) - zero
+
+def agreement(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,n), (…,n) → (…) in -1..1
+    "Correlation over patches"
+    return (standard(a)*standard(b)).mean(-1)
 
 def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     "The artefacts at block l, and their cure"
