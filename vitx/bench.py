@@ -224,7 +224,7 @@ def _run(ex, stream, data, methods, metrics, limit, path, done):
             f.write(_lines([dict(zip(FIELDS, (label, name, ex.name, *r))) for r in score_sample(ex, s, *ask, twins) if (r[1], r[2]) in want]))
             f.flush()
 
-# %% ../nbs/19_bench.ipynb #b355c768
+# %% ../nbs/19_bench.ipynb #17024ad0
 def interval(v:np.ndarray, # (n,) one value per picture
              draws:int=2000, seed:int=0,
             )->tuple:      # mean, lower, upper
@@ -248,10 +248,10 @@ def by_picture(rows:list)->dict: # (dataset, model) → metric → method → {i
 def _sign(k): return 1 if metric[k].meta['better'] == 'higher' else -1
 def _mean(values): return np.mean(list(values.values())) if values else np.nan
 def _ranked(by, k): return sorted(by[k], key=lambda n: (not by[k][n], -_sign(k)*_mean(by[k][n]) if by[k][n] else 0))
-def _said(v, form='{:.2f} [{:.2f}, {:.2f}]'): return form.format(*interval(np.array(v))) if len(v) else '–'
+def _said(v, form='{:.2f} [{:.2f}, {:.2f}]'): return form.format(*interval(np.array(v))) if len(v) > 1 else form.split(' [')[0].format(*v) if len(v) else '–'
 def _pairs(a, b, k): return {i: _sign(k)*(a[i] - b[i]) for i in a if i in b}  # positive: a is better
 
-# %% ../nbs/19_bench.ipynb #95f3200d
+# %% ../nbs/19_bench.ipynb #9c000488
 def report(rows:list)->str:
     "Markdown: for each dataset and model a table of methods and metrics, best first, then the default's losses and what is missing"
     text = []
@@ -259,10 +259,10 @@ def report(rows:list)->str:
         k, *_ = by
         names = _ranked(by, k)
         own = [r for r in rows if (r['dataset'], r['model']) == (data, model)]
-        text += [f"**{model}** on {data}, {len({r['image'] for r in own})} samples", '', f"| method | {' | '.join(f'{m} {chr(8593 if _sign(m) > 0 else 8595)}' for m in by)} | {k}: lead over the next |", '|---'*(len(by)+2) + '|']
+        text += [f"**{model}** on {data}, {len({r['image'] for r in own})} samples", '', f"| method | n | {' | '.join(f'{m} {chr(8593 if _sign(m) > 0 else 8595)}' for m in by)} | {k}: lead over the next |", '|---'*(len(by)+3) + '|']
         for n,below in zip(names, names[1:] + [None]):
             lead = _said(list(_pairs(by[k][n], by[k][below], k).values()), '{:+.3f} [{:+.3f}, {:+.3f}]') if below else ''
-            text.append(f"| {n} | {' | '.join(_said(list(by[m].get(n, {}).values())) for m in by)} | {lead} |")
+            text.append(f"| {n} | {len(by[k][n])} | {' | '.join(_said(list(by[m].get(n, {}).values())) for m in by)} | {lead} |")
         text += ['', *_losses(by[k], k, names), *_gaps(own), '']
     return '\n'.join(text)
 

@@ -79,7 +79,7 @@ def report_command(folder:str='bench', # folder of a bench run, or several
     if not Path(out).is_dir(): Path(writable(out)).mkdir()
     print('report: {}, {}'.format(*write_report(rows, out)))
 
-# %% ../nbs/21_cli.ipynb #6cb74f69
+# %% ../nbs/21_cli.ipynb #3718b011
 def _table(rows, json):
     if json: return print_json(rows)
     width = max(map(len, (r['name'] for r in rows)), default=0)
@@ -88,7 +88,7 @@ def _table(rows, json):
 @commands('methods')
 def methods(json:bool=False # print JSON
            ):
-    "List the methods, with their sources"
+    "List the methods; --json adds their sources"
     _table([dict(name=n, does=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('agnostic', False)) for n,f in ((n, method[n]) for n in method_names())], json)
 
 @commands('metrics')

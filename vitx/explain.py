@@ -138,7 +138,7 @@ def find_class(target,      # index, label or part of a label
     close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
-# %% ../nbs/17_explain.ipynb #c09fb94d
+# %% ../nbs/17_explain.ipynb #26f6c4d6
 def method_named(name:str):
     "A registered method; `VitxError` offers the nearest"
     return method[name]
@@ -163,6 +163,7 @@ class Explainer:
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
         self.name = model if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
         self.labels = _labels(labels, self.model)
+        if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
         self.transform = transform or model_transform(self.model)
         self._ask = lru_cache(256)(partial(probe, self.transform))
         if transform is not None and len({probe(transform, (96, 120)) for _ in range(4)}) > 1:
@@ -284,7 +285,7 @@ def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, a
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
     return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
 
-# %% ../nbs/17_explain.ipynb #2f24af30
+# %% ../nbs/17_explain.ipynb #f7a36a3c
 @patch
 def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
@@ -301,6 +302,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     x, _ = prepare(e.image, self.transform, self._ask)
     run = Capture(self.model, x[None], self.anat)(attn=range(e.layer+1), keys=range(e.layer+1))
     labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
+    labels, shares = weigh(labels, e.fine)
     return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.fine)
 
 @patch
@@ -310,7 +312,7 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     _, pixels, predict = self._pixels(e.image)
     return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
 
-# %% ../nbs/17_explain.ipynb #6554cb9c
+# %% ../nbs/17_explain.ipynb #a4ca01d6
 @patch
 def card(self:Explanation, seed:int=0)->Card:
     "What to know before believing this map; `seed` draws the model with random weights"
@@ -319,8 +321,9 @@ def card(self:Explanation, seed:int=0)->Card:
     x, pixels, predict = ex._pixels(self.image)
     capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._class(self.against)
     run = capture(self.target, attn=range(l+1), grad='attn', linear=True, score=lead)
-    relevance = mended(run, l)[1](flowed(run, l))[0, 0]
+    relevance, ask, probs, t = mended(run, l)[1](flowed(run, l))[0, 0], predict, run.logits[0].softmax(-1), self.target
+    if against is not None: ask, probs, t = (lambda v: predict(v)[:, [self.target, against]]), run.logits[0, [self.target, against]].softmax(-1), 0   # a question of two classes
     rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
     wild = ex._maps(Capture(randomised(ex.model, seed), x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(predict, pixels, run.logits[0].softmax(-1).cpu(), self.target, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.label, method[self.method].meta.get('agnostic', False))
+    return make_card(ask, pixels, probs.cpu(), t, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False))
