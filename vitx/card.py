@@ -52,7 +52,7 @@ def blob(h:int, w:int, sigma:float=.25)->torch.Tensor: # (h,w)
     line = lambda n: torch.exp(-((torch.arange(n)+.5)/n - .5)**2/(2*sigma**2))
     return line(h)[:, None]*line(w)
 
-# %% ../nbs/16_card.ipynb #15614a08
+# %% ../nbs/16_card.ipynb #13f79b33
 LIMITS = dict(prob=.25, at_stake=.35, contrast=.5, centre=.8, rival=.95, random_model=.7, border=.6)
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class Card:
         lim, say = LIMITS, []
         if self.at_stake < lim['at_stake']: say.append(f"Little hangs on what this map marks: without it the model loses only {max(self.at_stake, 0):.0%} more of {self.label!r} than without as much of anything else, and a cut always finds something. If the thing isn't in the picture, don't read the map; if it fills the picture, show it with more room around it.")
         if self.prob < lim['prob']: say.append(f"The model is unsure ({self.prob:.2f}), so the map explains a guess: look at its other answers, or ask about a class that you know is there.")
-        if self.contrast < lim['contrast']: say.append(f"No patch stands out (contrast {self.contrast:.2f}): take the order of the cells as chance, and ask for another class or another picture.")
+        if self.contrast < lim['contrast']: say.append(f"No patch stands out in what flowed to the head (contrast {self.contrast:.2f}): take the order of the cells as chance, and ask for another class or another picture.")
         if self.agnostic: say.append("This method draws the same map for every class: to ask about a class use rcut, chefer or gradcam.")
         elif self.like['rival'] > lim['rival']: say.append(f"Even {self.rival!r} has nearly the same map ({self.like['rival']:.2f}): it shows where something is, not why it is {self.label!r}. Ask what sets them apart, with against={self.rival!r}.")
         if self.like['random_model'] > lim['random_model']: say.append(f"A model with random weights draws nearly the same ({self.like['random_model']:.2f}): the map comes from picture and architecture, not from what was learnt. Try another method or a later layer.")
@@ -85,12 +85,12 @@ class Card:
         if self.border > lim['border']: say.append(f"{self.border:.0%} of the evidence lies in the outermost cells: the thing may be cut off, or padding may be at work. Give the picture more margin and look again.")
         return say
 
-# %% ../nbs/16_card.ipynb #f6cd5287
+# %% ../nbs/16_card.ipynb #d98a6dab
 @patch
 def __repr__(self:Card):
     like = self.like
     lines = [('probability', f'{self.prob:.2f}, {self.margin:+.2f} to the next class; entropy {self.entropy:.2f} of 1'),
-             ('at stake', f'{round(self.at_stake, 2)+0.:.2f} of it goes with the marked region'), ('contrast', f'{self.contrast:.2f}'), ('border', f'{self.border:.2f} of the evidence'),
+             ('at stake', f'{round(self.at_stake, 2)+0.:.2f} of it goes with the marked region'), ('contrast', f'{self.contrast:.2f} of what flowed to the head'), ('border', f'{self.border:.2f} of the evidence'),
              ('unlike', f"centre {1-like['centre']:.2f}, noise {1-like['random']:.2f}, random model {1-like['random_model']:.2f}" + (f", {self.rival} {1-like['rival']:.2f}" if self.rival else ''))]
     return '\n'.join([f'Card of {self.label!r}', *(f'  {n:12s}{t}' for n,t in lines), *(f'  ! {w}' for w in self.warnings or ()), *([] if self.warnings else ['  nothing to warn of'])])
 
