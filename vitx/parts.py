@@ -105,7 +105,7 @@ def _joined(A, w, part, core): # cells set aside join the part whose evidence th
     tie = torch.stack([(A[:, core & (part == i)]*w[core & (part == i)]).sum(1)/w[core & (part == i)].sum() for i in range(len(names))], 1)
     return len(names), torch.where(core, part, tie.argmax(1))
 
-# %% ../nbs/14_parts.ipynb #4c4bad0b
+# %% ../nbs/14_parts.ipynb #3ae88172
 @dataclass(eq=False)
 class Parts:
     "The evidence for a class, cut into parts"
@@ -131,6 +131,7 @@ class Parts:
     def __repr__(self): return f'Parts of {self.label!r} {self.prob:.3f}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
     def to_dict(self)->dict: return dict(label=self.label, prob=round(self.prob, 6), asked=self.asked, shares=[round(s, 6) for s in self.shares.tolist()], labels=self.labels.tolist())
 
+# %% ../nbs/14_parts.ipynb #b462e081
 def _grown(labels, fine, faint=.1): # (h,w), (H,W) → (H,W): the part of the nearest cell that has one, −1 where the map is faint
     cells = (labels >= 0).nonzero()
     size = torch.tensor(fine.shape)/torch.tensor(labels.shape)
