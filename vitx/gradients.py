@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['pool_pixels', 'every_layer', 'input_gradient', 'integrated_gradients', 'smoothgrad', 'legrad', 'inside', 'insides',
            'through_linear', 'through_product', 'through_sum', 'through_block', 'linear_heads', 'through_head',
-           'relevances', 'chefer_lrp', 'as_if', 'by_constant', 'norm_rule', 'gamma_rule', 'relevance_rules', 'attnlrp',
-           'feedback', 'bt_token', 'bt_head']
+           'relevances', 'chefer_lrp', 'as_if', 'gamma_rule', 'relevance_rules', 'attnlrp', 'feedback', 'bt_token',
+           'bt_head']
 
 # %% ../nbs/09_gradients.ipynb #94185f48
 from contextlib import contextmanager
@@ -215,19 +215,9 @@ def chefer_lrp(capture, targets, layers):
     step = lambda l: (R[l][1]*run.grad['attn', l]).clamp_min(0).mean(2)
     return run.on_grid(torch.stack(list(accumulate(run, layers, step)), 2))
 
-# %% ../nbs/09_gradients.ipynb #49c4670b
+# %% ../nbs/09_gradients.ipynb #393cab1e
 def as_if(y, z): # y's value with z's gradient; z: the same value up to rounding
     return y.detach() + (z - z.detach())
-
-def by_constant(y, x):
-    "y as if it were x times the constant y/x: the rule for activations"
-    return as_if(y, x*torch.where(x == 0, 0, y/x).detach())
-
-def norm_rule(m, args, y):
-    "LayerNorm with its deviation held fixed"
-    x, = args
-    std = (x.var(-1, keepdim=True, unbiased=False) + m.eps).sqrt().detach()
-    return as_if(y, (x - x.mean(-1, keepdim=True))/std*(1 if m.weight is None else m.weight))
 
 def gamma_rule(gamma):
     "Linear layer or convolution: contributions of the result's own sign count 1+γ times (generalised γ-rule)"
@@ -237,10 +227,11 @@ def gamma_rule(gamma):
         up, down = w + gamma*w.clamp_min(0), w + gamma*w.clamp_max(0)
         B, C = (None, None) if b is None else (b + gamma*b.clamp_min(0), b + gamma*b.clamp_max(0))
         p, n = x.clamp_min(0), x.clamp_max(0)
-        return by_constant(y, torch.where(y > 0, f(p, up, B) + f(n, down, None), f(p, down, C) + f(n, up, None)))
+        favoured = torch.where(y > 0, f(p, up, B) + f(n, down, None), f(p, down, C) + f(n, up, None))
+        return as_if(y, favoured*torch.where(favoured == 0, 0, y/favoured).detach())
     return rule
 
-# %% ../nbs/09_gradients.ipynb #ed568674
+# %% ../nbs/09_gradients.ipynb #d45a0f7b
 @contextmanager
 def relevance_rules(capture,
                     gamma=(.25, .05), # of convolutions and of linear layers outside attention; 0: by contribution alone
@@ -253,12 +244,12 @@ def relevance_rules(capture,
         hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)
         inner = {m for a in capture.anat.attns for m in a.modules()}
         for m in capture.model.modules():
-            if isinstance(m, nn.LayerNorm): hook(m, norm_rule)
+            if isinstance(m, nn.LayerNorm): hook(m, hold_norm)
             for kind,g in zip((nn.Conv2d, nn.Linear), gamma):
                 if g and isinstance(m, kind) and m not in inner: hook(m, gamma_rule(g))
         for b in capture.anat.blocks:
             share = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
-            hook(b.mlp.act, lambda m, args, y: by_constant(y, args[0]))
+            hook(b.mlp.act, hold_gate)
             hook(b.attn.qkv, lambda m, args, y, share=share: as_if(y, y*share))
         yield
 
