@@ -182,12 +182,12 @@ def _record(self:Capture, seen, grads, targets):
     grid = self.anat.grid(*self.x.shape[-2:], n - self.anat.prefix) if n else None
     return Record(self._logits, targets, grid, self.anat.prefix, self.anat.reads, {k: t.detach().float() for k,t in seen.items()}, grads)
 
-# %% ../nbs/05_capture.ipynb #7c499a42
+# %% ../nbs/05_capture.ipynb #cad65d7e
 def _gradients(scores, sites):
     "d scores[:,t] / d site, stacked over t: (B,T,...)"
     if not sites: return {}
     per_target = []
-    for t in range(scores.shape[1]):
+    for t in track(range(scores.shape[1]), 'classes', False):
         last = t == scores.shape[1] - 1
         g = torch.autograd.grad(scores[:, t].sum(), list(sites.values()), retain_graph=not last, allow_unused=True)
         per_target.append([torch.zeros_like(v) if d is None else d for d,v in zip(g, sites.values())])

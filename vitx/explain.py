@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map']
 
-# %% ../nbs/17_explain.ipynb #428e9dca
+# %% ../nbs/17_explain.ipynb #ab251ad4
 import json, re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from inspect import signature
 from pathlib import Path
 
 import numpy as np, torch
@@ -209,20 +210,30 @@ def _layers(self:Explainer, layers):
         raise VitxError(f"layer {bad[0]!r} is out of range: this model has {self.depth} blocks, 0 to {self.depth-1}")
     return [int(l)%self.depth for l in layers]
 
-# %% ../nbs/17_explain.ipynb #be98e36e
+# %% ../nbs/17_explain.ipynb #140dcb50
 @patch
 def maps(self:Explainer, x:torch.Tensor,    # (B,3,H,W), preprocessed
          targets=None,            # None (top class), a class, a list of classes (for all images), or (B,T) indices
          method:str='rcut',
          layers=None,             # a layer or a list; None: the last block
          against=None,            # explain the lead over this class
+         **options,               # of the method, such as `zero` of rcut
         )->torch.Tensor:          # (B,T,L,h,w) float32, signed
     "Evidence maps on the token grid"
-    return self._maps(Capture(self.model, _checked(x), self.anat, self.score), targets, method, layers, self._class(against))
+    return self._maps(Capture(self.model, _checked(x), self.anat, self.score), targets, method, layers, self._class(against), **options)
+
+def _with_options(f, options):
+    if not options: return f
+    meta, names = f.meta, [*f.meta.get('options', {}), *list(signature(f).parameters)[3:]]
+    known = [n for n in dict.fromkeys(names) if n not in ('walk', 'progress')]
+    if bad := options.keys() - {*known}: raise VitxError(f"{meta['name']} has no option {min(bad)!r}: it has {', '.join(known) or 'none'}")
+    f = partial(f, **options)
+    f.meta = meta
+    return f
 
 @patch
-def _maps(self:Explainer, capture, targets, name, layers, against=None):
-    f, layers = method[name], self._layers(layers)
+def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
+    f, layers = _with_options(method[name], options), self._layers(layers)
     if isinstance(targets, (list, tuple, np.ndarray)): targets = [[self.target(c) for c in t] if isinstance(t, (list, tuple, np.ndarray)) else self.target(t) for t in targets]
     elif targets is not None and not isinstance(targets, torch.Tensor): targets = self.target(targets)
     m = f(capture, targets, layers) if against is None else _lead(f, capture, as_targets(targets, capture.logits), layers, against)

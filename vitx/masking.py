@@ -6,10 +6,9 @@
 __all__ = ['random_grids', 'enlarge', 'rise', 'keep_tokens', 'check_tokens', 'kmeans', 'draw', 'covered_mean', 'tis',
            'complete_linkage', 'feature_masks', 'causal_scores', 'vit_cx']
 
-# %% ../nbs/10_masking.ipynb #d1a1328c
+# %% ../nbs/10_masking.ipynb #96db9047
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from .core import *
 from .capture import *
@@ -35,16 +34,13 @@ def enlarge(grids:torch.Tensor,  # (n,cells,cells)
     y, x = ((shifts[:, [i]]*cell[i]).long() + torch.arange(size[i]) for i in (0, 1))
     return big[torch.arange(len(big))[:, None, None], y[:, :, None], x[:, None]]
 
-# %% ../nbs/10_masking.ipynb #ab67c7db
-def _bar(parts, what, progress): # a progress bar; None: on a terminal
-    return tqdm(parts, desc=what, unit='batch', disable=None if progress is None else not progress, leave=False)
-
+# %% ../nbs/10_masking.ipynb #ce27c6d3
 @method('rise', quick=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018', forwards='masks (512)')
 def rise(capture, targets, layers, masks=512, cells=7, p=.5, covered=False, batch=64, seed=0, progress=None):
     "Mean probability of the class where a place is shown, less the mean over all masks. It only sees pixels: the same map for every layer"
     run, x = capture(targets, normed=[0]), capture.x    # for the grid and the targets
     total, mean, shown = torch.zeros(*run.targets.shape, *run.grid), torch.zeros(run.targets.shape), torch.zeros(run.grid)
-    for g,s in _bar(list(zip(*(t.split(batch) for t in random_grids(masks, cells, p, seed)))), 'random masks', progress):
+    for g,s in track(list(zip(*(t.split(batch) for t in random_grids(masks, cells, p, seed)))), 'random masks', progress):
         m = enlarge(g, s, tuple(x.shape[-2:]))
         small = F.adaptive_avg_pool2d(m, run.grid)
         shown += small.sum(0)
@@ -102,7 +98,7 @@ def draw(v:torch.Tensor, k:int, seed:int=0)->torch.Tensor: # (m,n) → (k,n)
     "k of the points, or all if there are fewer, in seeded order"
     return v[torch.randperm(len(v), generator=torch.Generator().manual_seed(seed))[:k].to(v.device)]
 
-# %% ../nbs/10_masking.ipynb #60e5fd41
+# %% ../nbs/10_masking.ipynb #2a85eec9
 def covered_mean(scores:torch.Tensor, # (…,m) of m masks
                  masks:torch.Tensor,  # (m,n) in 0..1
                 )->torch.Tensor:      # (…,n), 0 where no mask shows the place
@@ -121,7 +117,7 @@ def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progres
     for b,l in ((b, l) for b in range(len(capture.x)) for l in range(len(layers))):
         channels = torch.cat([run.patches(run.at['tokens', i])[b] for i in range(layers[l]+1)], 1).T
         keep = kmeans(channels, draw(channels, masks, seed))[0].topk(int(ratio*n)).indices.sort(1).values
-        parts = _bar(keep.split(batch), 'token sets', progress)
+        parts = track(keep.split(batch), 'token sets', progress)
         scores = torch.cat([keep_tokens(capture, capture.x[[b]], k).softmax(-1)[:, run.targets[b]] for k in parts])  # (m,T)
         maps[b, :, l] = covered_mean(scores.T, torch.zeros(len(keep), n, device=keep.device).scatter(1, keep, 1.)).cpu()
     return run.on_grid(maps)
@@ -151,7 +147,7 @@ def feature_masks(t:torch.Tensor, # (n,D) patch tokens
     group = F.one_hot(complete_linkage(1 - u @ u.T, distance)).to(m)
     return unit_range(group.T @ m).unflatten(-1, size)
 
-# %% ../nbs/10_masking.ipynb #da78310d
+# %% ../nbs/10_masking.ipynb #8d7246c7
 def causal_scores(predict,            # pictures (b,3,H,W) → logits (b,C)
                   x:torch.Tensor,     # (3,H,W), preprocessed
                   masks:torch.Tensor, # (K,H,W) in 0..1
@@ -160,7 +156,7 @@ def causal_scores(predict,            # pictures (b,3,H,W) → logits (b,C)
                  )->torch.Tensor:     # (K,C)
     "The class's probability through each mask, corrected for what the noise alone does (ViT-CX)"
     g, out = torch.Generator().manual_seed(seed), []
-    for m in _bar(masks[:, None].split(batch), 'feature masks', progress):
+    for m in track(masks[:, None].split(batch), 'feature masks', progress):
         m = m.to(x)
         z = noise*torch.stack([torch.randn(x.shape, generator=g) for _ in m]).to(x)*(1-m)   # one by one: the batch size doesn't matter
         P = predict(torch.cat([x*m + z, x + z])).softmax(-1)

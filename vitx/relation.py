@@ -6,9 +6,8 @@
 __all__ = ['channel_masks', 'unit_range', 'masked_probs', 'cosine_weights', 'score_weights', 'gradient_weights', 'weighted',
            'weighted_sum', 'rout']
 
-# %% ../nbs/06_relation.ipynb #336b4030
+# %% ../nbs/06_relation.ipynb #7d19f74b
 import torch
-from tqdm.auto import tqdm
 
 from .core import *
 from .capture import *
@@ -27,15 +26,15 @@ def unit_range(t:torch.Tensor)->torch.Tensor: # (…,n) in 0..1; 0 where all are
     lo, hi = t.amin(-1, keepdim=True), t.amax(-1, keepdim=True)
     return torch.where(hi > lo, (t-lo)/(hi-lo).clamp_min(torch.finfo(t.dtype).tiny), torch.zeros_like(t))
 
-# %% ../nbs/06_relation.ipynb #6b9e54f8
+# %% ../nbs/06_relation.ipynb #760d6ba0
 def masked_probs(predict,          # pictures (b,3,H,W) → logits (b,C)
                  x:torch.Tensor,   # (3,H,W), preprocessed
                  masks:torch.Tensor, # (D,H,W) in 0..1
                  batch:int=64,
-                 progress:bool=None, # a bar; None: on a terminal
+                 progress:bool=None, # a bar; None: on a terminal and in Jupyter
                 )->torch.Tensor:   # (D,C)
     "What the model says of the picture through each mask"
-    parts = tqdm(masks.split(batch), desc='masked pictures', unit='batch', disable=None if progress is None else not progress, leave=False)
+    parts = track(masks.split(batch), 'masked pictures', progress)
     return torch.cat([predict(x*m[:, None].to(x)).softmax(-1) for m in parts])
 
 # %% ../nbs/06_relation.ipynb #1648adc6
