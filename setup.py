@@ -10,6 +10,8 @@ cfg = ini['DEFAULT']
 newest = 14  # the newest Python 3.x that the tests run on
 oldest = int(cfg['min_python'].split('.')[1])
 
+extras = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements') and k != 'dev_requirements'}
+
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
@@ -28,7 +30,7 @@ setup(
     include_package_data=True,
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={'bench': cfg['bench_requirements'].split(), 'dev': [*cfg['dev_requirements'].split(), *cfg['bench_requirements'].split()]},
+    extras_require=extras | {'dev': cfg['dev_requirements'].split() + sum(extras.values(), [])},
     entry_points={'console_scripts': [cfg['console_scripts']], 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
     zip_safe=False,
 )

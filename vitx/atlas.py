@@ -97,14 +97,16 @@ def where(m:torch.Tensor # (H,W) in 0..1
     at = side or 'at the ' + ' '.join(filter(None, (('top', '', 'bottom')[y], ('left', '', 'right')[x])))
     return f'strongest {at}, strong on {(m > .5*m.max()).float().mean():.0%} of the picture'
 
-# %% ../nbs/20_atlas.ipynb #a69269ce
+# %% ../nbs/20_atlas.ipynb #3d8f8e68
 def hatched(pixels:np.ndarray,  # (H,W,3) in 0..1
             seen:torch.Tensor,  # (H,W) bool
            )->np.ndarray:       # (H,W,3) uint8
     "Stripes where the model saw nothing"
-    y, x = np.indices(pixels.shape[:2])
-    stripe = ((x + y)%12 < 2) & ~seen.numpy()
-    return (np.where(stripe[..., None], .5*(pixels < .5).mean() + .25, pixels).clip(0, 1)*255).round().astype(np.uint8)
+    out = (pixels*255 + .5).astype(np.uint8)
+    if seen.all(): return out
+    y, x = np.ogrid[:out.shape[0], :out.shape[1]]
+    out[((x + y)%18 < 2) & ~seen.numpy()] = 200 if pixels.mean() < .5 else 60
+    return out
 
 # %% ../nbs/20_atlas.ipynb #e5a6080e
 def panels(atlas:Atlas, v:View)->list: # of Panel

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['commands', 'PLAIN', 'explain', 'print_json', 'bench_command', 'report_command', 'methods', 'metrics', 'models',
-           'main']
+           'app_notebook', 'app', 'main']
 
-# %% ../nbs/22_cli.ipynb #eb2d42d8
-import argparse, json, sys
+# %% ../nbs/22_cli.ipynb #3f5c7c36
+import argparse, ipaddress, json, os, secrets, socket, subprocess, sys, tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastcore.script import anno_parser
@@ -16,6 +17,7 @@ from . import __version__
 from .bench import *
 from .core import *
 from .explain import *
+from .images import *
 from .models import *
 
 # %% ../nbs/22_cli.ipynb #06d086cf
@@ -108,6 +110,53 @@ def models(pattern:str='*',        # part of a name, * and ? allowed
     print('\n'.join(names))
 
 PLAIN = ('vision_transformer', 'deit', 'eva')  # timm's modules whose models the family `plain` reads
+
+# %% ../nbs/22_cli.ipynb #dcc615ef
+def app_notebook(image, model, folder, files:bool=True)->dict:
+    "A notebook with one cell: the explorer"
+    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore(Explainer({model!r}), {image!r}, files={files})"
+    return dict(cells=[dict(cell_type='code', id='explorer', execution_count=None, metadata={}, outputs=[], source=cell)], nbformat=4, nbformat_minor=5,
+                metadata=dict(title='vitx', kernelspec=dict(name='python3', display_name='Python 3', language='python')))
+
+def _loopback(host):
+    try: return host == 'localhost' or ipaddress.ip_address(host).is_loopback
+    except ValueError: return False
+
+def _free_port(host, port):
+    for p in range(port, port+50) if port else [0]:
+        with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as s:
+            try:
+                s.bind((host, p))
+                return s.getsockname()[1]
+            except socket.gaierror: raise VitxError(f"there is no address {host!r} on this machine: try 127.0.0.1") from None
+            except OSError as e: last = e
+    raise VitxError(f"can't listen on {host}, ports {port} to {port+49}: {last.strerror}")
+
+# %% ../nbs/22_cli.ipynb #e260c369
+@commands('app', positional='image')
+def app(image:str=None,        # picture to begin with; without it, the shipped one
+        model:str=None,        # timm name or folder; without it, the shipped model
+        host:str='127.0.0.1',  # address to listen on; any but this machine's own asks visitors for a token
+        port:int=8866,         # first port to try; 0: any
+        quiet:bool=False,      # don't open a browser
+       ):
+    "Explore a picture in a web page"
+    if find_spec('voila') is None: raise VitxError("the app needs Voilà: pip install 'vitx[app]'")
+    if image is not None: read_image(image := str(Path(image).absolute()))   # what is wrong with these is said here, not in a page
+    if model is not None and Path(model).is_dir(): model = str(Path(model).absolute())
+    Explainer(model)
+    token, port = '' if _loopback(host) else secrets.token_urlsafe(16), _free_port(host, port)
+    with tempfile.TemporaryDirectory() as d:
+        nb = Path(d)/'vitx.ipynb'
+        nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), files=not token)))
+        print(f'vitx app: http://{f"[{host}]" if ":" in host else host}:{port}/{f"?token={token}" if token else ""}  (Ctrl-C ends it)', flush=True)
+        server = subprocess.Popen([sys.executable, '-m', 'voila', str(nb), f'--port={port}', f'--Voila.ip={host}', f'--token={token}', '--Voila.log_level=ERROR', *['--no-browser']*quiet])
+        try: code = server.wait()
+        except BaseException:
+            server.terminate()
+            server.wait(10)
+            raise
+    if code: raise VitxError(f"Voilà ended with status {code}: what it printed above says why")
 
 # %% ../nbs/22_cli.ipynb #f66d786d
 def main(argv:list=None # words after `vitx`; None: the command line's

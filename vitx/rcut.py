@@ -116,7 +116,7 @@ def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
     return bad, lambda v: mend(v, bad, run.grid)
 
-# %% ../nbs/13_rcut.ipynb #ec08728c
+# %% ../nbs/13_rcut.ipynb #66b04276
 OPTIONS = dict(                  # lowest, highest, step: what a slider offers
     rivals=(0, 50, 1),           # classes whose mean logit is taken off; 0: none
     power=(1., 8., .5),          # larger: only strong ties of keys hold
@@ -128,13 +128,14 @@ OPTIONS = dict(                  # lowest, highest, step: what a slider offers
 )
 
 @method('rcut', source='this package: R-Cut with held-still relevance of the lead over rivals, a graph of keys and colours, and a walk in place of the bare eigenvector', pixels='guided', options=OPTIONS)
-def rcut(capture, targets, layers, rivals:int=20, linear:bool=True, cure:bool=True, power:float=4., colour:float=1., position:float=0., texture:float=0., **walk):
-    "What makes the class lead its rivals, carried along a graph of keys and colours, signed; `walk` goes to `rcut_map`"
+def rcut(capture, targets, layers, rivals:int=20, linear:bool=True, cure:bool=True, power:float=4., colour:float=1., position:float=0., texture:float=0.,
+         alpha:float=.9, zero:float=.8, **walk):
+    "What makes the class lead its rivals, carried along a graph of keys and colours, signed; `alpha`, `zero` and `walk` go to `rcut_map`"
     blocks = range(max(layers)+1)
     score = (lambda y, t: lead(y, t, rivals)) if capture.score == 'logit' else None
     run = capture(targets, tokens={b for l in layers for b in second_half(l)}, attn=blocks, keys=blocks, grad=('tokens', 'attn'), linear=linear, score=score)
     factors = [f.to(run.logits) for f in _factors(capture.x, run.grid, colour, position, texture)]
-    return run.on_grid(torch.stack([rcut_map(*_parts(run, l, cure, power, factors), **walk) for l in layers], 2))
+    return run.on_grid(torch.stack([rcut_map(*_parts(run, l, cure, power, factors), alpha=alpha, zero=zero, **walk) for l in layers], 2))
 
 def _factors(x, grid, colour, position, texture): # widths; 0: without this factor
     if colour: yield colour_affinity(x, grid, colour)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .core import *
 
-# %% ../nbs/03_show.ipynb #a50bf7cf
+# %% ../nbs/03_show.ipynb #9fa066cb
 CMAP, SIGNED = 'inferno', 'PuOr_r'
 
 def _array(x): return x.detach().cpu().float().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
@@ -26,13 +26,14 @@ def overlay(img,            # PIL image or (H,W,3) uint8
     "The picture with its map painted over it"
     img, m = np.asarray(img, dtype=np.float32)/255, _array(m).clip(-1 if signed else 0, 1)
     if img.shape[:2] != m.shape: raise VitxError(f"the map is {m.shape}, the picture {img.shape[:2]}: they must be of one size")
-    a = (opacity*abs(m))[..., None]
-    colour = palette(signed)[((m+1)/2*255 if signed else m*255).round().astype(np.uint8)]
-    return dimmed(img)*(1-a) + colour*a
+    a = (opacity*abs(m)).astype(np.float32)[..., None]
+    colour = palette(signed)[((m+1)*127.5 + .5 if signed else m*255 + .5).astype(np.uint8)]
+    ground = dimmed(img)
+    return ground + (colour - ground)*a
 
 def dimmed(img:np.ndarray)->np.ndarray: # (H,W,3) in 0..1
     "The picture as it is where nothing is painted: greyer"
-    return .45*img + .4*img.mean(2, keepdims=True)
+    return .45*img + (img @ np.full((3, 1), .4/3, dtype=img.dtype))
 
 @lru_cache
 def palette(signed:bool=False)->np.ndarray: # (256,3) float32
