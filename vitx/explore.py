@@ -19,7 +19,7 @@ from .parts import COLOURS
 from .explain import *
 from .atlas import *
 
-# %% ../nbs/21_explore.ipynb #786f916c
+# %% ../nbs/21_explore.ipynb #44b07f99
 STAGE = '''
 export default { render({ model, el }) {
   const make = (tag, attrs, ...inside) => { const e = Object.assign(document.createElement(tag), attrs); e.append(...inside); return e };
@@ -53,8 +53,10 @@ export default { render({ model, el }) {
   el.addEventListener('dragleave', () => el.classList.remove('vitx-over'));
   el.addEventListener('drop', e => { e.preventDefault(); e.stopPropagation(); el.classList.remove('vitx-over'); send(e.dataTransfer.files[0]) });
   model.on('change:panels', panels); ['progress', 'doing', 'alarm'].forEach(k => model.on('change:' + k, state));
-  // ipywidgets gives its sliders no name that a screen reader could read
-  const name = () => document.querySelectorAll('.vitx-explorer .widget-label + * .noUi-handle:not([aria-label])').forEach(h => h.setAttribute('aria-label', h.closest('.jupyter-widgets').querySelector('label').textContent));
+  // ipywidgets gives its sliders and the buttons of Play no name that a screen reader could read
+  const all = (q, f) => document.querySelectorAll('.vitx-explorer ' + q + ':not([aria-label])').forEach(e => e.setAttribute('aria-label', f(e)));
+  const name = () => { all('.widget-label + * .noUi-handle', h => h.closest('.jupyter-widgets').querySelector('label').textContent);
+    all('.widget-play button', b => b.querySelector('.fa-stop') ? 'stop' : 'play through the layers') };
   const watch = new MutationObserver(name); watch.observe(document.body, {childList: true, subtree: true});
   el.classList.add('vitx-stage'); el.append(alarm, row, says, busy, pick); panels(); state(); name();
   return () => watch.disconnect() } }
