@@ -216,7 +216,8 @@ def chefer_lrp(capture, targets, layers):
     return run.on_grid(torch.stack(list(accumulate(run, layers, step)), 2))
 
 # %% ../nbs/09_gradients.ipynb #49c4670b
-def as_if(y, z): # y's value with z's gradient; z: the same value up to rounding
+def as_if(y, z):
+    "y's value with z's gradient; z: the same value up to rounding"
     return y.detach() + (z - z.detach())
 
 def by_constant(y, x):
