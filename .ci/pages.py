@@ -4,7 +4,7 @@
 
 The pages can be read offline, light and dark. Their addresses and anchors are those of the site, so what resolves here resolves there.
 Every page is checked: it renders, its links and anchors lead somewhere, its pictures have alt text, it loads nothing from a network,
-holds no TeX (a browser needs a library to draw it: write Unicode), and no id twice. The last line is "N passed, M failed"; the exit status is 1 if anything failed.
+no TeX is left to a library that would have to draw it (formulas are Unicode), no Markdown is left in the text, no id stands twice. The last line is "N passed, M failed"; the exit status is 1 if anything failed.
 """
 import argparse, html, json, os, posixpath, re, shutil, sys, warnings
 from pathlib import Path
@@ -174,6 +174,15 @@ def check_network(page):
     for name, text in inside:
         for far in FAR.findall(re.sub(r'^\s*//.*|/\*.*?\*/', '', text, flags=re.M | re.S) if name == 'style' else re.sub(r'(?m)^\s*//.*', '', text)): page.say(f'{name} names an address in a network: {far[:80]}')
 
+def check_text(page):
+    "Is there Markdown, or a directive, that nobody understood?"
+    body = BeautifulSoup(str(page.soup.main or ''), 'html.parser')
+    for t in body.find_all(('pre', 'code', 'script', 'style', 'math')): t.decompose()
+    text = body.get_text()
+    for odd in re.findall(r'.{0,40}(?:\]\(|\{\.|:::|```|(?<!\w)\*\*\w).{0,40}', text): page.say(f'Markdown is left in the text: {odd.strip()!r}')
+    for h in body.find_all(re.compile('^h[1-6]$')):
+        if h.get_text().rstrip().endswith(' -'): page.say(f'a heading that was to be left out: {h.get_text()!r}')
+
 def check_ids(page):
     twice = sorted({i for i in page.ids if page.ids.count(i) > 1})
     if twice: page.say(f'ids used twice: {", ".join(twice[:5])}')
@@ -239,7 +248,7 @@ class Site:
                 p.soup, p.ids = BeautifulSoup('', 'html.parser'), []
         for p in self.pages.values():
             links += check_links(p)
-            for check in (check_alt, check_network, check_ids): check(p)
+            for check in (check_alt, check_network, check_text, check_ids): check(p)
             rows.append((p.out, list(dict.fromkeys(p.bad))))
         rows.append(('every notebook is in the navigation, once', self.sidebar_laws()))
         rows.append(('every notebook has a page of its own', self.clash))

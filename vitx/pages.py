@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['caption', 'plain_text', 'is_figure', 'captions', 'alt_texts', 'fold_solutions', 'raw_html', 'drop_dashed',
-           'plain_names', 'notebook_links', 'ready']
+           'single_links', 'plain_names', 'notebook_links', 'ready']
 
 # %% ../nbs/23_pages.ipynb #7d705258
 import json, re
@@ -78,6 +78,14 @@ def drop_dashed(nb):
     for c in nb.cells:
         if c['cell_type'] == 'markdown': c.source = re.sub(r'\n+#+ [^\n]* -\s*$', '', _source(c))
 
+# %% ../nbs/23_pages.ipynb #ad1daefb
+def single_links(nb):
+    "Undo nbdev's link of a name within a link"
+    undo = lambda text: re.sub(r'\[\[(`[^`]+`)\]\([^()]*\)\]\(([^()]*)\)', r'[\1](\2)', text)
+    for c in nb.cells:
+        if c['cell_type'] == 'markdown': c.source = undo(_source(c))
+        for o in (o for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})): o['data']['text/markdown'] = undo(''.join(o['data']['text/markdown']))
+
 # %% ../nbs/23_pages.ipynb #ce94d21f
 def plain_names(nb):
     "Escape underscores in the headings that nbdev writes above documentation"
@@ -94,12 +102,12 @@ def notebook_links(path:str,    # of the notebook, from the repository's root
     colab = re.sub(r'^https://github\.com', 'https://colab.research.google.com/github', git_url)
     return f'<p class="notebook-links"><a href="{colab}/blob/{where}">Open in Colab</a> · <a href="{git_url}/raw/{where}">Download the notebook</a></p>'
 
-# %% ../nbs/23_pages.ipynb #ab74e339
+# %% ../nbs/23_pages.ipynb #fe741ed5
 class ready:
     "What nbdev does to each notebook after its own steps: `procs` in settings.ini names it"
     def __init__(self, nb): self.nb = nb
     def begin(self):
-        for step in (alt_texts, fold_solutions, raw_html, drop_dashed, plain_names): step(self.nb)
+        for step in (alt_texts, fold_solutions, raw_html, single_links, drop_dashed, plain_names): step(self.nb)
         if getattr(self.nb, 'frontmatter_', None): self._links()
 
     def _links(self):
