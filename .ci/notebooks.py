@@ -127,6 +127,9 @@ def lint():
         if re.search(r'/(root|home|tmp|work|Users)/\w', json.dumps([c['outputs'] for c in code] + [c['source'] for c in nb['cells']])): bad.append('holds a path of one machine')
         long = [len(c['source']) for c in code if directives(c) & {'export', 'exporti'} and len(''.join(c['source']).splitlines()) > 40]
         if long: bad.append(f'{len(long)} exported cells over 40 lines')
+        title = ''.join(nb['cells'][[c['cell_type'] for c in nb['cells']].index('markdown')]['source'])
+        more = [l for l in title.splitlines() if l.strip() and not re.match(r'# |> |- [\w-]+: ', l)]
+        if more: bad.append(f'the title\'s cell holds more than title, sentence and options, and nbdev leaves that out of the site: {more[0][:60]}')
         bare = [''.join(nb['cells'][i]['source']).splitlines()[-1][:60] for i, words in captions(nb['cells']).items() if not words]
         if bare: bad.append(f'{len(bare)} figures without a caption, which is a paragraph in italics at the top of the text below: {"; ".join(bare)}')
         if any(c.get('metadata', {}) != (FOLDED if 'solution' in directives(c) else {}) for c in code): bad.append("a cell's metadata isn't what `execute` writes")

@@ -119,6 +119,9 @@ class Page:
                 if not isinstance(opts, dict): opts = self.say(f'a directive is left: {opts}') or {}
                 c['source'], c['metadata'] = '\n'.join(lines[n:]).strip('\n'), dict(hide_source=opts.get('echo') is False, alt=opts.get('fig-alt', ''))
                 c.setdefault('execution_count', None)
+                for o in c.get('outputs', []): # on disk, texts are lists of lines
+                    if 'text' in o: o['text'] = ''.join(o['text'])
+                    o.update({'data': {k: v if k.endswith('json') else ''.join(v) for k, v in o['data'].items()}} if 'data' in o else {})
             c.setdefault('id', f'cell-{len(cells)}')
             cells.append(c)
         return nbformat.from_dict(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', language='python', display_name='python3'), language_info=dict(name='python')), nbformat=4, nbformat_minor=5))
