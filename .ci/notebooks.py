@@ -3,6 +3,7 @@
     python .ci/notebooks.py execute [--flags real,slow] [NOTEBOOK ...]   run in place and store outputs
     python .ci/notebooks.py check   [--flags real,slow] [NOTEBOOK ...]   run on a copy; stored text outputs must come back
     python .ci/notebooks.py lint                                         budgets, import order, captions, solutions, no foreign paths
+    python .ci/notebooks.py fold                                         mark solutions as closed, as `execute` does, without running anything
     python .ci/notebooks.py readme  [--check]                            README.md from nbs/index.ipynb, without Quarto
 
 The last line of `check` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
@@ -54,8 +55,22 @@ def run(path, flags):
             if cell['cell_type'] == 'code': cell.execution_count = None
             for o in cell.get('outputs', []):
                 if 'execution_count' in o: o['execution_count'] = None
-            cell.metadata = FOLDED if 'solution' in directives(cell) else {}
+            cell.metadata = folded(cell)
     return nb
+
+
+def folded(cell):
+    "A cell's metadata: a solution is closed, other cells have none"
+    return FOLDED if cell['cell_type'] == 'code' and 'solution' in directives(cell) else {}
+
+
+def fold():
+    for p in notebooks():
+        nb = json.loads(p.read_text())
+        if all(c['metadata'] == folded(c) for c in nb['cells']): continue
+        for c in nb['cells']: c['metadata'] = folded(c)
+        p.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
+        print(p.relative_to(ROOT))
 
 
 def kept(output):
@@ -132,7 +147,7 @@ def lint():
         if more: bad.append(f'the title\'s cell holds more than title, sentence and options, and nbdev leaves that out of the site: {more[0][:60]}')
         bare = [''.join(nb['cells'][i]['source']).splitlines()[-1][:60] for i, words in captions(nb['cells']).items() if not words]
         if bare: bad.append(f'{len(bare)} figures without a caption, which is a paragraph in italics at the top of the text below: {"; ".join(bare)}')
-        if any(c.get('metadata', {}) != (FOLDED if 'solution' in directives(c) else {}) for c in code): bad.append("a cell's metadata isn't what `execute` writes")
+        if any(c['metadata'] != folded(c) for c in nb['cells']): bad.append("a cell's metadata isn't what `execute` writes: run python .ci/notebooks.py fold")
         if p.parent.name == 'lessons':
             solved = sum('solution' in directives(c) for c in code)
             if solved < 2: bad.append(f'{solved} cells with a solution, a lesson has two at least')
@@ -173,7 +188,7 @@ def readme(check=False):
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('what', choices=('execute', 'check', 'lint', 'readme'))
+    ap.add_argument('what', choices=('execute', 'check', 'lint', 'fold', 'readme'))
     ap.add_argument('notebooks', nargs='*')
     ap.add_argument('--flags', default='')
     ap.add_argument('--check', action='store_true')
@@ -182,6 +197,7 @@ if __name__ == '__main__':
     flags = set(filter(None, a.flags.split(',')))
     os.environ.setdefault('OMP_NUM_THREADS', '2')  # sums in another order can turn an eigenvector over
     if a.what == 'execute': execute(a.notebooks, flags); sys.exit()
+    if a.what == 'fold': fold(); sys.exit()
     passed, failed = lint() if a.what == 'lint' else readme(a.check) if a.what == 'readme' else check(a.notebooks, flags)
     print(f'{passed} passed, {failed} failed')
     sys.exit(bool(failed))

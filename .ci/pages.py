@@ -102,7 +102,7 @@ class Page:
     def to(self, out): return posixpath.relpath(out.split('#')[0], posixpath.dirname(self.out) or '.') + (f'#{out.split("#")[1]}' if '#' in out else '')
 
     def markdown(self, source):
-        source = re.sub(r'(\]\([^()\s]*\))\{[^}\n]*\}', r'\1', source)  # Pandoc's attributes of a link
+        if not source.startswith('````{=html}'): source = re.sub(r'(\]\([^()\s]*\))\{[^}\n]*\}', r'\1', source)  # Pandoc's attributes of a link
         return MarkdownWithMath(renderer=Renderer(self)).render(source)
 
     def cells(self):

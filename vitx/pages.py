@@ -27,7 +27,7 @@ def plain_text(md:str # inline Markdown
     words = re.sub(r'"([^"]*)"', r'“\1”', re.sub(r"(?<!\w)'([^']*)'(?!\w)", r'‘\1’', words)).replace("'", '’').replace('"', '”')
     return ' '.join(words.split())
 
-# %% ../nbs/23_pages.ipynb #973c4215
+# %% ../nbs/23_pages.ipynb #4a05b233
 def _words(cell): # a processed notebook keeps them apart, one from disk has them in its source
     found = getattr(cell, 'directives_', None)
     return set(found) if found else {l[2:].split()[0] for l in _source(cell).splitlines() if l.startswith('#|') and l[2:].split()}
@@ -40,10 +40,13 @@ def is_figure(cell)->bool:
     return any(k.startswith('image/') for d in data if 'text/html' not in d for k in d)
 
 def captions(cells)->dict: # place of a figure's cell → its caption, '' where there is none
-    "Every figure that is seen, and what the text below says of it"
-    seen = [i for i, c in enumerate(cells) if not _unseen(c)]
-    after = {i: cells[j] for i, j in zip(seen, seen[1:]) if cells[j]['cell_type'] == 'markdown'}
-    return {i: caption(_source(after[i])) if i in after else '' for i in seen if is_figure(cells[i])}
+    "Every figure that is seen, and what the text below says of it; figures in a row share the text below the last"
+    seen, found, words = [i for i, c in enumerate(cells) if not _unseen(c)], {}, ''
+    for i in reversed(seen):
+        if cells[i]['cell_type'] == 'markdown': words = caption(_source(cells[i]))
+        elif is_figure(cells[i]): found[i] = words
+        else: words = ''
+    return dict(sorted(found.items()))
 
 # %% ../nbs/23_pages.ipynb #d57e9838
 def alt_texts(nb):
@@ -102,12 +105,12 @@ def notebook_links(path:str,    # of the notebook, from the repository's root
     colab = re.sub(r'^https://github\.com', 'https://colab.research.google.com/github', git_url)
     return f'<p class="notebook-links"><a href="{colab}/blob/{where}">Open in Colab</a> · <a href="{git_url}/raw/{where}">Download the notebook</a></p>'
 
-# %% ../nbs/23_pages.ipynb #fe741ed5
+# %% ../nbs/23_pages.ipynb #f2f02ace
 class ready:
     "What nbdev does to each notebook after its own steps: `procs` in settings.ini names it"
     def __init__(self, nb): self.nb = nb
     def begin(self):
-        for step in (alt_texts, fold_solutions, raw_html, single_links, drop_dashed, plain_names): step(self.nb)
+        for step in (alt_texts, fold_solutions, single_links, drop_dashed, plain_names, raw_html): step(self.nb)
         if getattr(self.nb, 'frontmatter_', None): self._links()
 
     def _links(self):
