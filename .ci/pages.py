@@ -173,9 +173,10 @@ def check_network(page):
         if url.startswith(('data:', '#')): continue
         if FAR.match(url): page.say(f'loads from a network: <{t.name} {k}="{url[:80]}">')
         elif t.name in ('img', 'script', 'link', 'source', 'iframe') and not (page.site.out/posixpath.normpath(posixpath.join(posixpath.dirname(page.out), url.split('?')[0]))).is_file(): page.say(f'loads what is not there: <{t.name} {k}="{url[:80]}">')
-    inside = [(t.name, t.get_text()) for t in page.soup.find_all(('style', 'script'))] + [('style attribute', t['style']) for t in page.soup.find_all(style=True)]
+    inside = [(t.name, re.sub(r'(?m)^\s*//.*', '', t.get_text())) for t in page.soup.find_all(('style', 'script'))]  # comments may name addresses
+    inside += [('style attribute', t['style']) for t in page.soup.find_all(style=True)]
     for name, text in inside:
-        for far in FAR.findall(re.sub(r'^\s*//.*|/\*.*?\*/', '', text, flags=re.M | re.S) if name == 'style' else re.sub(r'(?m)^\s*//.*', '', text)): page.say(f'{name} names an address in a network: {far[:80]}')
+        for far in FAR.findall(re.sub(r'(?s)/\*.*?\*/', '', text)): page.say(f'{name} names an address in a network: {far[:80]}')
 
 def check_text(page):
     "Is there Markdown, or a directive, that nobody understood?"
