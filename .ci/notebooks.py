@@ -2,7 +2,8 @@
 
     python .ci/notebooks.py execute [--flags real,slow] [NOTEBOOK ...]   run in place and store outputs
     python .ci/notebooks.py check   [--flags real,slow] [NOTEBOOK ...]   run on a copy; stored text outputs must come back
-    python .ci/notebooks.py lint                                         budgets, import order, clean metadata, no foreign paths
+    python .ci/notebooks.py lint                                         budgets, import order, captions, solutions, no foreign paths
+    python .ci/notebooks.py fold                                         mark solutions as closed, as `execute` does, without running anything
     python .ci/notebooks.py readme  [--check]                            README.md from nbs/index.ipynb, without Quarto
 
 The last line of `check` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 FLAGS = ('slow', 'real', 'browser', 'notest')
 BUDGET = dict(bytes=400_000, cells=80, seconds=60)
+FOLDED = dict(jupyter=dict(source_hidden=True, outputs_hidden=True))  # how Jupyter keeps a solution's cell closed
+VIEW = 'application/vnd.jupyter.widget-view+json'
 
 
 def notebooks(paths=()):
@@ -48,17 +51,33 @@ def run(path, flags):
             if wanted(cell, flags):
                 cell.outputs = []
                 client.execute_cell(cell, i)
-                cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr' and not is_progress(o)]
+                cell.outputs = [o for o in cell.outputs if kept(o)]
             if cell['cell_type'] == 'code': cell.execution_count = None
             for o in cell.get('outputs', []):
                 if 'execution_count' in o: o['execution_count'] = None
-            cell.metadata = {}
+            cell.metadata = folded(cell)
     return nb
 
 
-def is_progress(output):
-    "A progress bar, or any other live widget: it means nothing without its kernel"
-    return 'application/vnd.jupyter.widget-view+json' in output.get('data', {})
+def folded(cell):
+    "A cell's metadata: a solution is closed, other cells have none"
+    return FOLDED if cell['cell_type'] == 'code' and 'solution' in directives(cell) else {}
+
+
+def fold():
+    for p in notebooks():
+        nb = json.loads(p.read_text())
+        if all(c['metadata'] == folded(c) for c in nb['cells']): continue
+        for c in nb['cells']: c['metadata'] = folded(c)
+        p.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
+        print(p.relative_to(ROOT))
+
+
+def kept(output):
+    "Should a cell keep this output? Not what goes to stderr, nor a live widget, which means nothing without its kernel, unless HTML stands in for it"
+    data = output.get('data', {})
+    live = data.pop(VIEW, None) is not None
+    return output.get('name') != 'stderr' and not (live and 'text/html' not in data)
 
 
 def texts(cell):
@@ -76,10 +95,11 @@ def texts(cell):
 def write(nb, path):
     "As nbdev_clean would leave it"
     from nbdev.clean import clean_nb
+    from nbdev.config import get_config
     from execnb.nbio import dict2nb, nb2str
     import nbformat
     d = dict2nb(json.loads(nbformat.writes(nb)))
-    clean_nb(d)
+    clean_nb(d, allowed_cell_metadata_keys=get_config(path=ROOT).allowed_cell_metadata_keys.split())
     tmp = path.with_suffix('.tmp')
     tmp.write_text(nb2str(d))
     os.replace(tmp, path)
@@ -110,6 +130,7 @@ def check(paths, flags):
 
 def lint():
     "Laws about the notebooks themselves"
+    from vitx.pages import captions
     rows = []
     for p in notebooks():
         nb, name, bad = json.loads(p.read_text()), str(p.relative_to(ROOT)), []
@@ -121,6 +142,16 @@ def lint():
         if re.search(r'/(root|home|tmp|work|Users)/\w', json.dumps([c['outputs'] for c in code] + [c['source'] for c in nb['cells']])): bad.append('holds a path of one machine')
         long = [len(c['source']) for c in code if directives(c) & {'export', 'exporti'} and len(''.join(c['source']).splitlines()) > 40]
         if long: bad.append(f'{len(long)} exported cells over 40 lines')
+        title = ''.join(nb['cells'][[c['cell_type'] for c in nb['cells']].index('markdown')]['source'])
+        more = [l for l in title.splitlines() if l.strip() and not re.match(r'# |> |- [\w-]+: ', l)]
+        if more: bad.append(f'the title\'s cell holds more than title, sentence and options, and nbdev leaves that out of the site: {more[0][:60]}')
+        bare = [''.join(nb['cells'][i]['source']).splitlines()[-1][:60] for i, words in captions(nb['cells']).items() if not words]
+        if bare: bad.append(f'{len(bare)} figures without a caption, which is a paragraph in italics at the top of the text below: {"; ".join(bare)}')
+        if any(c['metadata'] != folded(c) for c in nb['cells']): bad.append("a cell's metadata isn't what `execute` writes: run python .ci/notebooks.py fold")
+        if p.parent.name == 'lessons':
+            solved = sum('solution' in directives(c) for c in code)
+            if solved < 2: bad.append(f'{solved} cells with a solution, a lesson has two at least')
+            if not any(re.search(r'^## Read next$', ''.join(c['source']), re.M) for c in nb['cells'] if c['cell_type'] == 'markdown'): bad.append('no heading "Read next"')
         own = re.match(r'(\d\d)_', p.name)
         src = '\n'.join(''.join(c['source']) for c in code if directives(c) & {'export', 'exporti'})
         for module in set(re.findall(r'^\s*from vitx\.(\w+) import', src, re.M)):
@@ -157,7 +188,7 @@ def readme(check=False):
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('what', choices=('execute', 'check', 'lint', 'readme'))
+    ap.add_argument('what', choices=('execute', 'check', 'lint', 'fold', 'readme'))
     ap.add_argument('notebooks', nargs='*')
     ap.add_argument('--flags', default='')
     ap.add_argument('--check', action='store_true')
@@ -166,6 +197,7 @@ if __name__ == '__main__':
     flags = set(filter(None, a.flags.split(',')))
     os.environ.setdefault('OMP_NUM_THREADS', '2')  # sums in another order can turn an eigenvector over
     if a.what == 'execute': execute(a.notebooks, flags); sys.exit()
+    if a.what == 'fold': fold(); sys.exit()
     passed, failed = lint() if a.what == 'lint' else readme(a.check) if a.what == 'readme' else check(a.notebooks, flags)
     print(f'{passed} passed, {failed} failed')
     sys.exit(bool(failed))

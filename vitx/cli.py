@@ -45,7 +45,9 @@ def explain(image:str=None,      # picture; without it, the shipped one
         for label,p in e.top: print(f'{p:7.3f}  {label}')
         print(f'evidence for {e.question!r} by {method}, layer {e.layer}: {out}')
 
-def print_json(d): print(json.dumps(d, ensure_ascii=False))
+def print_json(d):
+    "Print a value as one line of JSON"
+    print(json.dumps(d, ensure_ascii=False))
 
 # %% ../nbs/22_cli.ipynb #a4e299bb
 def _split(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None

@@ -216,7 +216,8 @@ def chefer_lrp(capture, targets, layers):
     return run.on_grid(torch.stack(list(accumulate(run, layers, step)), 2))
 
 # %% ../nbs/09_gradients.ipynb #393cab1e
-def as_if(y, z): # y's value with z's gradient; z: the same value up to rounding
+def as_if(y, z):
+    "y's value with z's gradient; z: the same value up to rounding"
     return y.detach() + (z - z.detach())
 
 def gamma_rule(gamma):
