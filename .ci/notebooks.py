@@ -173,6 +173,7 @@ def readme(check=False):
     for c in nbformat.read(NBS/'index.ipynb', 4).cells:
         d, body = directives(c), '\n'.join(l for l in c['source'].splitlines() if not l.startswith('#|')).strip()
         if c['cell_type'] == 'markdown': out.append(re.sub(r'\]\((?!http|#)([\w./-]+)\)', r'](nbs/\1)', c['source']).strip())
+        elif picture := re.search(r'^# README: (.+)$', body, re.M): out.append(re.sub(r'\]\((?!http)', '](nbs/', picture[1]))   # in place of what only a browser shows
         elif 'hide' not in d and not any(x.startswith(('default_exp', 'export')) for x in d):
             out.append(f'```python\n{body}\n```')
             if t := texts(c).replace('<picture>', '').strip(): out.append('\n'.join('    ' + l for l in t.splitlines()))

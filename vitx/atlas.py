@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOUR_NAMES', 'STYLE', 'SCRIPT', 'Atlas', 'View', 'Panel', 'where', 'hatched', 'panels', 'show_panels', 'panel_size',
-           'fragment', 'document']
+           'legend', 'fragment', 'document']
 
 # %% ../nbs/20_atlas.ipynb #cfb2b7b7
 import base64, html, io, json
@@ -237,7 +237,7 @@ for (const root of document.querySelectorAll('.vitx:not([data-on])')) { root.dat
 })();
 </script>'''
 
-# %% ../nbs/20_atlas.ipynb #1bba9463
+# %% ../nbs/20_atlas.ipynb #c64d3379
 def _uri(kind, b): return f'data:image/{kind};base64,' + base64.b64encode(b).decode()
 
 def _sprite(atlas, t, size): # all layers of a class, one below the other, as a WebP
@@ -253,11 +253,12 @@ def _data(atlas, tile):
     colours = [base64.b64encode((palette(s)*255).round().astype(np.uint8).tobytes()).decode() for s in (False, True)]
     return json.dumps(dict(size=[W, H], tile=size[::-1], layers=atlas.depth, palette=colours, classes=classes), ensure_ascii=False).replace('<', '\\u003c')
 
-def _legend(signed=False):
-    stops = ', '.join('#%02x%02x%02x' % tuple((palette(signed)[i]*255).round().astype(int)) for i in range(0, 256, 51))
+def legend()->str: # HTML
+    "What the colours mean"
+    stops = ', '.join('#%02x%02x%02x' % tuple((palette()[i]*255).round().astype(int)) for i in range(0, 256, 51))
     return f'<div class="vitx-legend">weak <i style="background: linear-gradient(to right, {stops})"></i> strong evidence</div>'
 
-# %% ../nbs/20_atlas.ipynb #90edc581
+# %% ../nbs/20_atlas.ipynb #6cd46989
 def fragment(atlas:Atlas, limit:int=1_000_000)->str: # at most so many bytes
     "The atlas as a piece of HTML that needs no network and no kernel; `VitxError` if it can't be made small enough"
     for tile in (160, 128, 96, 64, 48, 32):
@@ -278,7 +279,7 @@ def _fragment(atlas, tile):
 <label>opacity <input type="range" autocomplete="off" min="0" max="1" step=".05" value=".85"></label></div>
 <div class="vitx-panels"><figure><img src="{_uri('jpeg', plain.jpeg(82))}" alt="the picture"><figcaption>picture</figcaption></figure>
 <figure><img src="{_uri('jpeg', still.jpeg(70))}" alt="{q(still.says)}"><canvas role="img" hidden></canvas><figcaption>{q(still.title)}</figcaption></figure>{figure}{figure}</div>
-<p class="vitx-says" aria-live="polite">{q(still.says)}</p>{_legend()}
+<p class="vitx-says" aria-live="polite">{q(still.says)}</p>{legend()}
 <script type="application/json">{_data(atlas, tile)}</script>{SCRIPT}</div>'''
 
 # %% ../nbs/20_atlas.ipynb #b64c42fc

@@ -20,7 +20,7 @@ from .explain import *
 from .images import *
 from .models import *
 
-# %% ../nbs/22_cli.ipynb #06d086cf
+# %% ../nbs/22_cli.ipynb #c9507088
 commands = Registry('command')
 
 @commands('explain', positional='image')
@@ -46,7 +46,7 @@ def explain(image:str=None,      # picture; without it, the shipped one
         print(f'evidence for {e.question!r} by {method}, layer {e.layer}: {out}')
 
 def print_json(d):
-    "Print a value as one line of JSON"
+    "One line of JSON"
     print(json.dumps(d, ensure_ascii=False))
 
 # %% ../nbs/22_cli.ipynb #a4e299bb

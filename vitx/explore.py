@@ -62,12 +62,13 @@ export default { render({ model, el }) {
   return () => watch.disconnect() } }
 '''
 
-# %% ../nbs/21_explore.ipynb #bc75beeb
+# %% ../nbs/21_explore.ipynb #aac404cb
 STAGE_STYLE = '''
 .vitx-explorer { max-width: 62rem } .vitx-explorer .widget-label { width: auto !important }
 .vitx-stage { border: 2px dashed transparent; border-radius: .4rem; min-width: 0; line-height: 1.4 } .vitx-stage.vitx-over { border-color: currentColor }
 .vitx-stage .vitx-panels { display: flex; flex-wrap: wrap; gap: .6rem } .vitx-stage figure { margin: 0; flex: 1 1 9rem; max-width: 30rem; min-width: 0 }
 .vitx-stage img { display: block; width: 100%; height: auto } .vitx-stage figcaption { font-size: .9em; overflow-wrap: anywhere }
+.vitx-explorer .vitx-legend { display: flex; gap: .5rem; align-items: center } .vitx-explorer .vitx-legend i { width: 8rem; max-width: 30%; height: .7rem }
 .vitx-stage p { margin: .4rem 0 } .vitx-stage .vitx-says { min-height: 2.8em } .vitx-stage .vitx-alarm { padding: .4rem .6rem; border-left: .3rem solid #D55E00; overflow-wrap: anywhere }
 .vitx-stage .vitx-pick { display: block } .vitx-stage progress { vertical-align: middle; max-width: 50% }
 '''
@@ -92,7 +93,7 @@ def _choices(labels:list)->dict: # text → index; labels that occur twice get t
     twice = {l for l in labels if labels.count(l) > 1} if len(set(labels)) < len(labels) else ()
     return {f'{l} ({i})' if l in twice else l: i for i,l in enumerate(labels)}
 
-# %% ../nbs/21_explore.ipynb #868550a9
+# %% ../nbs/21_explore.ipynb #3fce8dc8
 class Explorer(W.VBox):
     "Controls and pictures for one model; see `explore`"
     def __init__(self, ex:Explainer, img, target=None, method:str='rcut', files:bool=True, **options):
@@ -110,7 +111,7 @@ class Explorer(W.VBox):
         self.parts = _slider('parts', 0, len(COLOURS), 1, 0)
         self.options, self._box = {}, W.Accordion()
         self.file, self.save_button = W.Text(description='file', value='explorer.png', layout=_WIDE), W.Button(description='Save', tooltip='write picture and numbers')
-        super().__init__([_row(self.target, self.likely), _row(self.layer, self.play), self.stage, _row(self.other, self.opacity, self.parts), _row(self.method), self._box, *[_row(self.file, self.save_button)]*files])
+        super().__init__([_row(self.target, self.likely), _row(self.layer, self.play), self.stage, W.HTML(legend()), _row(self.other, self.opacity, self.parts), _row(self.method), self._box, *[_row(self.file, self.save_button)]*files])
         self.add_class('vitx-explorer')
         self._make_options(options)
         self._load(img, ex.target(target) if target is not None else None)

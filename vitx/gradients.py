@@ -215,7 +215,7 @@ def chefer_lrp(capture, targets, layers):
     step = lambda l: (R[l][1]*run.grad['attn', l]).clamp_min(0).mean(2)
     return run.on_grid(torch.stack(list(accumulate(run, layers, step)), 2))
 
-# %% ../nbs/09_gradients.ipynb #393cab1e
+# %% ../nbs/09_gradients.ipynb #64b05765
 def as_if(y, z):
     "y's value with z's gradient; z: the same value up to rounding"
     return y.detach() + (z - z.detach())
