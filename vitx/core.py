@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['method', 'metric', 'dataset', 'family', 'VitxError', 'nearest', 'Registry', 'writable', 'atomic_path', 'progress_to',
-           'track', 'set_seed']
+           'progress_bar', 'track', 'set_seed']
 
 # %% ../nbs/00_core.ipynb #80c77e95
 import difflib, os, random, sys, tempfile
@@ -85,7 +85,7 @@ def _umask():
     os.umask(old)
     return old
 
-# %% ../nbs/00_core.ipynb #1ad6122a
+# %% ../nbs/00_core.ipynb #816e4888
 _listener = ContextVar('listener', default=None)
 
 @contextmanager
@@ -96,6 +96,20 @@ def progress_to(tell, # called as tell(done, total, what)
     try: yield
     finally: _listener.reset(before)
 
+def _seen(): return sys.stderr.isatty() or 'ipykernel' in sys.modules
+
+@contextmanager
+def progress_bar():
+    "A scope in which `track` draws a bar, on a terminal and in Jupyter, unless somebody listens already"
+    if _listener.get() is not None or not _seen():
+        yield
+        return
+    with tqdm(leave=False) as bar:
+        def tell(done, total, what):
+            bar.total, bar.n = total, done
+            bar.set_description(what)
+        with progress_to(tell): yield
+
 def track(parts,       # a list, or anything with a length
           what:str,    # is being counted
           show=None,   # a bar; None: on a terminal and in Jupyter
@@ -103,8 +117,7 @@ def track(parts,       # a list, or anything with a length
     "Go through `parts` and say how far it is"
     tell = _listener.get()
     if tell is None:
-        if show is None: show = sys.stderr.isatty() or 'ipykernel' in sys.modules
-        yield from tqdm(parts, desc=what, disable=not show, leave=False)
+        yield from tqdm(parts, desc=what, disable=not (_seen() if show is None else show), leave=False)
         return
     for i,part in enumerate(parts):
         tell(i, len(parts), what)

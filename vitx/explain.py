@@ -211,7 +211,7 @@ def _layers(self:Explainer, layers):
         raise VitxError(f"layer {bad[0]!r} is out of range: this model has {self.depth} blocks, 0 to {self.depth-1}")
     return [int(l)%self.depth for l in layers]
 
-# %% ../nbs/17_explain.ipynb #ae87614d
+# %% ../nbs/17_explain.ipynb #bad8e3a1
 @patch
 def maps(self:Explainer, x:torch.Tensor,    # (B,3,H,W), preprocessed
          targets=None,            # None (top class), a class, a list of classes (for all images), or (B,T) indices
@@ -235,6 +235,7 @@ def _with_options(f, options):
     f.meta = meta
     return f
 
+# %% ../nbs/17_explain.ipynb #e9449981
 @patch
 def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
     f, layers = _with_options(method[name], options), self._layers(layers)

@@ -150,7 +150,7 @@ def _on_pixels(labels, place, fine=None):
     top = torch.stack([lay((labels == i).float(), place) for i in names]).argmax(0) - 1     # the part that interpolation gives most
     return (top[None] == names[1:, None, None]) & place.seen
 
-# %% ../nbs/14_parts.ipynb #b47e0505
+# %% ../nbs/14_parts.ipynb #c8d7fd11
 def paint_parts(img,                 # PIL image
                 labels:torch.Tensor, # (h,w) parts of cells, −1 none
                 place:Placement,     # of the model's input on this image
@@ -178,6 +178,7 @@ def show(self:Parts, fig=None):
     if self.note: fig.supxlabel(self.note, fontsize=8)
     return axs
 
+# %% ../nbs/14_parts.ipynb #b24ad455
 @patch
 def save(self:Parts, path)->Path:
     "Write the figure (.png, .jpg, .webp, .pdf, .svg), the part number of each pixel (.npy, −1 none) or all numbers (.json), by suffix"
