@@ -6,10 +6,11 @@
 __all__ = ['commands', 'PLAIN', 'explain', 'print_json', 'bench_command', 'report_command', 'methods', 'metrics', 'models',
            'app_notebook', 'app', 'main']
 
-# %% ../nbs/22_cli.ipynb #3f5c7c36
-import argparse, ipaddress, json, os, secrets, socket, subprocess, sys, tempfile
+# %% ../nbs/22_cli.ipynb #336c6f2a
+import argparse, ipaddress, json, os, secrets, signal, socket, subprocess, sys, tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from fastcore.script import anno_parser
 
@@ -141,7 +142,7 @@ def _free_port(host, port):
             except OSError as e: last = e
     raise VitxError(f"can't listen on {host}, ports {port} to {port+49}: {last.strerror}")
 
-# %% ../nbs/22_cli.ipynb #8ef0ceab
+# %% ../nbs/22_cli.ipynb #a4e5a4bf
 @commands('app', positional='image')
 def app(image:str=None,        # picture to begin with; without it, the shipped one
         model:str=None,        # timm name or folder; without it, the shipped model
@@ -162,6 +163,7 @@ def app(image:str=None,        # picture to begin with; without it, the shipped 
         (page/'index.html.j2').write_text(TEMPLATE)
         nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), files=not token)))
         print(f'vitx app: http://{f"[{host}]" if ":" in host else host}:{port}/{f"?token={token}" if token else ""}  (Ctrl-C ends it)', flush=True)
+        if current_thread() is main_thread(): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that Voilà ends, too
         server = subprocess.Popen([sys.executable, '-m', 'voila', str(nb), f'--port={port}', f'--Voila.ip={host}', f'--token={token}', '--template=vitx', '--Voila.log_level=ERROR', *['--no-browser']*quiet],
                                   env=os.environ | dict(JUPYTER_PATH=os.pathsep.join(filter(None, (d, os.environ.get('JUPYTER_PATH'))))))
         try: code = server.wait()

@@ -6,14 +6,14 @@
 __all__ = ['method', 'metric', 'dataset', 'family', 'VitxError', 'nearest', 'Registry', 'writable', 'atomic_path', 'progress_to',
            'progress_bar', 'track', 'set_seed']
 
-# %% ../nbs/00_core.ipynb #80c77e95
+# %% ../nbs/00_core.ipynb #0832016a
 import difflib, os, random, sys, tempfile
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np, torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #aec47caf
 class VitxError(ValueError):
@@ -85,7 +85,7 @@ def _umask():
     os.umask(old)
     return old
 
-# %% ../nbs/00_core.ipynb #816e4888
+# %% ../nbs/00_core.ipynb #f52a3685
 _listener = ContextVar('listener', default=None)
 
 @contextmanager
@@ -96,6 +96,7 @@ def progress_to(tell, # called as tell(done, total, what)
     try: yield
     finally: _listener.reset(before)
 
+# %% ../nbs/00_core.ipynb #4322bf34
 def _seen(): return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
 @contextmanager
@@ -104,10 +105,11 @@ def progress_bar():
     if _listener.get() is not None or not _seen():
         yield
         return
-    with tqdm(leave=False) as bar:
+    with tqdm(leave=False, delay=.5, bar_format='{desc}{percentage:3.0f}%|{bar}| {elapsed}') as bar:
         def tell(done, total, what):
-            bar.total, bar.n = total, done
-            bar.set_description(what)
+            bar.total, bar.n = total, 0
+            bar.set_description(what, refresh=False)
+            bar.update(done)
         with progress_to(tell): yield
 
 def track(parts,       # a list, or anything with a length
@@ -117,11 +119,13 @@ def track(parts,       # a list, or anything with a length
     "Go through `parts` and say how far it is"
     tell = _listener.get()
     if tell is None:
-        yield from tqdm(parts, desc=what, disable=not (_seen() if show is None else show), leave=False)
+        yield from tqdm(parts, desc=what, disable=not (_seen() if show is None else show), leave=False, delay=.5)
         return
     for i,part in enumerate(parts):
         tell(i, len(parts), what)
-        yield part
+        inner = _listener.set(lambda done, total, _: tell(i + done/max(total, 1), len(parts), what))   # work within is a part of this part
+        try: yield part
+        finally: _listener.reset(inner)
     tell(len(parts), len(parts), what)
 
 # %% ../nbs/00_core.ipynb #0ec2c409

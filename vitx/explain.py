@@ -120,7 +120,7 @@ def to_dict(self:Explanation)->dict:
     return dict(model=self.model, target=self.target, label=self.label, against=self.against, prob=round(self.prob, 6), score=self.score, method=self.method, layer=self.layer,
                 size=list(self.place.size), grid=list(self.grid_map.shape), top=[dict(label=l, prob=round(p, 6)) for l,p in self.top])
 
-# %% ../nbs/17_explain.ipynb #35771e9f
+# %% ../nbs/17_explain.ipynb #4147570a
 def find_class(target,      # index, label or part of a label
                labels:list, # one per class
               )->int:
@@ -135,19 +135,19 @@ def find_class(target,      # index, label or part of a label
     word = re.compile(rf'\b{re.escape(want)}\b')
     found = next(filter(None, ([i for i,n in enumerate(names) if fits(n)] for fits in (lambda n: want == n[0], lambda n: want in n, lambda n: want and word.search(n[0])))), [])
     if len(found) == 1: return found[0]
-    if found: raise VitxError(f"{target!r} names {len(found)} classes: " + '; '.join(f'{i} ({labels[i]})' for i in found[:4]) + "; give the number")
+    if found: raise VitxError(f"{target!r} names {len(found)} classes: " + '; '.join(f'{i} ({labels[i]})' for i in found[:12]) + (f'; and {len(found)-12} more' if len(found) > 12 else '') + ": give the number")
     parts = {part: l for l in labels for part in [l, *map(str.strip, l.split(','))]}
     close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
-# %% ../nbs/17_explain.ipynb #26f6c4d6
+# %% ../nbs/17_explain.ipynb #0ba29222
 def method_named(name:str):
     "A registered method; `VitxError` offers the nearest"
     return method[name]
 
 def method_names()->list:
     "All registered methods, the default first"
-    return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut')))
+    return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut'), n))
 
 class Explainer:
     "Explains a classifier: call it with a picture, or `maps` with a preprocessed batch"

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Stage', 'Explorer', 'explore']
 
-# %% ../nbs/21_explore.ipynb #d9afdfa1
-import json, traceback
+# %% ../nbs/21_explore.ipynb #5cc7ec8f
+import json, os, traceback
+from functools import partial
 from pathlib import Path
 
 import anywidget, ipywidgets as W, traitlets as T
@@ -19,17 +20,17 @@ from .parts import COLOURS
 from .explain import *
 from .atlas import *
 
-# %% ../nbs/21_explore.ipynb #82d70dd1
+# %% ../nbs/21_explore.ipynb #17cf9619
 MAKES = '''
 export default { render({ model, el }) {
   const make = (tag, attrs, ...inside) => { const e = Object.assign(document.createElement(tag), attrs); e.append(...inside); return e };
-  const row = make('div', {className: 'vitx-panels'}), says = make('p', {className: 'vitx-says'}), alarm = make('p', {className: 'vitx-alarm'});
+  const row = make('div', {className: 'vitx-panels'}), says = make('p', {className: 'vitx-says'}), alarm = make('p', {className: 'vitx-alarm'}), note = make('p', {className: 'vitx-note'});
   const bar = make('progress', {max: 1}), what = make('span'), busy = make('div', {className: 'vitx-busy'}, bar, ' ', what);
   const file = make('input', {type: 'file', accept: 'image/*'}), pick = make('label', {className: 'vitx-pick'}, 'Another picture: choose one, or drop it here ', file);
-  says.setAttribute('aria-live', 'polite'); alarm.setAttribute('role', 'alert'); bar.setAttribute('aria-label', 'progress');
+  says.setAttribute('aria-live', 'polite'); alarm.setAttribute('role', 'alert'); note.setAttribute('role', 'status'); bar.setAttribute('aria-label', 'progress');
 '''
 
-# %% ../nbs/21_explore.ipynb #71551d30
+# %% ../nbs/21_explore.ipynb #cc15a046
 HEARS = '''
   const panels = () => {
     const shown = model.get('panels');
@@ -43,27 +44,38 @@ HEARS = '''
   const state = () => {
     const done = model.get('progress');
     busy.style.visibility = done < 0 ? 'hidden' : 'visible'; bar.value = Math.max(done, 0); what.textContent = model.get('doing');
-    alarm.textContent = model.get('alarm'); alarm.hidden = !alarm.textContent };
+    row.style.opacity = done < 0 ? 1 : .4;
+    alarm.textContent = model.get('alarm'); alarm.hidden = !alarm.textContent; note.textContent = model.get('note'); note.hidden = !note.textContent };
+'''
+
+# %% ../nbs/21_explore.ipynb #ec762371
+TAKES = '''
   const send = async f => {
     if (!f) return;
-    let blob = f;
+    let blob = f; alarm.hidden = true; note.hidden = false; note.textContent = 'reading ' + f.name + ' …';
     if (f.size > 8e6) try { // larger than a message may be: a smaller copy, as the model sees few pixels anyway
       const b = await createImageBitmap(f), k = Math.min(1, 2048/Math.max(b.width, b.height)), c = make('canvas', {width: b.width*k, height: b.height*k});
       c.getContext('2d').drawImage(b, 0, 0, c.width, c.height); blob = await new Promise(ok => c.toBlob(ok, 'image/jpeg', .95));
     } catch { blob = f.slice(0, 1e6) } // not a picture: Python will say so
     model.send({name: f.name}, undefined, [await blob.arrayBuffer()]) };
   file.addEventListener('change', () => { send(file.files[0]); file.value = '' });
-  el.addEventListener('dragover', e => { e.preventDefault(); el.classList.add('vitx-over') });
-  el.addEventListener('dragleave', () => el.classList.remove('vitx-over'));
-  el.addEventListener('drop', e => { e.preventDefault(); e.stopPropagation(); el.classList.remove('vitx-over'); send(e.dataTransfer.files[0]) });
-  model.on('change:panels', panels); ['progress', 'doing', 'alarm'].forEach(k => model.on('change:' + k, state));
+  // anywhere on the explorer: beside it the browser would leave the page for the picture
+  const over = e => { const mine = el.closest('.vitx-explorer')?.contains(e.target); el.classList.toggle('vitx-over', mine && e.type == 'dragover');
+    if (!mine || e.type == 'dragleave') return;
+    e.preventDefault();
+    if (e.type == 'drop') { e.stopPropagation(); send(e.dataTransfer.files[0]) } };
+  const drags = ['dragover', 'dragleave', 'drop'];
+  drags.forEach(k => document.addEventListener(k, over, true));
+  model.on('change:panels', panels); ['progress', 'doing', 'alarm', 'note'].forEach(k => model.on('change:' + k, state));
   // ipywidgets gives its sliders and the buttons of Play no name that a screen reader could read
   const all = (q, f) => document.querySelectorAll('.vitx-explorer ' + q + ':not([aria-label])').forEach(e => e.setAttribute('aria-label', f(e)));
   const name = () => { all('.widget-label + * .noUi-handle', h => h.closest('.jupyter-widgets').querySelector('label').textContent);
-    all('.widget-play button', b => b.querySelector('.fa-stop') ? 'stop' : 'play through the layers') };
-  const watch = new MutationObserver(name); watch.observe(document.body, {childList: true, subtree: true});
-  el.classList.add('vitx-stage'); el.append(alarm, row, says, busy, pick); panels(); state(); name();
-  return () => watch.disconnect() } }
+    document.querySelectorAll('.vitx-explorer .widget-play button').forEach(b => { const is = k => b.querySelector('.fa-' + k);
+      const text = is('stop') ? 'back to the first layer' : is('pause') ? 'pause' : 'play through the layers';
+      if (b.ariaLabel != text) b.setAttribute('aria-label', text) }) };
+  const watch = new MutationObserver(name); watch.observe(document.body, {childList: true, subtree: true, attributes: true, attributeFilter: ['class']});
+  el.classList.add('vitx-stage'); el.append(alarm, note, row, says, busy, pick); panels(); state(); name();
+  return () => { watch.disconnect(); drags.forEach(k => document.removeEventListener(k, over, true)) } } }
 '''
 
 # %% ../nbs/21_explore.ipynb #773d8e70
@@ -77,19 +89,20 @@ STAGE_STYLE = '''
 .vitx-stage .vitx-pick { display: block } .vitx-stage progress { vertical-align: middle; max-width: 50% }
 '''
 
-# %% ../nbs/21_explore.ipynb #e1a3220b
+# %% ../nbs/21_explore.ipynb #34f6552c
 class Stage(anywidget.AnyWidget):
     "Shows panels, progress and errors; hands over what is dropped on it"
-    _esm, _css = MAKES + HEARS, STAGE_STYLE
+    _esm, _css = MAKES + HEARS + TAKES, STAGE_STYLE
     panels = T.List().tag(sync=True)      # dicts of title, says, image (JPEG bytes), key
     progress = T.Float(-1.).tag(sync=True)# 0..1; below 0: nothing is going on
     doing = T.Unicode('').tag(sync=True)
     alarm = T.Unicode('').tag(sync=True)  # what went wrong, for people
+    note = T.Unicode('').tag(sync=True)   # what went well
 
-# %% ../nbs/21_explore.ipynb #7baf8498
-def _slider(name, low, high, step, value): # the kind follows from the numbers
+# %% ../nbs/21_explore.ipynb #cfe6a66a
+def _slider(name, low, high, step, value, tip=None): # the kind follows from the numbers
     kind = W.IntSlider if all(isinstance(v, int) for v in (low, high, step)) else W.FloatSlider
-    return kind(value=value, min=low, max=high, step=step, description=name, continuous_update=False, layout=_WIDE)
+    return kind(value=value, min=low, max=high, step=step, description=name, continuous_update=False, layout=_WIDE, tooltip=tip or name)
 
 _WIDE = W.Layout(width='auto', min_width='0', max_width='100%', flex='1 1 16rem')
 def _row(*widgets): return W.Box(widgets, layout=W.Layout(display='flex', flex_flow='row wrap', align_items='center', width='100%', overflow='visible'))
@@ -98,7 +111,7 @@ def _choices(labels:list)->dict: # text → index; labels that occur twice get t
     twice = {l for l in labels if labels.count(l) > 1} if len(set(labels)) < len(labels) else ()
     return {f'{l} ({i})' if l in twice else l: i for i,l in enumerate(labels)}
 
-# %% ../nbs/21_explore.ipynb #3fce8dc8
+# %% ../nbs/21_explore.ipynb #5e8f573a
 class Explorer(W.VBox):
     "Controls and pictures for one model; see `explore`"
     def __init__(self, ex:Explainer, img, target=None, method:str='rcut', files:bool=True, **options):
@@ -106,28 +119,30 @@ class Explorer(W.VBox):
         self.names = {i: n for n,i in self.choices.items()}
         method_named(method)
         self.stage = Stage()
-        self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1, description='layer', layout=_WIDE)
+        self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1, description='layer', layout=_WIDE, tooltip='how deep in the model: the tokens that enter this block')
         self.play = W.Play(min=0, max=ex.depth-1, value=ex.depth-1, interval=700, show_repeat=False, tooltip='play through the layers')
         self.likely = W.Dropdown(description='likeliest', layout=_WIDE)
         self.target, self.other = (W.Combobox(description=d, placeholder=p, options=tuple(self.choices), continuous_update=False, layout=_WIDE)
                                    for d,p in (('class', 'type a part of a name'), ('compare with', 'another class')))
         self.method = W.Dropdown(description='method', options=ex.methods(), value=method, layout=_WIDE)
         self.opacity = _slider('opacity', 0., 1., .05, .85)
-        self.parts = _slider('parts', 0, len(COLOURS), 1, 0)
+        self.parts = _slider('parts', 0, len(COLOURS), 1, 0, 'cut the evidence into so many parts; 0: don\'t')
         self.options, self._box = {}, W.Accordion()
         self.file, self.save_button = W.Text(description='file', value='explorer.png', layout=_WIDE), W.Button(description='Save', tooltip='write picture and numbers')
-        super().__init__([_row(self.target, self.likely), _row(self.layer, self.play), self.stage, W.HTML(legend()), _row(self.other, self.opacity, self.parts), _row(self.method), self._box, *[_row(self.file, self.save_button)]*files])
+        super().__init__([_row(self.target, self.likely), _row(self.layer, self.play), self.stage, (legend_box := W.HTML()), _row(self.other, self.opacity, self.parts), _row(self.method), self._box, *[_row(self.file, self.save_button)]*files])
         self.add_class('vitx-explorer')
+        self._legend = legend_box
         self._make_options(options)
-        self._load(img, ex.target(target) if target is not None else None)
+        with progress_to(self._tell): self._load(img, ex.target(target) if target is not None else None)
+        self._done()
         self._listen()
 
-# %% ../nbs/21_explore.ipynb #6d18ea99
+# %% ../nbs/21_explore.ipynb #a1388976
 @patch
 def _listen(self:Explorer):
     for w in (self.layer, self.opacity, self.parts): w.observe(self._changed(self._show), 'value')
-    for w in (self.target, self.other): w.observe(self._changed(self._named), 'value')
-    self.likely.observe(self._changed(lambda: self._show() if self.likely.value is None else self._set(target=self.names[self.likely.value])), 'value')
+    for w in (self.target, self.other): w.observe(self._changed(partial(self._named, w)), 'value')
+    self.likely.observe(self._changed(lambda: self._choose(target=self._shown.target if self.likely.value < 0 else self.likely.value)), 'value')
     self.method.observe(self._changed(self._new_method), 'value')
     self.save_button.on_click(lambda _: self._guard(self._save))
     self.stage.on_msg(lambda _, content, buffers: self._guard(lambda: self._load(_named(bytes(buffers[0]), content['name']))))
@@ -145,53 +160,60 @@ def _changed(self:Explorer, act): return lambda change: None if self._quiet else
 def _guard(self:Explorer, act):
     "Run what a control asked for; what goes wrong is shown, and nothing is lost"
     try:
-        self.stage.alarm = ''
+        self.stage.alarm = self.stage.note = ''
         with progress_to(self._tell): act()
     except VitxError as e: self.stage.alarm = str(e)
     except Exception as e:
         self.stage.alarm = f'{type(e).__name__}: {e}. This is a fault of vitx: please report it with the lines in the log.'
         traceback.print_exc()
-    finally: self.stage.progress = -1.
+    except KeyboardInterrupt: self.stage.alarm = 'stopped: what is shown is what was shown before'
+    finally: self._done()
+
+# %% ../nbs/21_explore.ipynb #40d5c670
+@patch
+def _tell(self:Explorer, done, total, what):
+    self.stage.doing, self.stage.progress = f'{what}: {int(done)} of {total}', done/max(total, 1)
+    self._enable(False)          # what is clicked meanwhile would wait, and then answer a question of the past
 
 @patch
-def _tell(self:Explorer, done, total, what): self.stage.doing, self.stage.progress = f'{what}: {done} of {total}', done/max(total, 1)
+def _done(self:Explorer):
+    self.stage.progress = -1.
+    self._enable(True)
 
-# %% ../nbs/21_explore.ipynb #4fd6cc02
 @patch
-def _set(self:Explorer, **values):
-    "Set controls without hearing from them, then show"
+def _enable(self:Explorer, on):
+    for w in (self.layer, self.play, self.likely, self.target, self.other, self.method, self.opacity, self.parts, self.save_button, *self.options.values()): w.disabled = not on
+
+# %% ../nbs/21_explore.ipynb #b10cde94
+@patch
+def _choose(self:Explorer, target=None, other=None):
+    "Show these classes, and let the controls say so"
+    self.atlas.need(target, *([] if other is None else [other]))
     self._quiet = True
     try:
-        for name,v in values.items(): getattr(self, name).value = v
+        self.target.value, self.other.value = self.names[target], '' if other is None else self.names[other]
+        self.likely.value = target if target in self.atlas.likeliest else -1
     finally: self._quiet = False
-    self._show()
+    self._show(target, other)
 
 @patch
-def _index(self:Explorer, box): # a combobox → class or None
-    text = box.value.strip()
-    return None if not text else self.choices[text] if text in self.choices else self.ex.target(text)
+def _named(self:Explorer, box):
+    "A name was typed; one that fits nothing stays in its box, to be mended"
+    text, v = box.value.strip(), self._shown
+    t = None if not text else self.choices[text] if text in self.choices else self.ex.target(text)
+    if box is self.other: self._choose(v.target, t)
+    else: self._choose(v.target if t is None else t, v.other)
 
 @patch
-def _named(self:Explorer):
-    before = self._shown
-    try: t, o = self._index(self.target), self._index(self.other)
-    except VitxError: # back to what is shown, so that controls and pictures agree
-        self._set(target=self.names[before.target], other='' if before.other is None else self.names[before.other])
-        raise
-    self._set(target=self.names[before.target if t is None else t], other='' if o is None else self.names[o])
-
-@patch
-def _show(self:Explorer):
+def _show(self:Explorer, target=None, other=None):
     "Give the stage what the controls say"
-    t, o = self._index(self.target), self._index(self.other)
-    self._shown = View(t, self.layer.value, o, self.opacity.value, self.parts.value)
-    shown = panels(self.atlas, self._shown)
-    self.stage.panels = [dict(title=p.title, says=p.says, image=p.jpeg(), key=f'{id(self.atlas)} picture' if i == 0 else f'{id(self.atlas)} {i} {self._shown}') for i,p in enumerate(shown)]
-    self._quiet = True
-    self.likely.value = t if t in self.atlas.likeliest else None
-    self._quiet = False
+    if target is None: target, other = self._shown.target, self._shown.other
+    v = View(target, self.layer.value, other, self.opacity.value, self.parts.value)
+    shown = panels(self.atlas, v)
+    self._shown = v
+    self.stage.panels = [dict(title=p.title, says=p.says, image=p.jpeg(), key=f'{id(self.atlas)} picture' if i == 0 else f'{id(self.atlas)} {i} {v}') for i,p in enumerate(shown)]
 
-# %% ../nbs/21_explore.ipynb #069c200e
+# %% ../nbs/21_explore.ipynb #8c6e9cd4
 @patch
 def _load(self:Explorer, img, target=None):
     "Explain another picture; the old one stays if this one is none"
@@ -199,24 +221,24 @@ def _load(self:Explorer, img, target=None):
     self._adopt(atlas, atlas.likeliest[0] if target is None else target)
 
 @patch
-def _adopt(self:Explorer, atlas, target):
+def _adopt(self:Explorer, atlas, target, other=None):
     self.atlas, self._quiet = atlas, True
-    self.likely.options = [(f'{atlas.name(t, 30)}  {atlas.probs[t]:.2f}', t) for t in atlas.likeliest] + [('another', None)]
-    self._quiet = False
-    self._set(target=self.names[target])
+    self.likely.options = [(f'{atlas.name(t, 30)}  {atlas.probs[t]:.2f}', t) for t in atlas.likeliest] + [('another', -1)]
+    self._quiet, self._legend.value = False, legend(not atlas.place.seen.all())
+    self._choose(target, other)
 
 @patch
 def _again(self:Explorer):
     "The same picture and classes by another method or with other options"
     v, last = self._shown, self.atlas
-    self._adopt(Atlas(self.ex, last.picture, list(dict.fromkeys([*last.likeliest, v.target, *([] if v.other is None else [v.other])])), self.method.value, **self._values()), v.target)
+    self._adopt(Atlas(self.ex, last.picture, list(dict.fromkeys([*last.likeliest, v.target, *([] if v.other is None else [v.other])])), self.method.value, **self._values()), v.target, v.other)
 
-# %% ../nbs/21_explore.ipynb #b5f367df
+# %% ../nbs/21_explore.ipynb #c1e96341
 @patch
 def _make_options(self:Explorer, values):
     meta = method[self.method.value].meta.get('options', {})
     if bad := values.keys() - meta.keys(): raise VitxError(f"{self.method.value} has no option {min(bad)!r} to explore: it has {', '.join(meta) or 'none'}")
-    self.options = {n: _slider(n, low, high, step, values.get(n, option_defaults(self.method.value)[n])) for n,(low, high, step) in meta.items()}
+    self.options = {n: _slider(n, low, high, step, values.get(n, option_defaults(self.method.value)[n]), tip) for n,(low, high, step, tip) in meta.items()}
     for w in self.options.values(): w.observe(self._changed(self._again), 'value')
     self._box.children = [_row(*self.options.values())] if self.options else []
     self._box.titles = [f'options of {self.method.value}'] if self.options else []
@@ -230,20 +252,20 @@ def _new_method(self:Explorer):
     try:
         self._make_options({})
         self._again()
-    except Exception:
+    except BaseException:
         self._quiet, self.method.value, self.options = True, atlas.method, before
         self._quiet = False
         self._make_options({n: w.value for n,w in before.items()})
         raise
 
-# %% ../nbs/21_explore.ipynb #2b52ff17
+# %% ../nbs/21_explore.ipynb #394e0002
 @patch
 def save(self:Explorer, path)->tuple: # paths of the picture and of the numbers
-    "Write what is shown: a picture by suffix, and all numbers as .json beside it"
+    "Write what is shown: a picture by suffix, and all numbers beside it, in `STEM-numbers.json`"
     from matplotlib.figure import Figure
-    path, v = check_output(path), self._shown
+    path, v = Path(path).expanduser(), self._shown
     if path.suffix.lower() not in PICTURES: raise VitxError(f"the explorer saves a picture and, beside it, numbers: end {path.name!r} in {', '.join(PICTURES)}")
-    numbers = writable(path.with_suffix('.json'))
+    path, numbers = writable(path), writable(path.with_name(path.stem + '-numbers.json'))
     shown = panels(self.atlas, v)
     fig = Figure(figsize=panel_size(shown), dpi=150)
     show_panels(shown, f'evidence by {self.atlas.method}, layer {v.layer}, {self.ex.name}', fig)
@@ -260,7 +282,7 @@ def save_html(self:Explorer, path)->Path:
 @patch
 def _save(self:Explorer):
     done = self.save(self.file.value)
-    self.stage.alarm = 'saved: ' + ', '.join(map(str, done))
+    self.stage.note = f'saved {" and ".join(p.name for p in done)} in {done[0].absolute().parent}'
 
 @patch
 def _repr_mimebundle_(self:Explorer, **kw):

@@ -98,7 +98,7 @@ def draw(v:torch.Tensor, k:int, seed:int=0)->torch.Tensor: # (m,n) → (k,n)
     "k of the points, or all if there are fewer, in seeded order"
     return v[torch.randperm(len(v), generator=torch.Generator().manual_seed(seed))[:k].to(v.device)]
 
-# %% ../nbs/10_masking.ipynb #2a85eec9
+# %% ../nbs/10_masking.ipynb #d7d302c1
 def covered_mean(scores:torch.Tensor, # (…,m) of m masks
                  masks:torch.Tensor,  # (m,n) in 0..1
                 )->torch.Tensor:      # (…,n), 0 where no mask shows the place
@@ -114,7 +114,7 @@ def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progres
     n = run.grid[0]*run.grid[1]
     check_tokens(capture, n)
     maps = torch.zeros(*run.targets.shape, len(layers), n)
-    for b,l in ((b, l) for b in range(len(capture.x)) for l in range(len(layers))):
+    for b,l in track([(b, l) for b in range(len(capture.x)) for l in range(len(layers))], 'layers', progress):
         channels = torch.cat([run.patches(run.at['tokens', i])[b] for i in range(layers[l]+1)], 1).T
         keep = kmeans(channels, draw(channels, masks, seed))[0].topk(int(ratio*n)).indices.sort(1).values
         parts = track(keep.split(batch), 'token sets', progress)
@@ -147,7 +147,7 @@ def feature_masks(t:torch.Tensor, # (n,D) patch tokens
     group = F.one_hot(complete_linkage(1 - u @ u.T, distance)).to(m)
     return unit_range(group.T @ m).unflatten(-1, size)
 
-# %% ../nbs/10_masking.ipynb #8d7246c7
+# %% ../nbs/10_masking.ipynb #58eba834
 def causal_scores(predict,            # pictures (b,3,H,W) → logits (b,C)
                   x:torch.Tensor,     # (3,H,W), preprocessed
                   masks:torch.Tensor, # (K,H,W) in 0..1
@@ -168,7 +168,7 @@ def vit_cx(capture, targets, layers, distance=.1, noise=.1, batch=32, seed=0, pr
     "Mean corrected probability of the class where masks from block ℓ's channels show a place, less the mean over all masks"
     run, x = capture(targets, normed=layers), capture.x
     maps = torch.zeros(*run.targets.shape, len(layers), *run.grid)
-    for b,l in ((b, l) for b in range(len(x)) for l in range(len(layers))):
+    for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers', progress):
         masks = feature_masks(run.patches(run.at['normed', layers[l]])[b], run.grid, tuple(x.shape[-2:]), distance)
         scores = causal_scores(capture.predict, x[b], masks, noise, batch, seed, progress)[:, run.targets[b]]
         pixels = covered_mean(scores.T.to(masks), masks.flatten(1)).unflatten(-1, tuple(x.shape[-2:]))

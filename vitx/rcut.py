@@ -116,15 +116,15 @@ def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
     return bad, lambda v: mend(v, bad, run.grid)
 
-# %% ../nbs/13_rcut.ipynb #66b04276
-OPTIONS = dict(                  # lowest, highest, step: what a slider offers
-    rivals=(0, 50, 1),           # classes whose mean logit is taken off; 0: none
-    power=(1., 8., .5),          # larger: only strong ties of keys hold
-    colour=(0., 3., .25),        # width of the colour factor; 0: without
-    position=(0., 3., .25),      # width of the position factor; 0: without
-    texture=(0., 3., .25),       # width of the texture factor; 0: without
-    alpha=(0., .98, .02),        # how far the walk goes
-    zero=(0., 2., .1),           # deviations above the mean that count as 0
+# %% ../nbs/13_rcut.ipynb #cbfe77ec
+OPTIONS = dict(                  # lowest, highest, step and what it does: what a slider offers
+    rivals=(0, 50, 1, 'so many other classes whose mean logit is taken off; 0: none'),
+    power=(1., 8., .5, 'larger: only strong ties between patches hold'),
+    colour=(0., 3., .25, 'patches of like colour are tied; width of the tie, 0: colour is left out'),
+    position=(0., 3., .25, 'near patches are tied; width of the tie, 0: position is left out'),
+    texture=(0., 3., .25, 'patches of like texture are tied; width of the tie, 0: texture is left out'),
+    alpha=(0., .98, .02, 'how far evidence walks along the ties'),
+    zero=(0., 2., .1, 'what stands out by fewer deviations counts as no evidence'),
 )
 
 @method('rcut', source='this package: R-Cut with held-still relevance of the lead over rivals, a graph of keys and colours, and a walk in place of the bare eigenvector', pixels='guided', options=OPTIONS)
