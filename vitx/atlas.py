@@ -22,7 +22,7 @@ from .rcut import *
 from .parts import *
 from .explain import *
 
-# %% ../nbs/20_atlas.ipynb #4b30dd01
+# %% ../nbs/20_atlas.ipynb #905c88b0
 class Atlas:
     "Maps of one picture for several classes at every layer of a model"
     def __init__(self, ex:Explainer, img,  # anything `ex` explains, one picture
@@ -39,7 +39,7 @@ class Atlas:
         self.capture = Capture(ex.model, x[None], ex.anat, ex.score)
         self.probs = self.capture.logits[0].softmax(-1).cpu()
         self.likeliest = self.probs.topk(min(5, len(self.probs))).indices.tolist()
-        self.grid, self.fine, self._keys, self._parts = {}, {}, None, {}
+        self.grid, self.fine, self._keys, self._drawn = {}, {}, None, {}
         self.need(*(self.likeliest if targets is None else map(ex.target, targets)))
 
     def __repr__(self): return f'Atlas: {len(self.grid)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
@@ -113,7 +113,7 @@ def hatched(pixels:np.ndarray,  # (H,W,3) in 0..1
     out[((x + y)%18 < 2) & ~seen.numpy()] = 200 if pixels.mean() < .5 else 60
     return out
 
-# %% ../nbs/20_atlas.ipynb #57fc16a7
+# %% ../nbs/20_atlas.ipynb #df41e126
 def panels(atlas:Atlas, v:View)->list: # of Panel
     "The pictures for a view: the map; or its parts; or two classes and their difference"
     atlas.need(v.target, *([] if v.other is None else [v.other]))
@@ -124,13 +124,15 @@ def panels(atlas:Atlas, v:View)->list: # of Panel
         return m, panel(f'{atlas.name(t)}  {atlas.probs[t]:.2f}', f'evidence for {atlas.ex.labels[t]} by {atlas.method} at layer {v.layer}: {where(m)}', overlay(img, m, v.opacity))
     m, first = one(v.target)
     out = [panel('picture', 'the picture', np.asarray(img, dtype=np.float32)/255), first]
-    if v.parts: out.append(panel(*_parts_of(atlas, v)))
+    if v.parts:
+        if (key := (v.target, v.layer, v.parts)) not in atlas._drawn: atlas._drawn[key] = panel(*_parts_of(atlas, v))
+        out.append(atlas._drawn[key])
     if v.other is None or v.other == v.target: return out
     m2, second = one(v.other)
     a, b = atlas.name(v.target, 24), atlas.name(v.other, 24)
     return out + [second, panel(f'{a} (orange) − {b} (purple)', f'more for {a}: {where((m-m2).clamp_min(0))}; more for {b}: {where((m2-m).clamp_min(0))}', overlay(img, m-m2, v.opacity, signed=True))]
 
-# %% ../nbs/20_atlas.ipynb #4322c832
+# %% ../nbs/20_atlas.ipynb #8d9ddd86
 def _parts_of(atlas, v):
     labels, shares = atlas.parts(v.target, v.layer, v.parts)
     title = 'parts: ' + ', '.join(f'{c} {percent(s)}' for c,s in zip(COLOUR_NAMES, shares))
@@ -142,19 +144,13 @@ COLOUR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermil
 
 @patch
 def parts(self:Atlas, t:int, layer:int, k:int)->tuple: # labels (h,w), shares list
-    "The evidence for a class at a layer, cut into k parts; kept once cut"
-    if (t, layer, k) not in self._parts:
-        if self._keys is None: self._keys = [[c[0].cpu() for c in mended_keys(self._run(), l)] for l in range(self.depth)]
-        g, fine = self.grid[t][layer], self.fine[t][layer]
-        self._parts[t, layer, k] = _cut(self._keys[layer], g, fine, k)
-    return self._parts[t, layer, k]
-
-@patch
-def _run(self:Atlas): return self.capture(attn=range(self.depth), keys=range(self.depth))
-
-def _cut(keys, g, fine, k):
+    "The evidence for a class at a layer, cut into k parts"
+    if self._keys is None:
+        run = self.capture(attn=range(self.depth), keys=range(self.depth))
+        self._keys = [[c[0].cpu() for c in mended_keys(run, l)] for l in range(self.depth)]
+    g = self.grid[t][layer]
     if g.max() <= 0: return torch.full(g.shape, -1), []
-    labels, shares = weigh(cut_parts(keys, g, k)[0], fine)
+    labels, shares = weigh(cut_parts(self._keys[layer], g, k)[0], self.fine[t][layer])
     return labels, shares.tolist()
 
 # %% ../nbs/20_atlas.ipynb #8aacaf9d
