@@ -68,7 +68,7 @@ def explanation(self:Atlas, t:int, layer:int)->Explanation:
     "The same as `ex(img, t, method, layer)`, without asking the model again"
     return self.ex._answer(self.picture, self.grid[t][layer], self.fine[t][layer], self.full, self.probs, t, self.method, layer, None)
 
-# %% ../nbs/20_atlas.ipynb #5295c9ef
+# %% ../nbs/20_atlas.ipynb #a2dabb03
 @dataclass(frozen=True)
 class View:
     "What to show of an atlas"
@@ -95,12 +95,13 @@ def percent(share)->str:
 def where(m:torch.Tensor # (H,W) in 0..1
          )->str:
     "The place of the evidence in words"
+    m = m.numpy()[tuple(slice(None, None, max(1, n//96)) for n in m.shape)]     # fine enough for words
     if m.max() <= 0: return 'no evidence'
     strong = m > .5*m.max()
-    y, x = (min(int(3*i.float().mean()/n), 2) for i,n in zip(strong.nonzero(as_tuple=True), m.shape))
+    y, x = (min(int(3*i.mean()/n), 2) for i,n in zip(strong.nonzero(), m.shape))
     side = ('', 'in the centre', '')[y] if x == 1 else ''
     at = side or 'at the ' + ' '.join(filter(None, (('top', '', 'bottom')[y], ('left', '', 'right')[x])))
-    return f'strongest {at}, strong on {percent(strong.float().mean())} of the picture'
+    return f'strongest {at}, strong on {percent(strong.mean())} of the picture'
 
 # %% ../nbs/20_atlas.ipynb #3d8f8e68
 def hatched(pixels:np.ndarray,  # (H,W,3) in 0..1
