@@ -22,7 +22,7 @@ from .rcut import *
 from .parts import *
 from .explain import *
 
-# %% ../nbs/20_atlas.ipynb #905c88b0
+# %% ../nbs/20_atlas.ipynb #22b997c2
 class Atlas:
     "Maps of one picture for several classes at every layer of a model"
     def __init__(self, ex:Explainer, img,  # anything `ex` explains, one picture
@@ -45,9 +45,7 @@ class Atlas:
     def __repr__(self): return f'Atlas: {len(self.grid)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
     @property
     def depth(self)->int: return self.ex.depth
-    def name(self, t, n=40)->str:
-        label = self.ex.labels[t]
-        return label if len(label) <= n else label[:n-1] + '…'
+    def name(self, t, n=40)->str: return short(self.ex.labels[t], n)
     def map(self, t:int, layer:int, place=None)->torch.Tensor: # (H,W) in 0..1
         "Evidence for a class at a layer, on the picture as shown"
         return lay(self.fine[t][layer], place or self.place).clamp(0, 1)

@@ -96,13 +96,13 @@ def progress_to(tell, # called as tell(done, total, what)
     try: yield
     finally: _listener.reset(before)
 
-# %% ../nbs/00_core.ipynb #4322bf34
+# %% ../nbs/00_core.ipynb #873e1821
 def _seen(): return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
 @contextmanager
-def progress_bar():
-    "A scope in which `track` draws a bar, on a terminal and in Jupyter, unless somebody listens already"
-    if _listener.get() is not None or not _seen():
+def progress_bar(show=None): # a bar; None: on a terminal and in Jupyter
+    "A scope in which `track` draws a bar, unless somebody listens already"
+    if _listener.get() is not None or not (_seen() if show is None else show):
         yield
         return
     with tqdm(leave=False, delay=.5, bar_format='{desc}{percentage:3.0f}%|{bar}| {elapsed}') as bar:
@@ -117,16 +117,14 @@ def track(parts,       # a list, or anything with a length
           show=None,   # a bar; None: on a terminal and in Jupyter
          ):
     "Go through `parts` and say how far it is"
-    tell = _listener.get()
-    if tell is None:
-        yield from tqdm(parts, desc=what, disable=not (_seen() if show is None else show), leave=False, delay=.5)
-        return
-    for i,part in enumerate(parts):
-        tell(i, len(parts), what)
-        inner = _listener.set(lambda done, total, _: tell(i + done/max(total, 1), len(parts), what))   # work within is a part of this part
-        try: yield part
-        finally: _listener.reset(inner)
-    tell(len(parts), len(parts), what)
+    with progress_bar(show):
+        tell = _listener.get() or (lambda *_: None)
+        for i,part in enumerate(parts):
+            tell(i, len(parts), what)
+            inner = _listener.set(lambda done, total, _: tell(i + done/max(total, 1), len(parts), what))   # work within is a part of this part
+            try: yield part
+            finally: _listener.reset(inner)
+        tell(len(parts), len(parts), what)
 
 # %% ../nbs/00_core.ipynb #0ec2c409
 def set_seed(seed:int=42):

@@ -65,7 +65,7 @@ class Explanation:
         "False where a crop hid the picture from the model"
         return self.place.seen
 
-# %% ../nbs/17_explain.ipynb #c06fa44b
+# %% ../nbs/17_explain.ipynb #bfe48efe
 def _small(img, longest=1024):
     k = min(1, longest/max(img.size))
     return img.resize([max(1, round(s*k)) for s in img.size], Image.BILINEAR) if k < 1 else img
@@ -76,12 +76,11 @@ def _draw(e, fig):
     fig.set_layout_engine('constrained')  # keeps titles and caption inside the figure
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], 'picture')
-    show_overlay(img, lay(e.fine, p).clamp(0, 1), axs[1], f'{_short(e.question)}  {e.prob:.2f}', p.seen)
+    show_overlay(img, lay(e.fine, p).clamp(0, 1), axs[1], f'{short(e.question)}  {e.prob:.2f}', p.seen)
     fig.supxlabel(f'evidence by {e.method}, layer {e.layer}' + ('' if p.seen.all() else '; hatched: not seen by the model'), fontsize=8)
     return axs
 
 def _figsize(e): return 6.4, min(max(3.1*e.image.height/e.image.width, 1), 8) + .6
-def _short(label, n=34): return label if len(label) <= n else label[:n-1] + '…'
 
 # %% ../nbs/17_explain.ipynb #6d7b678a
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg')

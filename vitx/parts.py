@@ -150,7 +150,7 @@ def _on_pixels(labels, place, fine=None):
     top = torch.stack([lay((labels == i).float(), place) for i in names]).argmax(0) - 1     # the part that interpolation gives most
     return (top[None] == names[1:, None, None]) & place.seen
 
-# %% ../nbs/14_parts.ipynb #c8d7fd11
+# %% ../nbs/14_parts.ipynb #6376de21
 def paint_parts(img,                 # PIL image
                 labels:torch.Tensor, # (h,w) parts of cells, −1 none
                 place:Placement,     # of the model's input on this image
@@ -172,7 +172,7 @@ def show(self:Parts, fig=None):
     k = min(1, 1024/max(self.image.size))
     img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
     axs = fig.subplots(1, 2)
-    show_image(img, axs[0], f'{self.label if len(self.label) < 34 else self.label[:33] + "…"}  {self.prob:.2f}')
+    show_image(img, axs[0], f'{short(self.label)}  {self.prob:.2f}')
     show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.fine), axs[1])
     axs[1].legend([Patch(color=c) for _,c in zip(self.shares, COLOURS)], [f'{s:.0%}' for s in self.shares.tolist()], title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     if self.note: fig.supxlabel(self.note, fontsize=8)
