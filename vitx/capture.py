@@ -16,6 +16,7 @@ from torch import nn
 
 from .core import *
 from .models import *
+from .anatomy import *
 
 # %% ../nbs/06_capture.ipynb #0943f1e2
 _locks, _guard = weakref.WeakKeyDictionary(), threading.Lock()

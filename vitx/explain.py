@@ -21,6 +21,7 @@ import vitx.baselines, vitx.cut, vitx.gradients, vitx.masking, vitx.relation  # 
 from .core import *
 from .images import *
 from .models import *
+from .anatomy import *
 from .capture import *
 from .show import *
 from .metrics import randomised
