@@ -50,14 +50,14 @@ class Atlas:
         "Evidence for a class at a layer, on the picture as shown"
         return lay(self.fine[t][layer], place or self.place).clamp(0, 1)
 
-# %% ../nbs/22_atlas.ipynb #f1d71ef5
+# %% ../nbs/22_atlas.ipynb #47d58984
 @patch
 def need(self:Atlas, *targets):
     "Compute what is missing for these classes, all of it in one call"
     new = [t for t in dict.fromkeys(targets) if t not in self.grid]
     if not new: return self
     with progress_bar(): m = self.ex._maps(self.capture, torch.tensor([new]), self.method, range(self.depth), **self.options)[0].cpu()   # (T,L,h,w)
-    fine = scale_map(on_pixels(self.method, m.flatten(0, 1)[None], self.capture.x.cpu()))[0].unflatten(0, m.shape[:2])
+    fine = scale_map(on_pixels(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.capture.lie))[0].unflatten(0, m.shape[:2])
     self.grid.update(zip(new, m)); self.fine.update(zip(new, fine))
     return self
 

@@ -14,24 +14,23 @@ from .capture import *
 from .relation import gradient_weights
 from .cut import hard_affinity, ncut, orient_by_max
 
-# %% ../nbs/09_baselines.ipynb #6b222a2f
+# %% ../nbs/09_baselines.ipynb #5c0a8530
 def blob(h:int, w:int, sigma:float=.25)->torch.Tensor: # (h,w)
     "A Gaussian in the middle, width `sigma` of each side"
     line = lambda n: torch.exp(-((torch.arange(n)+.5)/n - .5)**2/(2*sigma**2))
     return line(h)[:, None]*line(w)
 
-def _blank(capture, targets): return capture(targets, normed=[0])  # for the grid and the targets
 
 @method('centre', source='a control: knows nothing', agnostic=True)
 def centre(capture, targets, layers, sigma=.25):
     "A Gaussian blob in the middle, width `sigma` of each side"
-    run = _blank(capture, targets)
+    run = capture(targets)   # for the grid and the targets
     return blob(*run.grid, sigma).expand(*run.targets.shape, len(layers), *run.grid)
 
 @method('random', source='a control: knows nothing')
 def random(capture, targets, layers):
     "Uniform noise, seeded by the class and the layer"
-    run = _blank(capture, targets)
+    run = capture(targets)   # for the grid and the targets
     noise = lambda c, l: torch.rand(run.grid, generator=torch.Generator().manual_seed(1000*c + l))
     return torch.stack([torch.stack([torch.stack([noise(c, l) for l in layers]) for c in row]) for row in run.targets.tolist()])
 
@@ -111,14 +110,14 @@ def accumulate(run, layers, step=None): # run: attention and its gradient for bl
         at[l] = R = R + A @ R
     return (run.read_row(at[l] - eye) for l in layers)   # what a token owes to itself alone isn't relevance
 
-# %% ../nbs/09_baselines.ipynb #2cad8648
+# %% ../nbs/09_baselines.ipynb #b0311631
 def check_method(name:str, capture, targets:list, layers:list):
     "Assert the contract of a registered method on one capture; raises AssertionError naming the law that broke"
     f, model = method[name], capture.model
-    before = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    before = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()], [p.requires_grad for p in model.parameters()]
     quick = f.meta.get('quick', {})   # methods that ask the model many times keep their promises with fewer questions, too
     a, b = (f(capture, targets, layers, **quick) for _ in range(2))
-    after = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    after = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()], [p.requires_grad for p in model.parameters()]
     assert a.shape[:3] == (len(capture.x), len(targets), len(layers)) and a.ndim == 5, f'{name}: shape {tuple(a.shape)}'
     assert a.isfinite().all(), f'{name}: not finite'
     assert (a == b).all(), f'{name}: another answer the second time'

@@ -75,7 +75,7 @@ def _open(ex, sample):
 
 def _why(e): return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
-# %% ../nbs/21_bench.ipynb #878b9a58
+# %% ../nbs/21_bench.ipynb #70efbea1
 def score_sample(ex, sample, methods, metrics,
                  twins=None, # randomised copies of the model, for metrics that ask for them
                 ):
@@ -88,7 +88,7 @@ def score_sample(ex, sample, methods, metrics,
     for n in methods:
         try:
             m = _map(ex, n, t, ex.model, None, capture)
-            m, wrong = on_pixels(n, m[None], capture.x)[0, 0], ''
+            m, wrong = on_pixels(n, m[None], capture.x, capture.lie)[0, 0], ''
         except Exception as e: m, wrong = None, _why(e)
         case = Case(m, mask, capture, t, partial(_map, ex, n, t), black, twins)
         for k in metrics: yield t, n, k, *((None, _also(note, wrong)) if wrong else _score(case, k, note))

@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map',
            'option_defaults']
 
-# %% ../nbs/18_explain.ipynb #ab251ad4
+# %% ../nbs/18_explain.ipynb #989a1884
 import json, re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -140,7 +140,7 @@ def find_class(target,      # index, label or part of a label
     close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
-# %% ../nbs/18_explain.ipynb #0ba29222
+# %% ../nbs/18_explain.ipynb #3d552778
 def method_named(name:str):
     "A registered method; `VitxError` offers the nearest"
     return method[name]
@@ -160,7 +160,7 @@ class Explainer:
                 ):
         if score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: there are 'logit' and 'prob'")
         self.model = load_model(model)
-        self.anat, self.score = anatomy(self.model), score
+        self.score = score
         if device is not None: _move(self.model, device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
         self.name = model if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
@@ -170,6 +170,7 @@ class Explainer:
         self._ask = lru_cache(256)(partial(probe, self.transform))
         if transform is not None and len({probe(transform, (96, 120)) for _ in range(4)}) > 1:
             raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
+        self.anat = anatomy(self.model, self._ask((256, 256)).shape)
 
     def __repr__(self): return f'Explainer({self.name!r}, {len(self.labels)} classes, {len(self.anat.blocks)} layers)'
     @property
@@ -211,17 +212,20 @@ def _layers(self:Explainer, layers):
         raise VitxError(f"layer {bad[0]!r} is out of range: this model has {self.depth} blocks, 0 to {self.depth-1}")
     return [int(l)%self.depth for l in layers]
 
-# %% ../nbs/18_explain.ipynb #bad8e3a1
+# %% ../nbs/18_explain.ipynb #becd2d1f
 @patch
 def maps(self:Explainer, x:torch.Tensor,    # (B,3,H,W), preprocessed
          targets=None,            # None (top class), a class, a list of classes (for all images), or (B,T) indices
          method:str='rcut',
          layers=None,             # a layer or a list; None: the last block
          against=None,            # explain the lead over this class
+         pixels:bool=False,       # on the pixels of x, as the method lays its maps there
          **options,               # of the method, such as `zero` of rcut
-        )->torch.Tensor:          # (B,T,L,h,w) float32, signed
+        )->torch.Tensor:          # (B,T,L,h,w) float32, signed; with `pixels` (B,T,L,H,W)
     "Evidence maps on the token grid"
-    return self._maps(Capture(self.model, _checked(x), self.anat, self.score), targets, method, layers, self._class(against), **options)
+    capture = Capture(self.model, _checked(x), self.anat, self.score)
+    m = self._maps(capture, targets, method, layers, self._class(against), **options)
+    return scale_map(on_pixels(method, m.flatten(1, 2), capture.x, capture.lie)).unflatten(1, m.shape[1:3]) if pixels else m
 
 def option_defaults(name:str)->dict:
     "The options of a method, with their defaults"
@@ -235,13 +239,17 @@ def _with_options(f, options):
     f.meta = meta
     return f
 
-# %% ../nbs/18_explain.ipynb #e9449981
+# %% ../nbs/18_explain.ipynb #d68f9aa3
 @patch
 def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
     f, layers = _with_options(method[name], options), self._layers(layers)
     if isinstance(targets, (list, tuple, np.ndarray)): targets = [[self.target(c) for c in t] if isinstance(t, (list, tuple, np.ndarray)) else self.target(t) for t in targets]
     elif targets is not None and not isinstance(targets, torch.Tensor): targets = self.target(targets)
-    m = f(capture, targets, layers) if against is None else _lead(f, capture, as_targets(targets, capture.logits), layers, against)
+    try: m = f(capture, targets, layers) if against is None else _lead(f, capture, as_targets(targets, capture.logits), layers, against)
+    except VitxError: raise
+    except Exception as e:
+        if not f.meta.get('inside'): raise
+        raise VitxError(f"{name} looks inside the blocks of a plain ViT, and {type(capture.model).__name__} is built otherwise ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, rout, cut or gradcam") from e
     m = scale_map(m.float())
     if not m.isfinite().all(): raise VitxError(f"{name} gave values that are not finite for this model and picture: try score='logit', float32 weights, or another method")
     return m
@@ -263,7 +271,7 @@ def _checked(x):
     if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
-# %% ../nbs/18_explain.ipynb #09f08beb
+# %% ../nbs/18_explain.ipynb #6b503ad8
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
@@ -293,7 +301,7 @@ def _explain(self:Explainer, images, targets, name, layer, against):
     if not top: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist() if None in targets else targets)]
     m = self._maps(capture, None if top else torch.tensor(targets)[:, None], name, layer, against)[:, 0, 0].cpu()
     if top: targets = capture.logits.argmax(1).tolist()
-    fine = scale_map(on_pixels(name, m[:, None], capture.x.cpu()))[:, 0]
+    fine = scale_map(on_pixels(name, m[:, None], capture.x.cpu(), capture.lie))[:, 0]
     return [self._answer(img, g, f, place, p, t, name, layer, against) for img,g,f,place,p,t in zip(images, m, fine, places, capture.logits.softmax(-1).cpu(), targets)]
 
 @patch
@@ -301,7 +309,7 @@ def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, a
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
     return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
 
-# %% ../nbs/18_explain.ipynb #f7a36a3c
+# %% ../nbs/18_explain.ipynb #d2b40168
 @patch
 def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
@@ -316,7 +324,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     check_parts(k)
     e = self(img, target, layer=layer)
     x, _ = prepare(e.image, self.transform, self._ask)
-    run = Capture(self.model, x[None], self.anat)(attn=range(e.layer+1), keys=range(e.layer+1))
+    run = Capture(self.model, x[None], self.anat)(**sites(self.anat, [e.layer]))
     labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
     labels, shares = weigh(labels, e.fine)
     return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.fine)
@@ -328,7 +336,7 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     _, pixels, predict = self._pixels(e.image)
     return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
 
-# %% ../nbs/18_explain.ipynb #a4ca01d6
+# %% ../nbs/18_explain.ipynb #c7440bd3
 @patch
 def card(self:Explanation, seed:int=0)->Card:
     "What to know before believing this map; `seed` draws the model with random weights"
@@ -336,8 +344,10 @@ def card(self:Explanation, seed:int=0)->Card:
     if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again and ask for the card then")
     x, pixels, predict = ex._pixels(self.image)
     capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._class(self.against)
-    run = capture(self.target, attn=range(l+1), grad='attn', linear=True, score=lead)
-    relevance, ask, probs, t = mended(run, l)[1](flowed(run, l))[0, 0], predict, run.logits[0].softmax(-1), self.target
+    joined = ex.anat.joined(l)
+    run = capture(self.target, tokens=[l], **(dict(attn=range(l+1)) if joined else {}), grad=('tokens', 'attn') if joined else 'tokens', linear=True, score=lead)
+    flow = flowed(run, l) if joined else run.patches(carried(run.at['tokens', l], run.grad['tokens', l]), -1).clamp_min(0)
+    relevance, ask, probs, t = mended(run, l)[1](flow)[0, 0], predict, run.logits[0].softmax(-1), self.target
     if against is not None: ask, probs, t = (lambda v: predict(v)[:, [self.target, against]]), run.logits[0, [self.target, against]].softmax(-1), 0   # a question of two classes
     rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []

@@ -8,15 +8,15 @@ __all__ = ['pool_pixels', 'every_layer', 'input_gradient', 'integrated_gradients
            'relevances', 'chefer_lrp', 'as_if', 'gamma_rule', 'relevance_rules', 'attnlrp', 'feedback', 'bt_token',
            'bt_head']
 
-# %% ../nbs/10_gradients.ipynb #94185f48
+# %% ../nbs/10_gradients.ipynb #da628b67
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .core import *
+from .anatomy import *
 from .capture import *
 from .baselines import accumulate
 
@@ -32,18 +32,17 @@ def every_layer(m:torch.Tensor, layers)->torch.Tensor: # (B,T,h,w) → (B,T,L,h,
     "The same map for each layer"
     return m[:, :, None].expand(-1, -1, len(layers), -1, -1)
 
-# %% ../nbs/10_gradients.ipynb #b9de6191
+# %% ../nbs/10_gradients.ipynb #fb4c27a1
 @method('input-gradient', source='Shrikumar et al., 2016 (gradient × input), at the pixels')
 def input_gradient(capture, targets, layers,
                    site='pixels', # or 'tokens', 'normed': the product at what enters block ℓ
                   ):
     "Pixels times their gradient; the same for every layer, since there is one input"
-    at = {'tokens': [0], site: [0] if site == 'pixels' else layers}   # tokens: for the grid
-    run = capture(targets, grad=site, **at)
+    run = capture(targets, grad=site, **{site: [0] if site == 'pixels' else layers})
     if site == 'pixels': return every_layer(pool_pixels(run.at[site, 0][:, None]*run.grad[site, 0], run.grid), layers)
     return run.on_grid(torch.stack([run.patches((run.at[site, l][:, None]*run.grad[site, l]).sum(-1), -1) for l in layers], 2))
 
-# %% ../nbs/10_gradients.ipynb #fac0f024
+# %% ../nbs/10_gradients.ipynb #4d0e0b4e
 def _elsewhere(capture, x): return Capture(capture.model, x, capture.anat, capture.score)
 
 def _slopes(capture, targets, pictures):
@@ -51,7 +50,7 @@ def _slopes(capture, targets, pictures):
     return (_elsewhere(capture, p)(targets, pixels=[0], grad='pixels').grad['pixels', 0] for p in pictures)
 
 def _grid(capture, targets):
-    run = capture(targets, tokens=[0])
+    run = capture(targets)
     return run.grid, run.targets
 
 @method('integrated-gradients', source='Sundararajan, Taly & Yan, ICML 2017; baseline: the mean colour', forwards=20)
@@ -74,7 +73,7 @@ def smoothgrad(capture, targets, layers, samples=16, noise=.15, seed=0):
     sigma = (noise*(b - a)).to(x)[:, None, None, None]
     return every_layer(pool_pixels((sum(_slopes(capture, targets, (x + sigma*d for d in draws)))/samples).abs(), grid), layers)
 
-# %% ../nbs/10_gradients.ipynb #85d6d5ec
+# %% ../nbs/10_gradients.ipynb #cce98760
 class _Early(nn.Module):
     "One block and the head: tokens that enter the block (B,N,D) → logits"
     def __init__(self, capture, l, more):
@@ -84,10 +83,10 @@ class _Early(nn.Module):
 
 def _alone(capture, run, l, more): # → Record of block l's attention and its gradient
     "What block `l` would answer if the head followed it; `run` holds the tokens that enter it, `more` what else the model gives it"
-    anat = replace(capture.anat, blocks=[capture.anat.blocks[l]], attns=[capture.anat.attns[l]], grid=lambda h, w, n: run.grid)
+    anat = Anatomy([capture.anat.layers[l]], capture.anat.reads, lambda h, w, n: run.grid)
     return Capture(_Early(capture, l, more), run.at['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
 
-@method('legrad', source='Bousselham et al., ICCV 2025 (LeGrad, arXiv 2404.03214)')
+@method('legrad', inside=True, source='Bousselham et al., ICCV 2025 (LeGrad, arXiv 2404.03214)')
 def legrad(capture, targets, layers):
     "Positive gradient of attention, each block asked through the head, added up over blocks 0 … ℓ"
     more = {}   # such as rotary positions
@@ -198,7 +197,7 @@ def through_head(capture, run, out:torch.Tensor)->torch.Tensor: # out (B,N,D) �
         got[:, :, capture.anat.prefix:] = t*_share(back[0], t.sum(-2))[..., None, :]   # a mean: by contribution
     return got
 
-# %% ../nbs/10_gradients.ipynb #9722e261
+# %% ../nbs/10_gradients.ipynb #57418adc
 def relevances(capture, run): # run: tokens of all blocks → {layer: (tokens that enter (B,T,N,D), attention (B,T,heads,N,N))}
     "Relevance at the start of every block and of its attention"
     parts, at = insides(capture, run), {}
@@ -207,7 +206,7 @@ def relevances(capture, run): # run: tokens of all blocks → {layer: (tokens th
         for l in reversed(range(capture.depth)): at[l] = R, _ = through_block(R, capture.anat.blocks[l], parts[l])
     return at
 
-@method('chefer-lrp', source='Chefer, Gur & Wolf, CVPR 2021 (transformer attribution)')
+@method('chefer-lrp', inside=True, source='Chefer, Gur & Wolf, CVPR 2021 (transformer attribution)')
 def chefer_lrp(capture, targets, layers):
     "Relevance × gradient of attention, positive, mean over heads, accumulated over blocks 0 … ℓ"
     run = capture(targets, tokens=range(capture.depth), attn=range(max(layers)+1), grad='attn')
@@ -232,7 +231,7 @@ def gamma_rule(gamma):
         return as_if(y, favoured*torch.where(favoured == 0, 0, y/favoured).detach())
     return rule
 
-# %% ../nbs/10_gradients.ipynb #d45a0f7b
+# %% ../nbs/10_gradients.ipynb #46a78f35
 @contextmanager
 def relevance_rules(capture,
                     gamma=(.25, .05), # of convolutions and of linear layers outside attention; 0: by contribution alone
@@ -245,16 +244,16 @@ def relevance_rules(capture,
         hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)
         inner = {m for a in capture.anat.attns for m in a.modules()}
         for m in capture.model.modules():
-            if isinstance(m, nn.LayerNorm): hook(m, hold_norm)
+            if isinstance(m, nn.LayerNorm): hook(m, lambda m, args, y: hold_norm(args[0], m.normalized_shape, m.weight, m.bias, m.eps))
             for kind,g in zip((nn.Conv2d, nn.Linear), gamma):
                 if g and isinstance(m, kind) and m not in inner: hook(m, gamma_rule(g))
         for b in capture.anat.blocks:
             share = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
-            hook(b.mlp.act, hold_gate)
+            hook(b.mlp.act, lambda m, args, y: hold_gate(args[0], y))
             hook(b.attn.qkv, lambda m, args, y, share=share: as_if(y, y*share))
         yield
 
-@method('attnlrp', source='Achtibat et al., ICML 2024; γ as in the authors’ example for ViTs')
+@method('attnlrp', inside=True, source='Achtibat et al., ICML 2024; γ as in the authors’ example for ViTs')
 def attnlrp(capture, targets, layers, site='pixels', gamma=(.25, .05), softmax=True):
     "Relevance by AttnLRP's rules at the pixels, the same for every layer; `site='tokens'`: of the tokens that enter block ℓ"
     with relevance_rules(capture, gamma, softmax): return input_gradient(capture, targets, layers, site)
@@ -268,7 +267,7 @@ def feedback(capture, targets, layers, steps=20)->dict: # layer → (B,T,N,N)
         total = {l: t + grad['attn', l] for l,t in total.items()}
     return {l: (t/steps).clamp_min(0).mean(2) for l,t in total.items()}
 
-# %% ../nbs/10_gradients.ipynb #8caf3275
+# %% ../nbs/10_gradients.ipynb #36a1b0ba
 def _perceived(capture, run, layers, start, mix, steps):
     "(M R summed up over blocks start … ℓ) ⊙ feedback at ℓ, where the head reads it"
     maps, wanted = [], feedback(capture, run.targets, layers, steps)
@@ -278,7 +277,7 @@ def _perceived(capture, run, layers, start, mix, steps):
         maps.append(run.read_row(wanted[l]*R))
     return run.on_grid(torch.stack(maps, 2))
 
-@method('bt-token', source='Chen et al., 2023 (Beyond Intuition), token-wise', forwards=20)
+@method('bt-token', inside=True, source='Chen et al., 2023 (Beyond Intuition), token-wise', forwards=20)
 def bt_token(capture, targets, layers, steps=20):
     "Attention weighted by what values do to a token's length, from half the depth on, × integrated gradient of the attention of block ℓ"
     blocks = range(capture.depth)
@@ -287,8 +286,8 @@ def bt_token(capture, targets, layers, steps=20):
     with torch.no_grad(): by = [grows(l, p).float() for l,p in enumerate(insides(capture, run))]
     return _perceived(capture, run, layers, capture.depth//2, lambda l: (run.at['attn', l].mean(1)*by[l][:, None])[:, None], steps)
 
-# %% ../nbs/10_gradients.ipynb #8460b221
-@method('bt-head', source='Chen et al., 2023 (Beyond Intuition), head-wise', forwards=20)
+# %% ../nbs/10_gradients.ipynb #3fc55567
+@method('bt-head', inside=True, source='Chen et al., 2023 (Beyond Intuition), head-wise', forwards=20)
 def bt_head(capture, targets, layers, steps=20):
     "Attention with heads weighted by their own gradient, from a quarter of the depth on, × integrated gradient of the attention of block ℓ"
     run = capture(targets, attn=range(max(layers)+1), grad='attn')

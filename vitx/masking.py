@@ -6,11 +6,12 @@
 __all__ = ['random_grids', 'enlarge', 'rise', 'keep_tokens', 'check_tokens', 'kmeans', 'draw', 'covered_mean', 'tis',
            'complete_linkage', 'feature_masks', 'causal_scores', 'vit_cx']
 
-# %% ../nbs/11_masking.ipynb #96db9047
+# %% ../nbs/11_masking.ipynb #a8d2af5f
 import torch
 import torch.nn.functional as F
 
 from .core import *
+from .anatomy import *
 from .capture import *
 from .relation import unit_range
 
@@ -34,11 +35,11 @@ def enlarge(grids:torch.Tensor,  # (n,cells,cells)
     y, x = ((shifts[:, [i]]*cell[i]).long() + torch.arange(size[i]) for i in (0, 1))
     return big[torch.arange(len(big))[:, None, None], y[:, :, None], x[:, None]]
 
-# %% ../nbs/11_masking.ipynb #ce27c6d3
+# %% ../nbs/11_masking.ipynb #6073f44c
 @method('rise', quick=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018', forwards='masks (512)')
 def rise(capture, targets, layers, masks=512, cells=7, p=.5, covered=False, batch=64, seed=0, progress=None):
     "Mean probability of the class where a place is shown, less the mean over all masks. It only sees pixels: the same map for every layer"
-    run, x = capture(targets, normed=[0]), capture.x    # for the grid and the targets
+    run, x = capture(targets), capture.x    # for the grid and the targets
     total, mean, shown = torch.zeros(*run.targets.shape, *run.grid), torch.zeros(run.targets.shape), torch.zeros(run.grid)
     for g,s in track(list(zip(*(t.split(batch) for t in random_grids(masks, cells, p, seed)))), 'random masks', progress):
         m = enlarge(g, s, tuple(x.shape[-2:]))
@@ -51,19 +52,20 @@ def rise(capture, targets, layers, masks=512, cells=7, p=.5, covered=False, batc
     maps = total/(shown.clamp_min(1e-12) if covered else masks*p) - mean[..., None, None]/masks
     return maps[:, :, None].expand(-1, -1, len(layers), -1, -1)
 
-# %% ../nbs/11_masking.ipynb #7d12ae15
+# %% ../nbs/11_masking.ipynb #04431510
 def keep_tokens(capture,           # its model is asked
                 x:torch.Tensor,    # (1,3,H,W) one picture, preprocessed
                 keep:torch.Tensor, # (m,k) numbers of the patches that stay, m sets of them
                )->torch.Tensor:    # (m,C) logits
     "What the model says when only some patches enter its first block; prefix tokens always do"
-    prefix = torch.arange(capture.anat.prefix).expand(len(keep), -1)
-    index = torch.cat([prefix, keep.cpu() + capture.anat.prefix], 1)
+    first = capture.anat.layers[0]
+    prefix = torch.arange(first.prefix).expand(len(keep), -1)
+    index = torch.cat([prefix, keep.cpu() + first.prefix], 1)
     def enter(module, args):
         if args[0].ndim != 3: raise VitxError(f"the first block of {type(capture.model).__name__} takes {tuple(args[0].shape)}, no sequence (1,N,D): its tokens can't be left out")
         return (args[0][0][index.to(args[0].device)], *args[1:])
     with torch.inference_mode(False), torch.no_grad(), untouched(capture.model) as undo:
-        undo.callback(capture.anat.blocks[0].register_forward_pre_hook(enter).remove)
+        undo.callback(first.block.register_forward_pre_hook(enter).remove)
         return capture.model(x.to(capture.x)).float()
 
 def check_tokens(capture, n:int): # n: number of patches
@@ -98,7 +100,7 @@ def draw(v:torch.Tensor, k:int, seed:int=0)->torch.Tensor: # (m,n) → (k,n)
     "k of the points, or all if there are fewer, in seeded order"
     return v[torch.randperm(len(v), generator=torch.Generator().manual_seed(seed))[:k].to(v.device)]
 
-# %% ../nbs/11_masking.ipynb #d7d302c1
+# %% ../nbs/11_masking.ipynb #6cced974
 def covered_mean(scores:torch.Tensor, # (…,m) of m masks
                  masks:torch.Tensor,  # (m,n) in 0..1
                 )->torch.Tensor:      # (…,n), 0 where no mask shows the place
@@ -107,7 +109,7 @@ def covered_mean(scores:torch.Tensor, # (…,m) of m masks
     dev = scores - scores.mean(-1, keepdim=True)
     return torch.where(cover > 0, dev @ masks/cover.clamp_min(1e-12), 0.)
 
-@method('tis', quick=dict(masks=32), source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling', forwards='masks (256), each over half of the tokens')
+@method('tis', inside=True, quick=dict(masks=32), source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling', forwards='masks (256), each over half of the tokens')
 def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progress=None):
     "Mean probability of the class where a token is kept, less the mean over all masks; masks from k-means over the channels of the tokens that enter blocks 0 … ℓ"
     run = capture(targets, tokens=range(max(layers)+1))

@@ -22,13 +22,12 @@ from .cut import *
 from .masking import kmeans
 from .rcut import *
 
-# %% ../nbs/15_parts.ipynb #e07775e3
-def mended_keys(run, # attention and keys of blocks 0 … l
+# %% ../nbs/15_parts.ipynb #fed1e572
+def mended_keys(run, # `sites` of block l
                 l:int,
                )->list: # per block of the second half: (B,n,d)
-    "Keys of the patches, heads side by side, lonely artefacts replaced by their neighbours' mean"
-    heal = mended(run, l)[1]
-    return [heal(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2)).transpose(-1, -2) for b in second_half(l)]
+    "Keys of the patches, heads side by side, or what attention reads, lonely artefacts replaced by their neighbours' mean"
+    return ties(run, l, second_half(l), mended(run, l)[1])
 
 # %% ../nbs/15_parts.ipynb #11783881
 def part_graph(keys:list,                # per block: (n,d), of the cells to be cut
