@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['even_grid', 'layout_of', 'as_tokens', 'Spot', 'Layer', 'Anatomy', 'plain', 'untouched', 'Heard', 'Watch',
-           'attention_modules', 'read_layers', 'step_of', 'input_size', 'watched', 'hiera', 'anatomy', 'grid_of',
-           'tokens_of', 'cell_pixels', 'right_place']
+           'says_attention', 'attention_modules', 'read_layers', 'step_of', 'input_size', 'watched', 'hiera', 'anatomy',
+           'grid_of', 'tokens_of', 'cell_pixels', 'right_place']
 
 # %% ../nbs/05_anatomy.ipynb #b56e6fea
 import math, re, threading, weakref
@@ -158,7 +158,7 @@ def untouched(model:nn.Module):
                 p.requires_grad_(False)
         yield undo
 
-# %% ../nbs/05_anatomy.ipynb #f3905985
+# %% ../nbs/05_anatomy.ipynb #5e2a0da9
 class Heard(TorchFunctionMode):
     "The shapes of all attention matrices, with the module that was running"
     def __init__(self, running): super().__init__(); self.running, self.said = running, []
@@ -190,7 +190,7 @@ class Watch:
             running.pop()
             if not torch.is_tensor(y): return
             self.left.setdefault(names[m], tuple(y.shape))
-            if y.ndim == 4 and args and torch.is_tensor(args[0]) and hasattr(m, 'stride') and hasattr(m, 'kernel_size'): self.strided.append((names[m], m, tuple(args[0].shape), tuple(y.shape)))
+            if y.ndim == 4 and args and torch.is_tensor(args[0]) and all(hasattr(m, n) for n in ('kernel_size', 'stride', 'padding')): self.strided.append((names[m], m, tuple(args[0].shape), tuple(y.shape)))
         x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(p)
         with torch.inference_mode(False), torch.no_grad(), untouched(model) as undo:
             for m in names:
@@ -199,13 +199,14 @@ class Watch:
             with Heard(running) as heard: model(x)
         self.attention = heard.said
 
-# %% ../nbs/05_anatomy.ipynb #f27dbba4
+# %% ../nbs/05_anatomy.ipynb #588ee8d6
 _GATE = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$')   # what is inside only scales what is around
-_NOT = re.compile(r'Pool|Cross(?!Cov)|Class|SE$|Eca|Squeeze|Spatial(Attention|Gating)|Cbam|Global(Context)$|Drop|Embed|Norm|PosEnc')
+_NOT = re.compile(r'Pool|Cross(?!Cov)|Class|SE$|SelectiveKernel|Split|Eca|Squeeze|Spatial(Attention|Gating)|Cbam|Global(Context)$|Drop|Embed|Norm|PosEnc')
 _ATTENDS = re.compile(r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
 
 def _kind(m): return type(m).__name__
-def _attends(m): # says so itself; pooling heads, class attention and channel gates are no layers
+def says_attention(m:nn.Module)->bool:
+    "Does a module say by its class that it attends? Pooling heads, class attention and channel gates are no layers"
     return 'FactorAttn' in _kind(m) or not _NOT.search(_kind(m)) and bool(_ATTENDS.search(_kind(m)) or hasattr(m, 'qkv'))
 def _within(name, others): return any(name.startswith(o + '.') for o in others)
 
@@ -214,20 +215,20 @@ def attention_modules(model, seen:Watch)->list: # names, in order of their calls
     mods = dict(model.named_modules())
     square = {n for n,s,_ in seen.attention if n and len(s) > 2 and s[-1] == s[-2] > 3}
     gates = [n for n,m in mods.items() if n and _GATE.search(_kind(m))]
-    found = [n for n in seen.given if n and (_attends(mods[n]) or n in square and not _NOT.search(_kind(mods[n]))) and not _within(n, gates)]
+    found = [n for n in seen.given if n and (says_attention(mods[n]) or n in square and not _NOT.search(_kind(mods[n]))) and not _within(n, gates)]
     return [n for n in found if not _within(n, found)]
 
-def _readable(seen, name, hint):
-    return next(((at, l) for at,s in seen.given.get(name, ()) if (l := layout_of(s, seen.size, hint))), None)
+def _readable(seen, name, hint, grid=None): # the first thing given that can be read as tokens, on this grid
+    return next(((at, l) for at,s in seen.given.get(name, ()) if (l := layout_of(s, seen.size, hint)) and grid in (None, l[2])), None)
 
 def _around(mods, seen, name, hint): # → (name of the block, where its tokens are, their layout)
     own = _readable(seen, name, hint)
     parents = [name.rsplit('.', i)[0] for i in range(1, name.count('.') + 1)]
     for n in (*parents, name):
         if n not in seen.given or isinstance(mods[n], (nn.Sequential, nn.ModuleList)): continue
-        if (r := _readable(seen, n, hint)) and (n == name or own is None or r[1][2] == own[1][2]): return n, *r
+        if r := _readable(seen, n, hint, own and own[1][2]): return n, *r
 
-# %% ../nbs/05_anatomy.ipynb #9abfd270
+# %% ../nbs/05_anatomy.ipynb #a2394ee6
 def _normed(mods, seen, block, attn, at, layout, hint):
     if (r := _readable(seen, attn, hint)) and r[1][1:] == layout[1:]: return Spot(mods[attn], r[0], r[1][0])
     norms = (n for n in seen.left if n.startswith(block + '.') and 'norm' in _kind(mods[n]).lower())
@@ -238,14 +239,14 @@ def read_layers(model, seen:Watch)->list: # of Layer
     mods, hint, layers = dict(model.named_modules()), getattr(model, 'num_prefix_tokens', None), {}
     attns = attention_modules(model, seen)
     for attn in attns:
-        if (found := _around(mods, seen, attn, hint)) is None or found[0] in layers: continue
+        if (found := _around(mods, seen, attn, hint)) is None or found[:2] in layers: continue
         block, at, layout = found
         n = layout[1] + layout[2][0]*layout[2][1]
         mine = [(s, k) for m,s,k in seen.attention if m == attn or m.startswith(attn + '.')]
         whole = any(len(s) == 4 and s[0] == 1 and s[-1] == s[-2] == n for s,_ in mine)
         keys = whole and (hasattr(mods[attn], 'k_norm') or any(k and k[-2] == n for _,k in mine))
         steps = tuple(step_of(seen, attns, i, layout[2][i]) for i in (0, 1))
-        layers[block] = Layer(mods[block], mods[attn], layout[1], Spot(mods[block], at, layout[0]), _normed(mods, seen, block, attn, at, layout, hint), whole, keys, steps)
+        layers[block, at] = Layer(mods[block], mods[attn], layout[1], Spot(mods[block], at, layout[0]), _normed(mods, seen, block, attn, at, layout, hint), whole, keys, steps)
     return list(layers.values())
 
 # %% ../nbs/05_anatomy.ipynb #c5dcf88b
@@ -330,7 +331,7 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
         raise VitxError(f"{_kind(model)} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
     return found
 
-# %% ../nbs/05_anatomy.ipynb #9296d70e
+# %% ../nbs/05_anatomy.ipynb #5445037f
 def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'last': return tuple(shape[-3:-1])
@@ -340,12 +341,18 @@ def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: 
     if (grid := anat.grid(*size, n)) is None or grid[0]*grid[1] != n: raise VitxError(f"{n} tokens of an input of {size[0]}×{size[1]} don't form a grid" + (f" after a prefix of {layer.prefix}" if layer.prefix else ''))
     return tuple(grid)
 
+class _Enough(Exception): pass
+
 def tokens_of(model, anat:Anatomy, l:int, x:torch.Tensor)->tuple: # x (B,3,H,W) → (B,n,D), (rows, columns)
-    "The patch tokens that enter one layer, and their grid"
+    "The patch tokens that enter one layer, and their grid; what follows isn't run"
     layer, got = anat.layers[l], []
+    def see(t):
+        got.append(t)
+        raise _Enough
     with torch.inference_mode(False), torch.no_grad(), untouched(model) as undo:
-        undo.callback(layer.tokens.watch(lambda t: got.append(t) or t).remove)
-        model(x)
+        undo.callback(layer.tokens.watch(see).remove)
+        try: model(x)
+        except _Enough: pass
     return as_tokens(got[0], layer.tokens.layout)[:, layer.prefix:].float(), grid_of(anat, layer, x.shape[-2:], got[0].shape, layer.tokens.layout)
 
 def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → two slices
