@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVERYDAY', 'shipped', 'scene_vit', 'logits_of', 'Adapted', 'evaluating', 'model_labels', 'model_transform',
-           'as_transform', 'squashed', 'bare', 'adapt', 'classifiers', 'load_model', 'excused', 'hf_model',
+           'as_transform', 'squashed', 'unwrapped', 'adapt', 'classifiers', 'load_model', 'excused', 'hf_model',
            'torchvision_model', 'ZeroShot', 'zero_shot', 'open_clip_model']
 
 # %% ../nbs/04_models.ipynb #e4a71836
@@ -167,8 +167,8 @@ def squashed(transform, # PIL image → (3,h,w)
         raise VitxError("can't show this transform a whole picture: it pads or turns pictures. Give a transform that resizes to the input's shape")
     return f
 
-# %% ../nbs/04_models.ipynb #a36a8c8b
-def bare(model):
+# %% ../nbs/04_models.ipynb #a7de04ca
+def unwrapped(model):
     "Without what only spreads or compiles it: hooks don't reach into a compiled copy; it shares its weights"
     while True:
         if hasattr(model, '_orig_mod'): model = model._orig_mod
@@ -223,14 +223,14 @@ def _around(model, inner):
     names = model_labels(inner) if n == getattr(inner, 'num_classes', None) else None
     return Adapted(model, n, names, t, shape and shape[1:], cure=getattr(inner, 'cure', ''))
 
-# %% ../nbs/04_models.ipynb #d187e7d0
+# %% ../nbs/04_models.ipynb #53c154b0
 def _known(name):
     "Raise if timm knows no such model or no such weights"
     base = name.split('/')[-1]
     arch = base.split('.')[0]
     if not timm.is_model(arch):
         close = nearest(base, classifiers('*'))
-        raise VitxError(f"timm {timm.__version__} knows no model {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else "; `vitx models` lists those it knows"))
+        raise VitxError(f"timm {timm.__version__} knows no model {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else "; `vitx models` lists those it knows") + (f" A model of transformers is written hf:{name}" if '/' in name else ''))
     tags = [m for m in timm.list_models(f'{arch}.*', pretrained=True) if m.split('.')[0] == arch]
     if not tags: raise VitxError(f"timm has no pretrained weights for {arch!r}: build the model yourself and give the module")
     if '.' in base and base not in tags: raise VitxError(f"timm knows no weights {name!r}: there are {', '.join(tags[:6])}")
@@ -242,12 +242,14 @@ def classifiers(pattern:str='*', # a name with * and ?
     names = [n for m in modules for n in timm.list_models(pattern, module=m or '', pretrained=True)]
     return sorted(n for n in names if timm.get_pretrained_cfg(n).num_classes > 0)
 
+# %% ../nbs/04_models.ipynb #7aa85242
 def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip:…`, a saved folder, a module, or None for the shipped model
                labels=None, # texts: the classes of a model that compares pictures with texts
               )->nn.Module:
     "A classifier by name, from a folder, as given, or the shipped one"
     if spec is None: return scene_vit(pretrained=True)
-    if isinstance(spec, nn.Module) or _reader(spec): return _whole(adapt(bare(spec)))
+    if isinstance(spec, nn.Module): return _whole(adapt(unwrapped(spec)))
+    if (read := _reader(spec)) and (found := read(spec)): return _whole(found)     # a pipeline
     if not isinstance(spec, (str, Path)): raise VitxError(f"a {type(spec).__name__} is no model: give a timm name, a folder, or an nn.Module")
     if Path(spec).is_dir(): return _from_folder(str(spec), labels)
     source, _, name = (spec := str(spec)).partition(':')
@@ -255,7 +257,8 @@ def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip
     if not name: _known(spec)
     elif source not in ('hf_hub', 'hf-hub', 'local-dir'):
         raise VitxError(f"unknown source {source!r}: timm reads hf_hub:, local-dir: and its own names; other libraries are {', '.join(f'{k}:' for k in library)}")
-    return _create(spec, f"can't get the weights of {spec!r}: {_OFFLINE}")
+    hint = f" If it is a model of transformers, write hf:{name}" if source.startswith('hf') else ''
+    return _create(spec, f"can't get the weights of {spec!r}: {_OFFLINE}.{hint}")
 
 def _from_folder(folder, labels):
     for read in library.values():
@@ -275,30 +278,30 @@ def excused(sorry:str):
     except VitxError: raise
     except Exception as e: raise VitxError(f"{sorry} ({type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e).strip() else 'no details'})") from e
 
-# %% ../nbs/04_models.ipynb #56693ac4
+# %% ../nbs/04_models.ipynb #e99d9089
 def _load_hf(name):
     tf = _needs('transformers', 'hf')
     with excused(f"can't load {name!r} with transformers: its config.json and model.safetensors, {_OFFLINE}" if not Path(name).is_dir() else
                  f"the folder {name} holds no image classifier that transformers can read: it needs config.json and model.safetensors, as save_pretrained writes them"):
-        model, info = tf.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+        model, info = tf.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(info['missing_keys']): raise VitxError(f"the checkpoint {name!r} has no weights for {', '.join(missing[:3])}: it is no trained classifier")
     return model.eval()
 
 def _processor(name, here): # here: look on this machine only
     from transformers import AutoImageProcessor
-    try: return as_transform(AutoImageProcessor.from_pretrained(name, local_files_only=here))
+    try: return as_transform(AutoImageProcessor.from_pretrained(name, local_files_only=here, trust_remote_code=False))
     except Exception: return None   # whoever needs it is told
 
 def _ask_hf(size, model, x): # position embeddings are stretched only if they must be
     stretch = size and tuple(x.shape[-2:]) != size and 'interpolate_pos_encoding' in _parameters(model.forward)
     return model(pixel_values=x, **dict(interpolate_pos_encoding=True) if stretch else {})
 
-# %% ../nbs/04_models.ipynb #625ce19e
+# %% ../nbs/04_models.ipynb #c51a1e24
 @library('hf', owner='transformers', extra='hf', folder=lambda path: 'model_type' in _json(path/'config.json'))
 def hf_model(source, labels=None): # name, folder, module or pipeline
     "An image classifier of Hugging Face's transformers"
     model, t = (_load_hf(source), _processor(source, False)) if isinstance(source, str) else (source, None)
-    if hasattr(model, 'image_processor') and hasattr(model, 'model'): model, t = source.model, as_transform(source)   # a pipeline
+    if not isinstance(model, nn.Module) and hasattr(model, 'image_processor') and hasattr(model, 'model'): model, t = source.model, as_transform(source)   # a pipeline
     cfg = getattr(model, 'config', None)
     if not (isinstance(model, nn.Module) and hasattr(model, 'name_or_path') and hasattr(cfg, 'id2label')): return None   # a part of a model
     name, size = model.name_or_path, getattr(cfg, 'image_size', None) or getattr(getattr(cfg, 'vision_config', None), 'image_size', None)
