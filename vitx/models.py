@@ -81,17 +81,19 @@ def evaluating(model:nn.Module):
     finally:
         for m,mode in modes: m.training = mode
 
-# %% ../nbs/04_models.ipynb #24e4b79f
+# %% ../nbs/04_models.ipynb #9b3fd709
 def _comes_from(obj, owner): return any(f'{c.__module__}.'.startswith(f'{owner}.') for c in type(obj).__mro__)
 
 def _reader(obj):
     "The adapter for an object, or None"
     return next((f for f in library.values() if _comes_from(obj, f.meta['owner'])), None)
 
-def _needs(package, extra):
-    "A library that vitx can do without"
-    try: return import_module(package)
-    except ImportError: raise VitxError(f"models of {package} need the package: pip install 'vitx[{extra}]'") from None
+def _by_name(read, name, labels):
+    "A model from a library, which must be installed"
+    package = read.meta['owner'].split('.')[0]
+    try: import_module(package)
+    except ImportError: raise VitxError(f"models of {package} need the package: pip install 'vitx[{read.meta.get('extra')}]'") from None
+    return _whole(read(name, labels))
 
 def _json(path):
     try: return json.loads(path.read_text())
@@ -242,7 +244,7 @@ def classifiers(pattern:str='*', # a name with * and ?
     names = [n for m in modules for n in timm.list_models(pattern, module=m or '', pretrained=True)]
     return sorted(n for n in names if timm.get_pretrained_cfg(n).num_classes > 0)
 
-# %% ../nbs/04_models.ipynb #7aa85242
+# %% ../nbs/04_models.ipynb #57a63ff7
 def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip:…`, a saved folder, a module, or None for the shipped model
                labels=None, # texts: the classes of a model that compares pictures with texts
               )->nn.Module:
@@ -253,7 +255,7 @@ def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip
     if not isinstance(spec, (str, Path)): raise VitxError(f"a {type(spec).__name__} is no model: give a timm name, a folder, or an nn.Module")
     if Path(spec).is_dir(): return _from_folder(str(spec), labels)
     source, _, name = (spec := str(spec)).partition(':')
-    if name and source in library: return _whole(library[source](name, labels))
+    if name and source in library: return _by_name(library[source], name, labels)
     if not name: _known(spec)
     elif source not in ('hf_hub', 'hf-hub', 'local-dir'):
         raise VitxError(f"unknown source {source!r}: timm reads hf_hub:, local-dir: and its own names; other libraries are {', '.join(f'{k}:' for k in library)}")
@@ -262,7 +264,7 @@ def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip
 
 def _from_folder(folder, labels):
     for read in library.values():
-        if read.meta['folder'](Path(folder)): return _whole(read(folder, labels))
+        if (is_mine := read.meta.get('folder')) and is_mine(Path(folder)): return _by_name(read, folder, labels)
     return _create(f'local-dir:{folder}', f"the folder {folder} holds no model that timm can read: it needs config.json and model.safetensors, as timm's save_for_hf writes them")
 
 _OFFLINE = ("they are not in the local cache and can't be downloaded now. Connect once so that they are cached, "
@@ -278,9 +280,9 @@ def excused(sorry:str):
     except VitxError: raise
     except Exception as e: raise VitxError(f"{sorry} ({type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e).strip() else 'no details'})") from e
 
-# %% ../nbs/04_models.ipynb #e99d9089
+# %% ../nbs/04_models.ipynb #3cbce9a2
 def _load_hf(name):
-    tf = _needs('transformers', 'hf')
+    import transformers as tf
     with excused(f"can't load {name!r} with transformers: its config.json and model.safetensors, {_OFFLINE}" if not Path(name).is_dir() else
                  f"the folder {name} holds no image classifier that transformers can read: it needs config.json and model.safetensors, as save_pretrained writes them"):
         model, info = tf.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
@@ -341,8 +343,8 @@ def _tv_alike(model, n):
     fits = lambda w: w.meta['num_params'] == params + len(w.meta['categories'] or ())*(head.in_features + 1)
     return next((w for a in models.list_models(module=models) for w in models.get_model_weights(a) if fits(w)), None)
 
-# %% ../nbs/04_models.ipynb #d9979148
-@library('torchvision', owner='torchvision.models', extra=None, folder=lambda path: False)
+# %% ../nbs/04_models.ipynb #f24afa2d
+@library('torchvision', owner='torchvision.models')
 def torchvision_model(source, labels=None): # name[/weights], or module
     "A classifier of torchvision"
     model, own = _load_tv(source) if isinstance(source, str) else (source, None)
@@ -397,9 +399,9 @@ class ZeroShot(Adapted):
         seen = nn.functional.normalize(logits_of(self.model(x)), dim=-1)     # some towers return their tokens, too
         return self.scale*seen @ self.texts.T + self.bias
 
-# %% ../nbs/04_models.ipynb #8cd6080e
+# %% ../nbs/04_models.ipynb #9846ae11
 def _clip_transform(cfg):
-    clip = _needs('open_clip', 'clip')
+    import open_clip as clip
     return clip.transform.image_transform_v2(clip.transform.PreprocessCfg(**cfg), is_train=False)
 
 def zero_shot(clip:nn.Module, # CLIP, SigLIP or CoCa of open_clip
@@ -414,7 +416,7 @@ def zero_shot(clip:nn.Module, # CLIP, SigLIP or CoCa of open_clip
     return ZeroShot(clip, tokenizer, texts if len(texts) > 1 else list(dict.fromkeys([*texts, *EVERYDAY])), transform and as_transform(transform), name)
 
 def _load_clip(name):
-    clip = _needs('open_clip', 'clip')
+    import open_clip as clip
     if Path(name).is_dir(): name = f'local-dir:{name}'
     arch, _, tag = (name, '', None) if name.startswith(('hf-hub:', 'local-dir:')) else name.partition('/')
     if tag is not None and arch not in clip.list_models(): raise VitxError(f"open_clip knows no model {arch!r}: did you mean {' or '.join(map(repr, nearest(arch, clip.list_models())))}?")
