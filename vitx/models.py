@@ -399,7 +399,7 @@ class ZeroShot(Adapted):
         seen = nn.functional.normalize(logits_of(self.model(x)), dim=-1)     # some towers return their tokens, too
         return self.scale*seen @ self.texts.T + self.bias
 
-# %% ../nbs/04_models.ipynb #9846ae11
+# %% ../nbs/04_models.ipynb #95f4a742
 def _clip_transform(cfg):
     import open_clip as clip
     return clip.transform.image_transform_v2(clip.transform.PreprocessCfg(**cfg), is_train=False)
@@ -423,7 +423,7 @@ def _load_clip(name):
     if tag is not None and tag not in (tags := clip.list_pretrained_tags_by_model(arch)):
         raise VitxError(f"open_clip knows no weights {tag!r} for {arch}: " + (f"write open_clip:{arch}/{tags[0]}, or after the slash one of {', '.join(tags[:8])}" if tags else 'it has none'))
     with excused(f"can't load {name!r} with open_clip: its weights, {_OFFLINE}"):
-        model, _, transform = clip.create_model_and_transforms(arch, pretrained=tag, weights_only=True, **dict(require_pretrained=True) if tag is None else {})
+        model, _, transform = clip.create_model_and_transforms(arch, pretrained=tag, weights_only=True, require_pretrained=True)
         return model.eval(), clip.get_tokenizer(arch), transform
 
 # %% ../nbs/04_models.ipynb #ff5552fe
