@@ -280,13 +280,14 @@ def excused(sorry:str):
     except VitxError: raise
     except Exception as e: raise VitxError(f"{sorry} ({type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e).strip() else 'no details'})") from e
 
-# %% ../nbs/04_models.ipynb #3cbce9a2
+# %% ../nbs/04_models.ipynb #0b51dec4
 def _load_hf(name):
     import transformers as tf
     with excused(f"can't load {name!r} with transformers: its config.json and model.safetensors, {_OFFLINE}" if not Path(name).is_dir() else
                  f"the folder {name} holds no image classifier that transformers can read: it needs config.json and model.safetensors, as save_pretrained writes them"):
         model, info = tf.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(info['missing_keys']): raise VitxError(f"the checkpoint {name!r} has no weights for {', '.join(missing[:3])}: it is no trained classifier")
+    used = {n for n,_ in model.named_parameters() if not n.endswith('mask_token')}      # of masked pretraining, not used here
+    if missing := sorted(used & {*info['missing_keys']}): raise VitxError(f"the checkpoint {name!r} has no weights for {', '.join(missing[:3])}: it is no trained classifier")
     return model.eval()
 
 def _processor(name, here): # here: look on this machine only
