@@ -81,7 +81,7 @@ def evaluating(model:nn.Module):
     finally:
         for m,mode in modes: m.training = mode
 
-# %% ../nbs/04_models.ipynb #9b3fd709
+# %% ../nbs/04_models.ipynb #32bc0d25
 def _comes_from(obj, owner): return any(f'{c.__module__}.'.startswith(f'{owner}.') for c in type(obj).__mro__)
 
 def _reader(obj):
@@ -93,7 +93,8 @@ def _by_name(read, name, labels):
     package = read.meta['owner'].split('.')[0]
     try: import_module(package)
     except ImportError: raise VitxError(f"models of {package} need the package: pip install 'vitx[{read.meta.get('extra')}]'") from None
-    return _whole(read(name, labels))
+    if (model := read(name, labels)) is None: raise VitxError(f"{name!r} is no image classifier of {package}")
+    return _whole(model)
 
 def _json(path):
     try: return json.loads(path.read_text())
@@ -315,14 +316,14 @@ def hf_model(source, labels=None): # name, folder, module or pipeline
             ": models that compare pictures with texts are read with open_clip and zero_shot(…)" if hasattr(cfg, 'text_config') else ": load it with AutoModelForImageClassification")
     return Adapted(model, n, names if len(names) == n else None, t, _pair(size), name or None, partial(_ask_hf, _pair(size)), cure)
 
-# %% ../nbs/04_models.ipynb #2bcad2d9
+# %% ../nbs/04_models.ipynb #0a976cf5
 def _tv_weights(name):
     from torchvision import models
     name, _, tag = name.partition('/')
-    try: known = models.get_model_weights(name)
-    except ValueError:
-        close = nearest(name, models.list_models(module=models))
-        raise VitxError(f"torchvision has no classifier {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else '')) from None
+    if name not in (names := models.list_models(module=models)):      # without detection and segmentation, which have modules of their own
+        close = nearest(name, names)
+        raise VitxError(f"torchvision has no image classifier {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else ''))
+    known = models.get_model_weights(name)
     try: return name, known[tag or 'DEFAULT']
     except KeyError: raise VitxError(f"torchvision has no weights {tag!r} for {name}: there are {', '.join(w.name for w in known)}") from None
 
@@ -373,7 +374,7 @@ class _TextTower:
 
 def _chunks(items, n): return [items[i:i+n] for i in range(0, len(items), n)]
 
-# %% ../nbs/04_models.ipynb #7a0e6824
+# %% ../nbs/04_models.ipynb #235d478c
 class ZeroShot(Adapted):
     "A picture tower and the vectors of texts: each text is a class"
     def __init__(self, clip, tokenizer, texts, transform=None, name=None):
@@ -385,8 +386,9 @@ class ZeroShot(Adapted):
         self.register_buffer('scale', fixed(clip.logit_scale.exp(), 1.))
         self.register_buffer('bias', fixed(getattr(clip, 'logit_bias', None), 0.))
         self.register_buffer('texts', torch.zeros(0, 1))
-        self._extend([str(t) for t in texts])
+        self._extend(list(texts))
     def _extend(self, texts):
+        if not all(isinstance(t, str) and t.strip() for t in texts): raise VitxError("an empty text is no class: write what the picture may show, such as 'a photo of a dog'")
         new = self._read(texts).to(self.scale)
         self.texts = torch.cat([self.texts, new]) if len(self.texts) else new
         self.pretrained_cfg['label_names'] += texts
@@ -400,7 +402,7 @@ class ZeroShot(Adapted):
         seen = nn.functional.normalize(logits_of(self.model(x)), dim=-1)     # some towers return their tokens, too
         return self.scale*seen @ self.texts.T + self.bias
 
-# %% ../nbs/04_models.ipynb #95f4a742
+# %% ../nbs/04_models.ipynb #da18145b
 def _clip_transform(cfg):
     import open_clip as clip
     return clip.transform.image_transform_v2(clip.transform.PreprocessCfg(**cfg), is_train=False)
@@ -413,14 +415,14 @@ def zero_shot(clip:nn.Module, # CLIP, SigLIP or CoCa of open_clip
     "A classifier whose classes are texts"
     if not hasattr(clip, 'encode_text') or not hasattr(clip, 'visual'): raise VitxError(f"{type(clip).__name__} doesn't compare pictures with texts as open_clip's models do: give one of those")
     texts = list(dict.fromkeys([texts] if isinstance(texts, str) else map(str, texts or ())))
-    if not all(t.strip() for t in texts): raise VitxError("an empty text is no class: write what the picture may show, such as 'a photo of a dog'")
     return ZeroShot(clip, tokenizer, texts if len(texts) > 1 else list(dict.fromkeys([*texts, *EVERYDAY])), transform and as_transform(transform), name)
 
 def _load_clip(name):
     import open_clip as clip
     if Path(name).is_dir(): name = f'local-dir:{name}'
     arch, _, tag = (name, '', None) if name.startswith(('hf-hub:', 'local-dir:')) else name.partition('/')
-    if tag is not None and arch not in clip.list_models(): raise VitxError(f"open_clip knows no model {arch!r}: did you mean {' or '.join(map(repr, nearest(arch, clip.list_models())))}?")
+    if tag is not None and arch not in (known := clip.list_models()):
+        raise VitxError(f"open_clip knows no model {arch!r}: did you mean {' or '.join(map(repr, nearest(arch, known) or known[:3]))}?")
     if tag is not None and tag not in (tags := clip.list_pretrained_tags_by_model(arch)):
         raise VitxError(f"open_clip knows no weights {tag!r} for {arch}: " + (f"write open_clip:{arch}/{tags[0]}, or after the slash one of {', '.join(tags[:8])}" if tags else 'it has none'))
     with excused(f"can't load {name!r} with open_clip: its weights, {_OFFLINE}"):
