@@ -58,7 +58,7 @@ def as_tokens(t:torch.Tensor, layout:str)->torch.Tensor: # → (…,N,D); dimens
     tiles, cells = math.isqrt(t.shape[-3]), math.isqrt(t.shape[-2])
     return t.unflatten(-2, (cells, cells)).unflatten(-4, (tiles, tiles)).transpose(-4, -3).flatten(-5, -2)
 
-# %% ../nbs/05_anatomy.ipynb #e7cb88f7
+# %% ../nbs/05_anatomy.ipynb #6bd493ce
 @dataclass
 class Spot:
     "A place to look at: an argument of a module, or what leaves it"
@@ -69,15 +69,14 @@ class Spot:
     def watch(self, see):   # → handle of the hook
         "Call `see(t)` on every tensor that passes, and let its answer pass on"
         if not self.at: return self.module.register_forward_hook(lambda m, args, y: see(y))
-        def enter(m, args, kw): # a list among the arguments is replaced, not written into
+        def enter(m, args, kw):
             k, *i = self.at
-            if isinstance(k, str): return args, kw | {k: self._put(kw[k], i, see)}
-            return (*args[:k], self._put(args[k], i, see), *args[k+1:]), kw
+            old = kw[k] if isinstance(k, str) else args[k]
+            if i: old = old[i[0]]
+            new = see(old)
+            put = lambda v: new if v is old else type(v)(map(put, v)) if isinstance(v, (list, tuple)) else v  # query, key and value may be one tensor
+            return tuple(map(put, args)), {n: put(v) for n,v in kw.items()}
         return self.module.register_forward_pre_hook(enter, with_kwargs=True)
-    @staticmethod
-    def _put(v, i, see):
-        if not i: return see(v)
-        return type(v)([*v[:i[0]], see(v[i[0]]), *v[i[0]+1:]])
 
 @dataclass
 class Layer:
@@ -107,11 +106,11 @@ class Anatomy:
     def joined(self, l:int)->bool: return all(k.whole for k in self.layers[:l+1]) and len({(k.prefix, k.steps) for k in self.layers[:l+1]}) == 1 # matrices of blocks 0 … l can be multiplied
     def keyed(self, l:int)->bool: return self.joined(l) and all(k.keys for k in self.layers[:l+1])
 
-# %% ../nbs/05_anatomy.ipynb #45346cae
+# %% ../nbs/05_anatomy.ipynb #bc9b7331
 def _cut_into_patches(model): # side lengths of a patch, if pixels become tokens by one convolution without overlap
     conv = getattr(getattr(model, 'patch_embed', None), 'proj', None)
     plain = isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride and conv.padding in ((0, 0), 'valid')
-    return conv.stride if plain and hasattr(model.patch_embed, 'dynamic_feat_size') else None
+    return conv.stride if plain and hasattr(model.patch_embed, 'dynamic_feat_size') and not hasattr(model.patch_embed, 'backbone') else None
 
 def _embed_grid(model):
     embed = model.patch_embed
@@ -199,8 +198,8 @@ class Watch:
             with Heard(running) as heard: model(x)
         self.attention = heard.said
 
-# %% ../nbs/05_anatomy.ipynb #588ee8d6
-_GATE = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$')   # what is inside only scales what is around
+# %% ../nbs/05_anatomy.ipynb #d3f22008
+_GATE = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$|Pool')   # what is inside only scales what is around, or reads it out
 _NOT = re.compile(r'Pool|Cross(?!Cov)|Class|SE$|SelectiveKernel|Split|Eca|Squeeze|Spatial(Attention|Gating)|Cbam|Global(Context)$|Drop|Embed|Norm|PosEnc')
 _ATTENDS = re.compile(r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
 
@@ -228,10 +227,11 @@ def _around(mods, seen, name, hint): # → (name of the block, where its tokens 
         if n not in seen.given or isinstance(mods[n], (nn.Sequential, nn.ModuleList)): continue
         if r := _readable(seen, n, hint, own and own[1][2]): return n, *r
 
-# %% ../nbs/05_anatomy.ipynb #a2394ee6
+# %% ../nbs/05_anatomy.ipynb #2f9f793b
 def _normed(mods, seen, block, attn, at, layout, hint):
     if (r := _readable(seen, attn, hint)) and r[1][1:] == layout[1:]: return Spot(mods[attn], r[0], r[1][0])
-    norms = (n for n in seen.left if n.startswith(block + '.') and 'norm' in _kind(mods[n]).lower())
+    before = list(seen.given)[:list(seen.given).index(attn)]   # a norm behind attention is no reading of it
+    norms = (n for n in before if n in seen.left and n.startswith(block + '.') and 'norm' in _kind(mods[n]).lower())
     return next((Spot(mods[n], (), l[0]) for n in norms if (l := layout_of(seen.left[n], seen.size, hint)) and l[1:] == layout[1:]), Spot(mods[block], at, layout[0]))
 
 def read_layers(model, seen:Watch)->list: # of Layer
@@ -280,7 +280,7 @@ def step_of(seen:Watch, attns:list, # names of attention modules
         a, b, size = a*s, b + a*(shift + .5 - s/2), after
     return a, b
 
-# %% ../nbs/05_anatomy.ipynb #cfbcc7ba
+# %% ../nbs/05_anatomy.ipynb #b31e1de9
 def _asked_head(model, layer, size):
     "How many leading prefix tokens alone move the answer; 0: patches do"
     p, leaf = next(model.parameters()), []
@@ -292,7 +292,7 @@ def _asked_head(model, layer, size):
     with torch.inference_mode(False), torch.enable_grad(), untouched(model) as undo:
         undo.callback(layer.block.register_forward_hook(hook).remove)
         y = model(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(p))
-        g = torch.autograd.grad((y*torch.linspace(.5, 1, y.shape[-1]).to(y)).sum(), leaf, allow_unused=True)[0] if leaf else None
+        g = torch.autograd.grad((y*torch.linspace(.5, 1, y.shape[-1]).to(y)).sum(), leaf, allow_unused=True)[0] if y.requires_grad else None
     if g is None or not (moves := g[0].abs().amax(-1) > 0).any(): return int(layer.prefix > 0)
     return 0 if moves[layer.prefix:].any() else int(moves.sum())
 
@@ -322,16 +322,16 @@ def hiera(model)->Anatomy:
         layer.tokens, layer.normed, layer.whole, layer.keys = Spot(layer.block, layout=order), Spot(layer.attn, layout=order), False, False
     return anat
 
-# %% ../nbs/05_anatomy.ipynb #0e653bd7
+# %% ../nbs/05_anatomy.ipynb #567f8309
 def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of pictures, where the model doesn't say it
     "What a family reads from a model, else what one run of it shows"
     for read in reversed(family.values()):
         if (found := read(model)) is not None: return found
     if (found := watched(model, size)) is None:
-        raise VitxError(f"{_kind(model)} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
+        raise VitxError(f"{getattr(model, 'name', None) or _kind(model)} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
     return found
 
-# %% ../nbs/05_anatomy.ipynb #5445037f
+# %% ../nbs/05_anatomy.ipynb #fb22e3ce
 def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'last': return tuple(shape[-3:-1])
@@ -361,19 +361,22 @@ def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → t
     ends = [(max(round(a*c + b), 0), round(a*(c+1) + b)) for (a, b), c in zip(steps, cell)]
     return tuple(slice(lo, max(hi, lo+1)) for lo,hi in ends)
 
-def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=4, draws:int=8, seed:int=0)->list: # of (rows off, columns off)
-    "For some cells: how far off the token lies that noise in the cell's pixels moves most (mean square over draws); (0, 0) if its own moves as much but for a tenth, None if no token moves more than most do"
+def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, draws:int=8, seed:int=0)->tuple: # (rows, columns)
+    "How far from a cell lies the token that noise in its pixels moves most (mean square over pictures and cells); None where no token moves much more than most"
     size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
-    x = F.interpolate(torch.randn(1, 3, *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
+    x = F.interpolate(torch.randn(draws, 3, *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
     clean, grid = tokens_of(model, anat, l, x.to(p))
-    off = []
+    total, faint, single = torch.zeros(grid), 0, []
     for _ in range(cells):
         cell = tuple(torch.randint(n//4, n - n//4, (), generator=g).item() for n in grid)   # off the rim, where padding has its say
-        where, z = cell_pixels(anat.layers[l], size, grid, cell), x.repeat(draws, 1, 1, 1)
+        where, z = cell_pixels(anat.layers[l], size, grid, cell), x.clone()
         z[:, :, *where] += torch.randn(z[:, :, *where].shape, generator=g)
-        move = (tokens_of(model, anat, l, z.to(p))[0] - clean).pow(2).sum(-1).mean(0)
-        best, most = move.argmax().item(), move.max()
-        if most < 1.5*move.median(): off.append(None)
-        elif move.view(grid)[cell] > .9*most: off.append((0, 0))
-        else: off.append((best//grid[1] - cell[0], best%grid[1] - cell[1]))
-    return off
+        move = (tokens_of(model, anat, l, z.to(p))[0] - clean).pow(2).sum(-1).mean(0).cpu()
+        faint += (move.max() < 2.5*move.median()).item()
+        at_middle = torch.roll(move.view(grid)/move.max(), [n//2 - c for n,c in zip(grid, cell)], (0, 1))
+        total += at_middle/cells
+        single.append(_offset(at_middle))
+    if faint > cells/2: return None
+    return _offset(total) if total.max() > .6 else max(single, key=lambda o: abs(o[0]) + abs(o[1]))   # cells that don't agree: the worst of them
+
+def _offset(m): return tuple(i.item() - n//2 for i,n in zip(torch.unravel_index(m.argmax(), m.shape), m.shape))

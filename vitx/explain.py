@@ -140,7 +140,7 @@ def find_class(target,      # index, label or part of a label
     close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
-# %% ../nbs/18_explain.ipynb #3d552778
+# %% ../nbs/18_explain.ipynb #dae9ea90
 def method_named(name:str):
     "A registered method; `VitxError` offers the nearest"
     return method[name]
@@ -159,14 +159,15 @@ class Explainer:
                  score:str='logit',  # what is explained: 'logit' or 'prob'
                 ):
         if score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: there are 'logit' and 'prob'")
-        self.model = load_model(model)
+        labels = _read_labels(labels)
+        self.model = load_model(model, labels)
         self.score = score
         if device is not None: _move(self.model, device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
-        self.name = model if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
-        self.labels = _labels(labels, self.model)
+        self.name = Path(model).name if isinstance(model, (str, Path)) and Path(model).is_dir() else str(model) if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
+        self.labels = _labels(None if isinstance(self.model, ZeroShot) else labels, self.model)
         if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
-        self.transform = transform or model_transform(self.model)
+        self.transform = model_transform(self.model) if transform is None else as_transform(transform)
         self._ask = lru_cache(256)(partial(probe, self.transform))
         if transform is not None and len({probe(transform, (96, 120)) for _ in range(4)}) > 1:
             raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
@@ -176,21 +177,30 @@ class Explainer:
     @property
     def depth(self)->int: return len(self.anat.blocks)
     def methods(self)->list: return method_names()
-    def target(self, t)->int: return find_class(t, self.labels)
+    def target(self, t)->int: # the index of a class
+        "By index, label or part of a label; a model that compares pictures with texts takes any text, which is a class from then on"
+        try: return find_class(t, self.labels)
+        except VitxError:
+            if not isinstance(self.model, ZeroShot) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
+            index = self.model.add(t)
+            self.labels = model_labels(self.model)
+            return index
 
-# %% ../nbs/18_explain.ipynb #461ea723
+# %% ../nbs/18_explain.ipynb #3063c740
 def _move(model, device):
     try: model.to(device)
     except (RuntimeError, AssertionError) as e: raise VitxError(f"can't use device {device!r}: {str(e).splitlines()[0]}") from None
+
+def _read_labels(given):
+    if not isinstance(given, (str, Path)): return given
+    if not Path(given).is_file(): raise VitxError(f"there is no label file {given}")
+    try: return json.loads(Path(given).read_text())
+    except ValueError as e: raise VitxError(f"the label file {given} is no JSON: {e}") from None
 
 def _labels(given, model):
     n = getattr(model, 'num_classes', None)
     if n == 0: raise VitxError("this model has no classifier head (num_classes=0), so there is no class to explain")
     if given is None: return model_labels(model)
-    if isinstance(given, (str, Path)):
-        if not Path(given).is_file(): raise VitxError(f"there is no label file {given}")
-        try: given = json.loads(Path(given).read_text())
-        except ValueError as e: raise VitxError(f"the label file {given} is no JSON: {e}") from None
     if isinstance(given, dict) and all(re.fullmatch('[0-9]+', str(k)) for k in given): given = [given[k] for k in sorted(given, key=int)]
     if not isinstance(given, (list, tuple)): raise VitxError("labels are a list of texts, or a dict from class number to text")
     given = [str(l) for l in given]

@@ -6,13 +6,14 @@
 __all__ = ['OPTIONAL', 'COLUMNS', 'liven', 'pictures', 'parameters', 'build', 'contract', 'tried', 'attending', 'read_zoo',
            'survey', 'main']
 
-# %% ../nbs/19_zoo.ipynb #ea23d227
-import csv, os, sys, warnings
+# %% ../nbs/19_zoo.ipynb #fc343650
+import csv, warnings
 from functools import cache
 from pathlib import Path
 
 import timm, torch
 import torch.nn.functional as F
+from fastcore.script import call_parse
 from torch import nn
 
 from .core import *
@@ -21,7 +22,7 @@ from .anatomy import *
 from .capture import *
 import vitx.explain  # for the methods
 
-# %% ../nbs/19_zoo.ipynb #07ffbf66
+# %% ../nbs/19_zoo.ipynb #d66e7cad
 def liven(model:nn.Module, size:tuple, seed:int=0)->nn.Module:
     "Draw weights that are all zero, and scales that are all tiny, anew; give batch norms the statistics of one batch. In place"
     set_seed(seed)
@@ -31,8 +32,9 @@ def liven(model:nn.Module, size:tuple, seed:int=0)->nn.Module:
             if p.ndim > 1 and value == 0: p.normal_(std=p[0].numel()**-.5)
             elif value > 0: p.uniform_(.5, 1.5)          # a layer's scale, such as 1e-5
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for m in model.modules():
+            if 'norm' in type(m).__name__.lower() and isinstance(getattr(m, 'weight', None), nn.Parameter) and not m.weight.any(): m.weight.uniform_(.5, 1.5)
         for m in norms:
-            if m.affine and not m.weight.any(): m.weight.uniform_(.5, 1.5)
             m.reset_running_stats()
             m.momentum = None
             m.train()
@@ -64,7 +66,7 @@ def build(name:str, whole:float=100., # millions of parameters, up to which a mo
         except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError): 
             if not cut: raise
 
-# %% ../nbs/19_zoo.ipynb #1357bb50
+# %% ../nbs/19_zoo.ipynb #27404abf
 def _state(model): # what must not change
     return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()], [(p.requires_grad, p.grad is None) for p in model.parameters()], [b.clone() for b in model.buffers()]
 
@@ -78,9 +80,9 @@ def _places(model, anat, size)->str: # right place, in the first layer of every 
     for l,layer in enumerate(anat.layers): first.setdefault((layer.steps, str(layer.tokens.layout)), l)
     faint = 0
     for l in sorted({*first.values(), len(anat.layers)-1}):
-        off = right_place(model, anat, l, size, cells=2, draws=4)
-        if wrong := [o for o in off if o not in (None, (0, 0))]: raise AssertionError(f'place: layer {l} off by {wrong[0]} cells')
-        faint += all(o is None for o in off)
+        off = right_place(model, anat, l, size)
+        if off not in (None, (0, 0)): raise AssertionError(f'place: layer {l} off by {off} cells')
+        faint += off is None
     return f'{faint} layers without a place' if faint else ''
 
 OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
@@ -163,11 +165,12 @@ def survey(out, names:list=None, whole:float=100.)->list:
             w.writerow(row)
     return read_zoo(out)
 
-# %% ../nbs/19_zoo.ipynb #fed02e1a
-def main():
-    "Survey all models, or those named: python -m vitx.zoo FILE [NAME …]"
-    if len(sys.argv) < 2: raise SystemExit('usage: python -m vitx.zoo FILE [NAME …]')
-    rows = survey(sys.argv[1], sys.argv[2:] or None)
+# %% ../nbs/19_zoo.ipynb #f2e14748
+@call_parse
+def main(out:str='zoo.csv',   # rows; a second start goes on
+         names:str=None,      # joined by commas; without it, all that attend
+         whole:float=100.,    # millions of parameters, up to which a model is built in full
+        ):
+    "Survey the transformers of the installed timm"
+    rows = survey(out, names.split(',') if names else None, whole)
     print(f"{sum(r['result'] == 'pass' for r in rows)} of {len(rows)} pass")
-
-if __name__ == '__main__' and not IN_NOTEBOOK: main()
