@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .core import *
 
-# %% ../nbs/05_anatomy.ipynb #05333cb4
+# %% ../nbs/05_anatomy.ipynb #c04f706d
 def even_grid(height:int, width:int, # of the picture
               n:int,                 # patches
              )->tuple:               # (rows, columns), or None if they don't have the picture's proportions
@@ -47,7 +47,7 @@ def layout_of(shape:tuple,    # of a tensor for one picture
     if last and (not first or shape[3] > shape[1]): return 'last', 0, tuple(shape[1:3])
     if first: return 'first', 0, tuple(shape[2:])
     t, c = math.isqrt(shape[1]), math.isqrt(shape[2])
-    return ('tiles', 0, (t*c, t*c)) if t*t == shape[1] and c*c == shape[2] and _fits(t*c, t*c, *size) else None
+    return ('tiles', 0, (t*c, t*c)) if t*t == shape[1] and c*c == shape[2] > 4 and _fits(t*c, t*c, *size) else None
 
 def as_tokens(t:torch.Tensor, layout:str)->torch.Tensor: # → (…,N,D); dimensions before the picture's own stay
     "Any of the four as a sequence in reading order"
@@ -198,7 +198,7 @@ class Watch:
             with Heard(running) as heard: model(x)
         self.attention = heard.said
 
-# %% ../nbs/05_anatomy.ipynb #d3f22008
+# %% ../nbs/05_anatomy.ipynb #bcf8c2ca
 _GATE = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$|Pool')   # what is inside only scales what is around, or reads it out
 _NOT = re.compile(r'Pool|Cross(?!Cov)|Class|SE$|SelectiveKernel|Split|Eca|Squeeze|Spatial(Attention|Gating)|Cbam|Global(Context)$|Drop|Embed|Norm|PosEnc')
 _ATTENDS = re.compile(r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
@@ -215,6 +215,7 @@ def attention_modules(model, seen:Watch)->list: # names, in order of their calls
     square = {n for n,s,_ in seen.attention if n and len(s) > 2 and s[-1] == s[-2] > 3}
     gates = [n for n,m in mods.items() if n and _GATE.search(_kind(m))]
     found = [n for n in seen.given if n and (says_attention(mods[n]) or n in square and not _NOT.search(_kind(mods[n]))) and not _within(n, gates)]
+    found = [n for n in found if not (re.search('(Block|Layer)$', _kind(mods[n])) and any(m.startswith(n + '.') for m in found))]   # a block that is named after its attention
     return [n for n in found if not _within(n, found)]
 
 def _readable(seen, name, hint, grid=None): # the first thing given that can be read as tokens, on this grid
@@ -331,7 +332,7 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
         raise VitxError(f"{getattr(model, 'name', None) or _kind(model)} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
     return found
 
-# %% ../nbs/05_anatomy.ipynb #fb22e3ce
+# %% ../nbs/05_anatomy.ipynb #1bf41514
 def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'last': return tuple(shape[-3:-1])
@@ -362,7 +363,7 @@ def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → t
     return tuple(slice(lo, max(hi, lo+1)) for lo,hi in ends)
 
 def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, draws:int=8, seed:int=0)->tuple: # (rows, columns)
-    "How far from a cell lies the token that noise in its pixels moves most (mean square over pictures and cells); None where no token moves much more than most"
+    "How far from a cell lies the token that noise in its pixels moves most (mean square over pictures and cells); (0, 0) if its own moves as much but for a tenth, None where no token moves much more than most"
     size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
     x = F.interpolate(torch.randn(draws, 3, *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
     clean, grid = tokens_of(model, anat, l, x.to(p))
@@ -377,6 +378,7 @@ def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, draws:
         total += at_middle/cells
         single.append(_offset(at_middle))
     if faint > cells/2: return None
+    if total[grid[0]//2, grid[1]//2] > .9*total.max(): return 0, 0
     return _offset(total) if total.max() > .6 else max(single, key=lambda o: abs(o[0]) + abs(o[1]))   # cells that don't agree: the worst of them
 
 def _offset(m): return tuple(i.item() - n//2 for i,n in zip(torch.unravel_index(m.argmax(), m.shape), m.shape))

@@ -21,7 +21,7 @@ from .images import interpolation
 from .models import *
 from .anatomy import *
 
-# %% ../nbs/06_capture.ipynb #5c7e169d
+# %% ../nbs/06_capture.ipynb #05282525
 SITES = ('pixels', 'tokens', 'normed', 'keys', 'attn')
 
 def matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None)->torch.Tensor: # (…,N,d), (…,M,d) → (…,N,M)
@@ -78,7 +78,9 @@ def _watch(site, model, anat, l, see, lens, undo):
         h = model.register_forward_pre_hook(lambda m, args: (look(args[0]), *args[1:]))
     elif site in ('tokens', 'normed'): h = getattr(layer, site).watch(look)
     elif not (layer.whole if site == 'attn' else layer.keys): raise VitxError(_hidden(site, anat, l))
-    elif site == 'keys' and hasattr(layer.attn, 'k_norm'): h = layer.attn.k_norm.register_forward_hook(lambda m, args, out: look(out))  # before rotary positions
+    elif site == 'keys' and hasattr(layer.attn, 'k_norm'):
+        h = layer.attn.k_norm.register_forward_hook(lambda m, args, out: look(out))  # before rotary positions
+        lens.wanted['keys'].discard(l)
     else:
         undo.callback(layer.attn.register_forward_hook(lambda *_: (lens.layer.pop(), None)[1], always_call=True).remove)
         h = layer.attn.register_forward_pre_hook(lambda *_: lens.layer.append(l))
@@ -199,7 +201,7 @@ class Capture:
         "Logits for other pictures, nothing recorded"
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
 
-# %% ../nbs/06_capture.ipynb #03117a15
+# %% ../nbs/06_capture.ipynb #0598c2d0
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most=None, **layers):
     "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`; `linear` holds the model still; grids of more than `most` cells are pooled"
@@ -207,11 +209,12 @@ def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most
     for site in (*layers, *grad):
         if site not in SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(SITES)}")
     def see(site, l, t):
+        if (site, l) in seen: return t                  # a module that runs twice
         if site in grad and not t.requires_grad: t = t.detach().requires_grad_()
-        t = seen.setdefault((site, l), t)
+        seen[site, l] = t
         return t if site in ('keys', 'attn') else t.clone()   # what follows may write into it
     with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), untouched(self.model) as undo:
-        lens, cells = Lens(see, layers, linear), []
+        lens, cells = Lens(see, {s: set(layers.get(s, ())) for s in ('attn', 'keys')}, linear), []
         for site,ls in layers.items():
             for l in sorted(set(ls)): _watch(site, self.model, self.anat, l, see, lens, undo)
         if linear: _still(self.model, lens, undo)

@@ -6,7 +6,7 @@
 __all__ = ['OPTIONAL', 'COLUMNS', 'liven', 'pictures', 'parameters', 'build', 'contract', 'tried', 'attending', 'read_zoo',
            'survey', 'main']
 
-# %% ../nbs/19_zoo.ipynb #fc343650
+# %% ../nbs/19_zoo.ipynb #4977c8b6
 import csv, warnings
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from .core import *
 from .models import *
 from .anatomy import *
 from .capture import *
+from .cut import MOST
 import vitx.explain  # for the methods
 
 # %% ../nbs/19_zoo.ipynb #d66e7cad
@@ -66,7 +67,7 @@ def build(name:str, whole:float=100., # millions of parameters, up to which a mo
         except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError): 
             if not cut: raise
 
-# %% ../nbs/19_zoo.ipynb #27404abf
+# %% ../nbs/19_zoo.ipynb #aeb4fe5a
 def _state(model): # what must not change
     return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()], [(p.requires_grad, p.grad is None) for p in model.parameters()], [b.clone() for b in model.buffers()]
 
@@ -106,7 +107,7 @@ def contract(model:nn.Module, size:tuple, # (H,W)
     for name in ('rout', 'cut', 'gradcam'):
         m = ask(name, x[:1])
         _law(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0, f'{name}: finite, not constant')
-        _law(tuple(m.shape[-2:]) == grid, f'{name}: the layer’s grid')
+        _law(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > MOST, f'{name}: the layer’s grid')   # large graphs are pooled
     can = []
     for name in OPTIONAL:
         try:
