@@ -198,7 +198,7 @@ class Watch:
             with Heard(running) as heard: model(x)
         self.attention = heard.said
 
-# %% ../nbs/05_anatomy.ipynb #bcf8c2ca
+# %% ../nbs/05_anatomy.ipynb #2b718d60
 _GATE = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$|Pool')   # what is inside only scales what is around, or reads it out
 _NOT = re.compile(r'Pool|Cross(?!Cov)|Class|SE$|SelectiveKernel|Split|Eca|Squeeze|Spatial(Attention|Gating)|Cbam|Global(Context)$|Drop|Embed|Norm|PosEnc')
 _ATTENDS = re.compile(r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
@@ -221,27 +221,38 @@ def attention_modules(model, seen:Watch)->list: # names, in order of their calls
 def _readable(seen, name, hint, grid=None): # the first thing given that can be read as tokens, on this grid
     return next(((at, l) for at,s in seen.given.get(name, ()) if (l := layout_of(s, seen.size, hint)) and grid in (None, l[2])), None)
 
-def _around(mods, seen, name, hint): # → (name of the block, where its tokens are, their layout)
+def _around(mods, seen, name, attns, hint): # → (name of the block, where its tokens are, their layout)
     own = _readable(seen, name, hint)
     parents = [name.rsplit('.', i)[0] for i in range(1, name.count('.') + 1)]
     for n in (*parents, name):
         if n not in seen.given or isinstance(mods[n], (nn.Sequential, nn.ModuleList)): continue
+        if n != name and own and any((r := _readable(seen, m, hint)) and r[1][2] == own[1][2] for m in attns if m != name and m.startswith(n + '.')): break   # a stage of several
         if r := _readable(seen, n, hint, own and own[1][2]): return n, *r
+    return own and (name, *own)
 
-# %% ../nbs/05_anatomy.ipynb #2f9f793b
+# %% ../nbs/05_anatomy.ipynb #893f7085
 def _normed(mods, seen, block, attn, at, layout, hint):
     if (r := _readable(seen, attn, hint)) and r[1][1:] == layout[1:]: return Spot(mods[attn], r[0], r[1][0])
     before = list(seen.given)[:list(seen.given).index(attn)]   # a norm behind attention is no reading of it
     norms = (n for n in before if n in seen.left and n.startswith(block + '.') and 'norm' in _kind(mods[n]).lower())
     return next((Spot(mods[n], (), l[0]) for n in norms if (l := layout_of(seen.left[n], seen.size, hint)) and l[1:] == layout[1:]), Spot(mods[block], at, layout[0]))
 
+def _cube(mods, seen, block, at): # (1,n,n,n) may be either: what the first module within does with it tells
+    shape = dict(seen.given[block])[at]
+    if len(shape) != 4 or len(set(shape[1:])) > 1: return None
+    for n,given in seen.given.items():
+        if n.startswith(block + '.') and any(s == shape for _,s in given):
+            if isinstance(mods[n], nn.Linear) or isinstance(mods[n], nn.LayerNorm) and not _kind(mods[n]).endswith('2d'): return 'last'
+            if isinstance(mods[n], (nn.Conv2d, nn.BatchNorm2d)) or _kind(mods[n]).endswith('2d'): return 'first'
+
 def read_layers(model, seen:Watch)->list: # of Layer
     "All layers that one run shows"
     mods, hint, layers = dict(model.named_modules()), getattr(model, 'num_prefix_tokens', None), {}
     attns = attention_modules(model, seen)
     for attn in attns:
-        if (found := _around(mods, seen, attn, hint)) is None or found[:2] in layers: continue
+        if (found := _around(mods, seen, attn, attns, hint)) is None or found[:2] in layers: continue
         block, at, layout = found
+        layout = (_cube(mods, seen, block, at) or layout[0], *layout[1:])
         n = layout[1] + layout[2][0]*layout[2][1]
         mine = [(s, k) for m,s,k in seen.attention if m == attn or m.startswith(attn + '.')]
         whole = any(len(s) == 4 and s[0] == 1 and s[-1] == s[-2] == n for s,_ in mine)
