@@ -282,7 +282,7 @@ def _checked(x):
     if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
-# %% ../nbs/18_explain.ipynb #76ce48b5
+# %% ../nbs/18_explain.ipynb #68b7c803
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
@@ -316,7 +316,7 @@ def _explain(self:Explainer, images, targets, name, layer, against):
     return [self._answer(img, g, f, place, p, t, name, layer, against, capture.lie) for img,g,f,place,p,t in zip(images, m, fine, places, capture.logits.softmax(-1).cpu(), targets)]
 
 @patch
-def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against, lie):
+def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against, lie=None):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
     return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie)
 
