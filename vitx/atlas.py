@@ -22,7 +22,7 @@ from .rcut import *
 from .parts import *
 from .explain import *
 
-# %% ../nbs/22_atlas.ipynb #22b997c2
+# %% ../nbs/22_atlas.ipynb #15f128ba
 class Atlas:
     "Maps of one picture for several classes at every layer of a model"
     def __init__(self, ex:Explainer, img,  # anything `ex` explains, one picture
@@ -39,7 +39,7 @@ class Atlas:
         self.capture = Capture(ex.model, x[None], ex.anat, ex.score)
         self.probs = self.capture.logits[0].softmax(-1).cpu()
         self.likeliest = self.probs.topk(min(5, len(self.probs))).indices.tolist()
-        self.grid, self.fine, self._keys, self._drawn = {}, {}, None, {}
+        self.grid, self.fine, self.lie, self._keys, self._drawn = {}, {}, None, None, {}
         self.need(*(self.likeliest if targets is None else map(ex.target, targets)))
 
     def __repr__(self): return f'Atlas: {len(self.grid)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
@@ -50,21 +50,22 @@ class Atlas:
         "Evidence for a class at a layer, on the picture as shown"
         return lay(self.fine[t][layer], place or self.place).clamp(0, 1)
 
-# %% ../nbs/22_atlas.ipynb #47d58984
+# %% ../nbs/22_atlas.ipynb #52fea0f2
 @patch
 def need(self:Atlas, *targets):
     "Compute what is missing for these classes, all of it in one call"
     new = [t for t in dict.fromkeys(targets) if t not in self.grid]
     if not new: return self
     with progress_bar(): m = self.ex._maps(self.capture, torch.tensor([new]), self.method, range(self.depth), **self.options)[0].cpu()   # (T,L,h,w)
-    fine = scale_map(on_pixels(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.capture.lie))[0].unflatten(0, m.shape[:2])
+    self.lie = self.capture.lie       # where the cells of the maps lie on what the model saw
+    fine = scale_map(on_pixels(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.lie))[0].unflatten(0, m.shape[:2])
     self.grid.update(zip(new, m)); self.fine.update(zip(new, fine))
     return self
 
 @patch
 def explanation(self:Atlas, t:int, layer:int)->Explanation:
     "The same as `ex(img, t, method, layer)`, without asking the model again"
-    return self.ex._answer(self.picture, self.grid[t][layer], self.fine[t][layer], self.full, self.probs, t, self.method, layer, None)
+    return self.ex._answer(self.picture, self.grid[t][layer], self.fine[t][layer], self.full, self.probs, t, self.method, layer, None, self.lie)
 
 # %% ../nbs/22_atlas.ipynb #a2dabb03
 @dataclass(frozen=True)
@@ -131,13 +132,13 @@ def panels(atlas:Atlas, v:View)->list: # of Panel
     a, b = atlas.name(v.target, 24), atlas.name(v.other, 24)
     return out + [second, panel(f'{a} (orange) − {b} (purple)', f'more for {a}: {where((m-m2).clamp_min(0))}; more for {b}: {where((m2-m).clamp_min(0))}', overlay(img, m-m2, v.opacity, signed=True))]
 
-# %% ../nbs/22_atlas.ipynb #8d9ddd86
+# %% ../nbs/22_atlas.ipynb #7c1c43b9
 def _parts_of(atlas, v):
     labels, shares = atlas.parts(v.target, v.layer, v.parts)
     title = 'parts: ' + ', '.join(f'{c} {percent(s)}' for c,s in zip(COLOUR_NAMES, shares))
     if not len(shares): return 'no parts', 'no evidence, so no parts', dimmed(np.asarray(atlas.image, dtype=np.float32)/255)
     names = title.removeprefix('parts: ')
-    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.fine[v.target][v.layer])
+    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.fine[v.target][v.layer], atlas.lie)
 
 COLOUR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'grey')   # of COLOURS
 
@@ -149,7 +150,7 @@ def parts(self:Atlas, t:int, layer:int, k:int)->tuple: # labels (h,w), shares li
         self._keys = [[c[0].cpu() for c in mended_keys(run, l)] for l in range(self.depth)]
     g = self.grid[t][layer]
     if g.max() <= 0: return torch.full(g.shape, -1), []
-    labels, shares = weigh(cut_parts(self._keys[layer], g, k)[0], self.fine[t][layer])
+    labels, shares = weigh(cut_parts(self._keys[layer], g, k)[0], self.fine[t][layer], self.lie)
     return labels, shares.tolist()
 
 # %% ../nbs/22_atlas.ipynb #8aacaf9d

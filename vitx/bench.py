@@ -307,11 +307,12 @@ def _draw_metric(ax, by, k):
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_xlabel(f"{k} ({metric[k].meta['better']} is better), 95 % interval", fontsize=8)
 
-# %% ../nbs/21_bench.ipynb #5e9abb87
+# %% ../nbs/21_bench.ipynb #1a62d6a8
 def _free(name, at, taken, h=.07):
     "A box (left, bottom, width, height) near `at` for a name, in shares of the axes, that covers nothing yet, if there is one"
     w = .023*len(name)
-    boxes = [(left, at[1] - h/2 + k*h/2, w, h) for k in sorted(range(-16, 17), key=abs) for left in (at[0] + .03, at[0] - .03 - w, at[0] + .1, at[0] - .1 - w)]
+    gap = lambda b: np.hypot(max(b[0] - at[0], 0, at[0] - b[0] - w), max(b[1] - at[1], 0, at[1] - b[1] - h))
+    boxes = sorted(((left, at[1] - h/2 + k*h/2, w, h) for k in sorted(range(-16, 17), key=abs) for left in (at[0] + .03, at[0] - .03 - w, at[0] - w/2, at[0] + .1, at[0] - .1 - w)), key=gap)
     free = lambda b: b[0] > 0 and b[1] > 0 and b[0]+w < 1 and b[1]+h < 1 and not any(b[0] < t[0]+t[2] and t[0] < b[0]+w and b[1] < t[1]+t[3] and t[1] < b[1]+h for t in taken)
     return next(filter(free, boxes), boxes[0])
 

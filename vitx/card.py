@@ -102,7 +102,7 @@ def to_dict(self:Card)->dict:
     return dict(label=self.label, prob=r(self.prob), margin=r(self.margin), entropy=r(self.entropy), at_stake=r(self.at_stake), contrast=r(self.contrast), border=r(self.border),
                 unlike={k: r(1-v) for k,v in self.like.items()}, rival=self.rival, ok=self.ok, warnings=self.warnings)
 
-# %% ../nbs/17_card.ipynb #fc678e12
+# %% ../nbs/17_card.ipynb #10ce7e1f
 def make_card(predict,                 # pixels (b,3,H,W) in 0..1 → logits (b,C)
               pixels:torch.Tensor,     # (3,H,W) in 0..1
               probs:torch.Tensor,      # (C,) of the picture
@@ -112,10 +112,11 @@ def make_card(predict,                 # pixels (b,3,H,W) in 0..1 → logits (b,
               rivals:dict,             # label → (h,w), maps of other classes
               random_map:torch.Tensor, # (h,w), of a randomised model
               label:str='', agnostic:bool=False,
+              lie:tuple=None,          # where the map's cells lie on the pixels, such as `capture.lie`; None: they tile them
              )->Card:
     "Measure a map against its controls"
     other = torch.cat([probs[:target], probs[target+1:]])
-    evidence = F.interpolate(grid_map[None, None].float(), size=pixels.shape[-2:], mode='bilinear')[0, 0].to(pixels)
+    evidence = to_pixels(grid_map[None].float(), pixels.shape[-2:], lie)[0].to(pixels)
     like = {n: likeness(grid_map, m) for n,m in rivals.items()}
     rival = min(like, key=like.get) if like else ''
     noise = torch.rand(grid_map.shape, generator=torch.Generator().manual_seed(0))

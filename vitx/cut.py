@@ -69,7 +69,7 @@ def diffuse(A:torch.Tensor,    # (…,n,n) affinity
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     return (1-alpha)*torch.linalg.solve(eye - alpha*step, r.transpose(-1, -2)).transpose(-1, -2)
 
-# %% ../nbs/08_cut.ipynb #2db7eb34
+# %% ../nbs/08_cut.ipynb #25b775a3
 MOST = 1600   # nodes of a graph that is cut: the cost grows with the third power
 
 def _cut(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
@@ -95,7 +95,7 @@ def rcut_figure(capture, targets, layers, batch=64, progress=None):
     out = torch.empty(*run.targets.shape, len(layers), run.grid[0]*run.grid[1])
     for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers'):
         t = run.patches(run.at['tokens', layers[l]])[b]
-        P = masked_probs(capture.predict, x[b], channel_masks(t, run.grid, tuple(x.shape[-2:])), batch, progress)
+        P = masked_probs(capture.predict, x[b], channel_masks(t, run.grid, tuple(x.shape[-2:]), run.lie), batch, progress)
         for k,c in enumerate(run.targets[b].tolist()): out[b, k, l] = _cut(weighted(t, cosine_weights(P, c)), .2).cpu()
     return run.on_grid(out)
 

@@ -30,7 +30,7 @@ from .parts import *
 from .factors import *
 from .card import *
 
-# %% ../nbs/18_explain.ipynb #788e13b7
+# %% ../nbs/18_explain.ipynb #5f52d26d
 @dataclass(eq=False)
 class Explanation:
     "Where in a picture the evidence for a class lies"
@@ -48,6 +48,7 @@ class Explanation:
     against: str = None # label of the class whose evidence was subtracted
     score: str = 'logit' # what was explained
     source: object = field(default=None, repr=False) # the Explainer, for questions that come later; not pickled
+    lie: tuple = field(default=None, repr=False) # where the cells of the grid lie on what the model saw; None: they tile it
 
     def __getstate__(self): return self.__dict__ | dict(source=None)
     @property
@@ -281,7 +282,7 @@ def _checked(x):
     if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
-# %% ../nbs/18_explain.ipynb #6b503ad8
+# %% ../nbs/18_explain.ipynb #68b7c803
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
@@ -312,14 +313,14 @@ def _explain(self:Explainer, images, targets, name, layer, against):
     m = self._maps(capture, None if top else torch.tensor(targets)[:, None], name, layer, against)[:, 0, 0].cpu()
     if top: targets = capture.logits.argmax(1).tolist()
     fine = scale_map(on_pixels(name, m[:, None], capture.x.cpu(), capture.lie))[:, 0]
-    return [self._answer(img, g, f, place, p, t, name, layer, against) for img,g,f,place,p,t in zip(images, m, fine, places, capture.logits.softmax(-1).cpu(), targets)]
+    return [self._answer(img, g, f, place, p, t, name, layer, against, capture.lie) for img,g,f,place,p,t in zip(images, m, fine, places, capture.logits.softmax(-1).cpu(), targets)]
 
 @patch
-def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against):
+def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against, lie=None):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
-    return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self)
+    return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie)
 
-# %% ../nbs/18_explain.ipynb #d2b40168
+# %% ../nbs/18_explain.ipynb #5f0ed1f5
 @patch
 def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
@@ -336,8 +337,8 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     x, _ = prepare(e.image, self.transform, self._ask)
     run = Capture(self.model, x[None], self.anat)(**sites(self.anat, [e.layer]))
     labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
-    labels, shares = weigh(labels, e.fine)
-    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.fine)
+    labels, shares = weigh(labels, e.fine, e.lie)
+    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.fine, e.lie)
 
 @patch
 def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:
@@ -346,7 +347,7 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     _, pixels, predict = self._pixels(e.image)
     return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
 
-# %% ../nbs/18_explain.ipynb #c7440bd3
+# %% ../nbs/18_explain.ipynb #60665afc
 @patch
 def card(self:Explanation, seed:int=0)->Card:
     "What to know before believing this map; `seed` draws the model with random weights"
@@ -362,4 +363,4 @@ def card(self:Explanation, seed:int=0)->Card:
     rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
     wild = ex._maps(Capture(randomised(ex.model, seed), x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(ask, pixels, probs.cpu(), t, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False))
+    return make_card(ask, pixels, probs.cpu(), t, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False), self.lie)

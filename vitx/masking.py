@@ -124,7 +124,7 @@ def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progres
         maps[b, :, l] = covered_mean(scores.T, torch.zeros(len(keep), n, device=keep.device).scatter(1, keep, 1.)).cpu()
     return run.on_grid(maps)
 
-# %% ../nbs/11_masking.ipynb #8423cbf9
+# %% ../nbs/11_masking.ipynb #6ccfb9c7
 def complete_linkage(d:torch.Tensor,  # (m,m) distances, symmetric
                      limit:float,     # groups as far apart as this stay apart
                     )->torch.Tensor:  # (m,) group numbers from 0
@@ -142,14 +142,15 @@ def complete_linkage(d:torch.Tensor,  # (m,m) distances, symmetric
 def feature_masks(t:torch.Tensor, # (n,D) patch tokens
                   grid:tuple, size:tuple, # (h,w), (H,W)
                   distance:float=.1,  # channels whose masks differ by less, in cosine, are merged
+                  lie:tuple=None,     # where the cells lie on the picture; None: they tile it
                  )->torch.Tensor:     # (K,H,W) in 0..1
     "Channels as masks over the picture, merged where alike (ViT-CX, the released code)"
-    m = unit_range(F.interpolate(t.T.unflatten(-1, grid)[None], size=size, mode='bilinear')[0].flatten(1))
+    m = unit_range(to_pixels(t.T.unflatten(-1, grid), size, lie).flatten(1))
     u = F.normalize(m, dim=1)
     group = F.one_hot(complete_linkage(1 - u @ u.T, distance)).to(m)
     return unit_range(group.T @ m).unflatten(-1, size)
 
-# %% ../nbs/11_masking.ipynb #58eba834
+# %% ../nbs/11_masking.ipynb #2960b916
 def causal_scores(predict,            # pictures (b,3,H,W) → logits (b,C)
                   x:torch.Tensor,     # (3,H,W), preprocessed
                   masks:torch.Tensor, # (K,H,W) in 0..1
@@ -171,8 +172,8 @@ def vit_cx(capture, targets, layers, distance=.1, noise=.1, batch=32, seed=0, pr
     run, x = capture(targets, normed=layers), capture.x
     maps = torch.zeros(*run.targets.shape, len(layers), *run.grid)
     for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers', progress):
-        masks = feature_masks(run.patches(run.at['normed', layers[l]])[b], run.grid, tuple(x.shape[-2:]), distance)
+        masks = feature_masks(run.patches(run.at['normed', layers[l]])[b], run.grid, tuple(x.shape[-2:]), distance, run.lie)
         scores = causal_scores(capture.predict, x[b], masks, noise, batch, seed, progress)[:, run.targets[b]]
         pixels = covered_mean(scores.T.to(masks), masks.flatten(1)).unflatten(-1, tuple(x.shape[-2:]))
-        maps[b, :, l] = F.adaptive_avg_pool2d(pixels, run.grid).cpu()
+        maps[b, :, l] = F.adaptive_avg_pool2d(under(pixels, run.lie), run.grid).cpu()
     return maps

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'mended_keys', 'part_graph', 'clusters', 'split', 'check_parts', 'cut_parts', 'Parts', 'weigh',
            'paint_parts']
 
-# %% ../nbs/15_parts.ipynb #8c9df494
+# %% ../nbs/15_parts.ipynb #481450e1
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from .core import *
 from .images import *
 from .show import *
 from .cut import *
+from .capture import to_pixels
 from .masking import kmeans
 from .rcut import *
 
@@ -100,7 +101,7 @@ def _joined(A, w, part, core): # cells set aside join the part whose evidence th
     tie = torch.stack([(A[:, core & (part == i)]*w[core & (part == i)]).sum(1)/w[core & (part == i)].sum() for i in range(len(names))], 1)
     return len(names), torch.where(core, part, tie.argmax(1))
 
-# %% ../nbs/15_parts.ipynb #3ae88172
+# %% ../nbs/15_parts.ipynb #91eb775f
 @dataclass(eq=False)
 class Parts:
     "The evidence for a class, cut into parts"
@@ -112,6 +113,7 @@ class Parts:
     prob: float
     asked: int                               # how many parts were asked for
     fine: torch.Tensor = field(default=None, repr=False) # (h',w') the map on the pixels that the model saw: its edges become the parts'
+    lie: tuple = field(default=None, repr=False) # where the cells lie on those pixels; None: they tile them
 
     @property
     def grid_parts(self)->torch.Tensor: # (k,h,w) bool
@@ -120,45 +122,49 @@ class Parts:
     @property
     def parts(self)->torch.Tensor: # (k,H,W) bool
         "The pixels of each part; no pixel is in two"
-        return _on_pixels(self.labels, self.place, self.fine)
+        return _on_pixels(self.labels, self.place, self.fine, self.lie)
     @property
     def note(self)->str: return '' if len(self.shares) == self.asked else f'{len(self.shares)} of the {self.asked} parts asked for: the evidence has no more'
     def __repr__(self): return f'Parts of {self.label!r} {self.prob:.3f}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
     def to_dict(self)->dict: return dict(label=self.label, prob=round(self.prob, 6), asked=self.asked, shares=[round(s, 6) for s in self.shares.tolist()], labels=self.labels.tolist())
 
-# %% ../nbs/15_parts.ipynb #b462e081
-def _grown(labels, fine, faint=.1): # (h,w), (H,W) → (H,W): the part of the nearest cell that has one, −1 where the map is faint
+# %% ../nbs/15_parts.ipynb #3e87a3f2
+def _grown(labels, fine, lie=None, faint=.1): # (h,w), (H,W) → (H,W): the part of the nearest cell that has one, −1 where the map is faint
     cells = (labels >= 0).nonzero()
-    size = torch.tensor(fine.shape)/torch.tensor(labels.shape)
+    a, b = torch.tensor(lie or ((1., 0.),)*2).T
+    places = (a*(cells+.5)/torch.tensor(labels.shape) + b)*torch.tensor(fine.shape)
     at = torch.cartesian_prod(*(torch.arange(n)+.5 for n in fine.shape))
-    near = labels[tuple(cells.T)][torch.cdist(at, (cells+.5)*size).argmin(1)].view(fine.shape)
+    near = labels[tuple(cells.T)][torch.cdist(at, places).argmin(1)].view(fine.shape)
     return torch.where(fine > faint, near, -1)
 
 def weigh(labels:torch.Tensor, # (h,w) parts of cells, −1 none
           fine:torch.Tensor,   # (H,W) the map on pixels
+          lie:tuple=None,      # where the cells lie on them; None: they tile them
          )->tuple:             # labels by falling share, shares (k,)
     "Shares of the parts as they are drawn: of the evidence on pixels, not on cells"
-    drawn = _grown(labels, fine)
+    drawn = _grown(labels, fine, lie)
     share = torch.stack([fine[drawn == i].clamp_min(0).sum() for i in range(int(labels.max())+1)])
     order = share.argsort(descending=True, stable=True)
     return torch.where(labels >= 0, order.argsort()[labels.clamp_min(0)], -1), share[order]/share.sum()
 
-def _on_pixels(labels, place, fine=None):
-    labels = labels if fine is None else _grown(labels, fine)
+def _on_pixels(labels, place, fine=None, lie=None):
+    labels = labels if fine is None else _grown(labels, fine, lie)
     names = torch.arange(-1, int(labels.max())+1)
-    top = torch.stack([lay((labels == i).float(), place) for i in names]).argmax(0) - 1     # the part that interpolation gives most
+    sure = (labels == names[:, None, None]).float()
+    top = lay(sure if fine is not None or lie is None else to_pixels(sure, place.shape, lie), place).argmax(0) - 1     # the part that interpolation gives most
     return (top[None] == names[1:, None, None]) & place.seen
 
-# %% ../nbs/15_parts.ipynb #6376de21
+# %% ../nbs/15_parts.ipynb #c57419ab
 def paint_parts(img,                 # PIL image
                 labels:torch.Tensor, # (h,w) parts of cells, −1 none
                 place:Placement,     # of the model's input on this image
                 fine:torch.Tensor=None, # (h',w') the map on pixels
+                lie:tuple=None,      # where the cells lie on them; None: they tile them
                )->np.ndarray:        # (H,W,3) float32 in 0..1
     "The picture with its parts painted over it"
     img = np.asarray(img, dtype=np.float32)/255
     over = dimmed(img)
-    for m,c in zip(_on_pixels(labels, place, fine).numpy(), COLOURS):
+    for m,c in zip(_on_pixels(labels, place, fine, lie).numpy(), COLOURS):
         over[m] = .45*img[m] + .55*np.array([int(c[i:i+2], 16)/255 for i in (1, 3, 5)], dtype=np.float32)
     return over
 
@@ -172,7 +178,7 @@ def show(self:Parts, fig=None):
     img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], f'{short(self.label)}  {self.prob:.2f}')
-    show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.fine), axs[1])
+    show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.fine, self.lie), axs[1])
     axs[1].legend([Patch(color=c) for _,c in zip(self.shares, COLOURS)], [f'{s:.0%}' for s in self.shares.tolist()], title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     if self.note: fig.supxlabel(self.note, fontsize=8)
     return axs

@@ -165,10 +165,10 @@ def _parts(run, l, cure, power, factors): # → own (B,T,n), flow (B,T,n) or Non
     graph = key_graph(ties(run, l, range(l+1) if keyed else second_half(l), heal), power if keyed else power/2)   # tokens are less sharp than keys
     return own, heal(flowed(run, l)) if joined else None, factored(graph, factors)
 
-# %% ../nbs/14_rcut.ipynb #8e886683
+# %% ../nbs/14_rcut.ipynb #87415571
 def guided(m:torch.Tensor,  # (B,M,h,w) maps of each picture
            x:torch.Tensor,  # (B,3,H,W) the pictures, on any scale
-           lie:tuple=None, # where the cells lie on them
+           lie:tuple=None,  # where the cells lie on them
            radius:float=.05,# of the window, as a share of the shorter side
            eps:float=.01,   # windows whose colours vary less (variance, of a range of 1) count as flat
            step:int=4,      # the fit is made at 1/step of the size

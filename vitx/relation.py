@@ -12,14 +12,14 @@ import torch
 from .core import *
 from .capture import *
 
-# %% ../nbs/07_relation.ipynb #214d023e
+# %% ../nbs/07_relation.ipynb #16487ed2
 def channel_masks(t:torch.Tensor, # (n,D) patch tokens
                   grid:tuple,     # (h,w), h·w = n
                   size:tuple,     # (H,W) of the picture
+                  lie:tuple=None, # where the cells lie on it, such as `run.lie`; None: they tile it
                  )->torch.Tensor: # (D,H,W) in 0..1
     "Each channel of the tokens as a mask over the picture"
-    m = unit_range(t.T)
-    return torch.nn.functional.interpolate(m.unflatten(-1, grid)[None], size=size, mode='bilinear')[0]
+    return to_pixels(unit_range(t.T).unflatten(-1, grid), size, lie)
 
 def unit_range(t:torch.Tensor)->torch.Tensor: # (…,n) in 0..1; 0 where all are equal
     "Stretch the last dimension to 0..1"
