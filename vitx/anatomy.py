@@ -58,7 +58,7 @@ def as_tokens(t:torch.Tensor, layout:str)->torch.Tensor: # → (…,N,D); dimens
     tiles, cells = math.isqrt(t.shape[-3]), math.isqrt(t.shape[-2])
     return t.unflatten(-2, (cells, cells)).unflatten(-4, (tiles, tiles)).transpose(-4, -3).flatten(-5, -2)
 
-# %% ../nbs/05_anatomy.ipynb #6bd493ce
+# %% ../nbs/05_anatomy.ipynb #d16db9a2
 @dataclass
 class Spot:
     "A place to look at: an argument of a module, or what leaves it"
@@ -91,6 +91,7 @@ class Layer:
     steps: tuple = None     # rows, columns: (a, b); the patch i has its centre at pixel a·(i+½)+b; None: cells tile the picture
     def __post_init__(self): self.tokens, self.normed = self.tokens or Spot(self.block), self.normed or Spot(self.attn)
 
+# %% ../nbs/05_anatomy.ipynb #f01b033f
 @dataclass
 class Anatomy:
     "Where things are in a transformer"
@@ -343,7 +344,7 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
         raise VitxError(f"{getattr(model, 'name', None) or _kind(model)} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
     return found
 
-# %% ../nbs/05_anatomy.ipynb #1bf41514
+# %% ../nbs/05_anatomy.ipynb #f810964a
 def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'last': return tuple(shape[-3:-1])
@@ -367,6 +368,7 @@ def tokens_of(model, anat:Anatomy, l:int, x:torch.Tensor)->tuple: # x (B,3,H,W) 
         except _Enough: pass
     return as_tokens(got[0], layer.tokens.layout)[:, layer.prefix:].float(), grid_of(anat, layer, x.shape[-2:], got[0].shape, layer.tokens.layout)
 
+# %% ../nbs/05_anatomy.ipynb #3c4678da
 def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → two slices
     "The pixels of one cell, (row, column), of a layer's grid"
     steps = layer.steps or tuple((s/n, 0.) for s,n in zip(size, grid))

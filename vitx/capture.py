@@ -6,9 +6,10 @@
 __all__ = ['SITES', 'STILL', 'matrix', 'Lens', 'hold_gate', 'hold_norm', 'class_score', 'as_targets', 'Record', 'to_pixels',
            'under', 'Capture']
 
-# %% ../nbs/06_capture.ipynb #fdfdf1bf
+# %% ../nbs/06_capture.ipynb #0dd58a27
 import math
 from dataclasses import dataclass, field
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from .images import interpolation
 from .models import *
 from .anatomy import *
 
-# %% ../nbs/06_capture.ipynb #05282525
+# %% ../nbs/06_capture.ipynb #fbcb85e8
 SITES = ('pixels', 'tokens', 'normed', 'keys', 'attn')
 
 def matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None)->torch.Tensor: # (…,N,d), (…,M,d) → (…,N,M)
@@ -40,7 +41,7 @@ class Lens(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kw, name = kwargs or {}, getattr(func, '__name__', '')
         if name == 'scaled_dot_product_attention': return self._fused(func, *args, **kw)
-        if name == 'multi_head_attention_forward': return self._heads(func, *args, **kw)
+        if name == 'multi_head_attention_forward': return self._heads(func, args, kw)
         if name == 'softmax': return self._shown(func(*args, **kw))
         if self.still and (rule := STILL.get(name)) and args and torch.is_tensor(args[0]): return (_factor if self.gated and rule is _gate else rule)(func, args, kw)
         return func(*args, **kw)
@@ -61,15 +62,24 @@ class Lens(TorchFunctionMode):
             return func(query, key, value, attn_mask, 0., is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa: key, value = (v.repeat_interleave(query.shape[-3]//v.shape[-3], -3) for v in (key, value))
         return self._shown(matrix(query, key, attn_mask, is_causal, scale)) @ value
-    def _heads(self, func, query, key, value, width, heads, W, b, bias_k, bias_v, zero, dropout_p, out_W, out_b, training=True, key_padding_mask=None, need_weights=True, attn_mask=None,
-               use_separate_proj_weight=False, q_proj_weight=None, k_proj_weight=None, v_proj_weight=None, **rest): # (N,B,D) each → (N,B,D), weights
-        "PyTorch's own module, whose inner calls no mode hears"
-        Ws = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else W.chunk(3)
-        q, k, v = (F.linear(t, w, c).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for t,w,c in zip((query, key, value), Ws, (None,)*3 if b is None else b.chunk(3)))
-        if attn_mask is not None and attn_mask.ndim == 3: attn_mask = attn_mask.unflatten(0, (-1, heads))
-        mixed = self._fused(F.scaled_dot_product_attention, q, k, v, attn_mask)
-        return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_W, out_b), matrix(q, k, attn_mask).mean(1) if need_weights else None
 
+# %% ../nbs/06_capture.ipynb #00e7aca3
+@patch
+def _heads(self:Lens, func, args, kw): # as `F.multi_head_attention_forward`: (N,B,D) each → (N,B,D), weights or None
+    a = _mha.bind(*args, **kw)
+    a.apply_defaults()
+    a = a.arguments
+    if a['add_zero_attn'] or any(a[n] is not None for n in ('bias_k', 'bias_v', 'static_k', 'static_v', 'key_padding_mask')): return func(*args, **kw)
+    Ws = [a[f'{n}_proj_weight'] for n in 'qkv'] if a['use_separate_proj_weight'] else a['in_proj_weight'].chunk(3)
+    bs = (None,)*3 if a['in_proj_bias'] is None else a['in_proj_bias'].chunk(3)
+    q, k, v = (F.linear(a[n], W, b).unflatten(-1, (a['num_heads'], -1)).permute(1, 2, 0, 3) for n,W,b in zip(('query', 'key', 'value'), Ws, bs))
+    if (mask := a['attn_mask']) is not None and mask.ndim == 3: mask = mask.unflatten(0, (-1, a['num_heads']))
+    out = self._fused(F.scaled_dot_product_attention, q, k, v, mask).permute(2, 0, 1, 3).flatten(2)
+    return F.linear(out, a['out_proj_weight'], a['out_proj_bias']), matrix(q, k, mask).mean(1) if a['need_weights'] else None
+
+_mha = signature(F.multi_head_attention_forward)
+
+# %% ../nbs/06_capture.ipynb #db4040e4
 def _watch(site, model, anat, l, see, lens, undo):
     "Call `see(site, l, t)` on what passes the site of layer `l`, and let its answer pass on"
     layer, look = anat.layers[l], lambda t: see(site, l, t)
@@ -140,7 +150,7 @@ def as_targets(targets,              # None (top class), an int, a list of ints,
     if (bad := t[(t < 0) | (t >= C)]).numel(): raise VitxError(f"target {bad[0].item()} is out of range: this model has {C} classes, 0 to {C-1}")
     return t.long()
 
-# %% ../nbs/06_capture.ipynb #44fb58ff
+# %% ../nbs/06_capture.ipynb #ad508dfc
 @dataclass
 class Record:
     "Values and gradients of one run, by site and layer"
@@ -164,6 +174,7 @@ class Record:
         "Patch values as a map"
         return v.unflatten(-1, self.grid)
 
+# %% ../nbs/06_capture.ipynb #769bb9ab
 def to_pixels(m:torch.Tensor, # (…,h,w)
               size:tuple,     # (H,W)
               lie:tuple=None, # where the cells lie; None: they tile the picture
@@ -226,12 +237,13 @@ def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most
     self._logits = logits.detach().float()
     return self._record({k: t.detach().float() for k,t in seen.items()}, grads, targets, cells[0], most)
 
-# %% ../nbs/06_capture.ipynb #9d8c3cda
+# %% ../nbs/06_capture.ipynb #92e2be3e
 def _lie(steps, grid, size): # (a, b) in pixels → (α, β) in shares of the picture; None where cells tile it
     if steps is None: return None
     lie = tuple((a*n/s, b/s) for (a, b),n,s in zip(steps, grid, size))
     return None if all(abs(a - 1) < 1e-6 and abs(b) < 1e-6 for a,b in lie) else lie
 
+# %% ../nbs/06_capture.ipynb #d90e0d2a
 def _nearest(fine, coarse): # (grid, lie) each → for each fine cell the coarse one in which its centre lies (n,), and how many share that
     axes = []
     for n, (a, b), m, (c, d) in zip(fine[0], fine[1] or ((1, 0),)*2, coarse[0], coarse[1] or ((1, 0),)*2):

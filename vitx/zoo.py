@@ -67,7 +67,7 @@ def build(name:str, whole:float=100., # millions of parameters, up to which a mo
         except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError): 
             if not cut: raise
 
-# %% ../nbs/19_zoo.ipynb #dc044297
+# %% ../nbs/19_zoo.ipynb #0d3bf060
 def _state(model): # what must not change
     return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()], [(p.requires_grad, p.grad is None) for p in model.parameters()], [b.clone() for b in model.buffers()]
 
@@ -88,6 +88,7 @@ def _places(model, anat, size)->str: # right place, in the first layer of every 
             notes.append(f'layer {l} has drifted by {off} cells')   # convolutions with even kernels, block after block
     return '; '.join(notes)
 
+# %% ../nbs/19_zoo.ipynb #1278781c
 OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
 
 def contract(model:nn.Module, size:tuple, # (H,W)
