@@ -345,7 +345,7 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
         raise VitxError(f"{name} has attention, but nothing that enters it looks like the tokens of a picture: vitx reads (batch, tokens, width) and pictures of tokens; is the batch the first dimension (batch_first=True)? If it is, add a @family")
     raise VitxError(f"{name} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
 
-# %% ../nbs/05_anatomy.ipynb #aba2e7e8
+# %% ../nbs/05_anatomy.ipynb #f1b76d6e
 def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'last': return tuple(shape[-3:-1])
@@ -376,6 +376,7 @@ def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → t
     ends = [(max(round(a*c + b), 0), round(a*(c+1) + b)) for (a, b), c in zip(steps, cell)]
     return tuple(slice(lo, max(hi, lo+1)) for lo,hi in ends)
 
+# %% ../nbs/05_anatomy.ipynb #d44edce1
 def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, draws:int=8, seed:int=0)->tuple: # (rows, columns)
     "How far from a cell lies the token that noise in its pixels moves most (mean square over pictures and cells); (0, 0) if its own moves as much but for a tenth, None where no token moves much more than most"
     size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
