@@ -37,7 +37,7 @@ class Lens(TorchFunctionMode):
     def __init__(self, see, wanted:dict, # site → layers
                  still:bool=False):      # gradients see attention, norms and activations as constants
         super().__init__()
-        self.see, self.wanted, self.still, self.layer, self.gated, self.done = see, wanted, still, [], [], set()
+        self.see, self.wanted, self.still, self.layer, self.gated, self.done, self.mine = see, wanted, still, [], [], set(), this_thread()
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kw, name = kwargs or {}, getattr(func, '__name__', '')
         if name == 'scaled_dot_product_attention': return self._fused(func, *args, **kw)
@@ -45,6 +45,10 @@ class Lens(TorchFunctionMode):
         if name == 'softmax': return self._shown(func(*args, **kw))
         if self.still and (rule := STILL.get(name)) and args and torch.is_tensor(args[0]): return (_factor if self.gated and rule is _gate else rule)(func, args, kw)
         return func(*args, **kw)
+    def into(self, stack, what): # called by hooks, which hear of other threads, too
+        if self.mine(): stack.append(what)
+    def out_of(self, stack):
+        if self.mine(): stack.pop()
     def _wants(self, site, shape): # the wanted layer that is running, if nothing of this site was shown yet and the shape is that of one matrix per head
         l = self.layer[-1] if self.layer else None
         return l if l in self.wanted.get(site, ()) and (site, l) not in self.done and len(shape) == 4 else None
@@ -92,8 +96,8 @@ def _watch(site, model, anat, l, see, lens, undo):
         h = layer.attn.k_norm.register_forward_hook(lambda m, args, out: look(out))  # before rotary positions
         lens.wanted['keys'].discard(l)
     else:
-        undo.callback(layer.attn.register_forward_hook(lambda *_: (lens.layer.pop(), None)[1], always_call=True).remove)
-        h = layer.attn.register_forward_pre_hook(lambda *_: lens.layer.append(l))
+        undo.callback(layer.attn.register_forward_hook(lambda *_: lens.out_of(lens.layer), always_call=True).remove)
+        h = layer.attn.register_forward_pre_hook(lambda *_: lens.into(lens.layer, l))
     undo.callback(h.remove)
 
 def _hidden(site, anat, l):
@@ -119,13 +123,13 @@ def _layer_norm(func, args, kw): return hold_norm(*args, **{'shape' if k == 'nor
 STILL = {'layer_norm': _layer_norm} | dict.fromkeys('sigmoid hardsigmoid rsqrt std var var_mean softmax'.split(), _factor) \
       | dict.fromkeys('gelu relu relu6 silu hardswish hardtanh leaky_relu elu celu selu mish softplus tanh prelu rms_norm normalize'.split(), _gate)
 
-# %% ../nbs/06_capture.ipynb #ac61fc68
+# %% ../nbs/06_capture.ipynb #40ed7b11
 def _still(model, lens, undo):
     "While `undo` lasts, `lens` knows when it is inside a gated unit"
     for m in model.modules():
         if 'GL' in type(m).__name__.upper():
-            undo.callback(m.register_forward_pre_hook(lambda *_: lens.gated.append(1)).remove)
-            undo.callback(m.register_forward_hook(lambda *_: (lens.gated.pop(), None)[1], always_call=True).remove)
+            undo.callback(m.register_forward_pre_hook(lambda *_: lens.into(lens.gated, 1)).remove)
+            undo.callback(m.register_forward_hook(lambda *_: lens.out_of(lens.gated), always_call=True).remove)
 
 # %% ../nbs/06_capture.ipynb #d5e29b00
 def class_score(logits:torch.Tensor,  # (B,C)
@@ -212,15 +216,15 @@ class Capture:
         "Logits for other pictures, nothing recorded"
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
 
-# %% ../nbs/06_capture.ipynb #0598c2d0
+# %% ../nbs/06_capture.ipynb #f3947174
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most=None, **layers):
     "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`; `linear` holds the model still; grids of more than `most` cells are pooled"
-    seen, grad = {}, (grad,) if isinstance(grad, str) else grad
+    seen, grad, mine = {}, (grad,) if isinstance(grad, str) else grad, this_thread()
     for site in (*layers, *grad):
         if site not in SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(SITES)}")
     def see(site, l, t):
-        if (site, l) in seen: return t                  # a module that runs twice
+        if (site, l) in seen or not mine(): return t    # a module that runs twice, or for somebody else
         if site in grad and not t.requires_grad: t = t.detach().requires_grad_()
         seen[site, l] = t
         return t if site in ('keys', 'attn') else t.clone()   # what follows may write into it
@@ -229,7 +233,7 @@ def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most
         for site,ls in layers.items():
             for l in sorted(set(ls)): _watch(site, self.model, self.anat, l, see, lens, undo)
         if linear: _still(self.model, lens, undo)
-        undo.callback(self.anat.layers[-1].tokens.watch(lambda t: cells.append(t.shape) or t).remove)
+        undo.callback(self.anat.layers[-1].tokens.watch(lambda t: (cells.append(t.shape), t)[1] if mine() else t).remove)
         with lens: logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
         if not torch.is_tensor(logits) or logits.ndim != 2: raise VitxError(f"this model answers {tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__} instead of (batch, classes): give a classifier with a head")
         targets = as_targets(targets, logits)
@@ -283,15 +287,17 @@ def _pooled(t, fine, grid): # (…,n,D) → (…,n',D), means
     cells = F.adaptive_avg_pool2d(t.mT.flatten(0, -3).unflatten(-1, fine), grid)
     return cells.flatten(-2).unflatten(0, t.shape[:-2]).mT
 
-# %% ../nbs/06_capture.ipynb #cad65d7e
+# %% ../nbs/06_capture.ipynb #abc037f9
 def _gradients(scores, sites):
     "d scores[:,t] / d site, stacked over t: (B,T,...)"
     if not sites: return {}
-    per_target = []
+    per_target, passed = [], False
     for t in track(range(scores.shape[1]), 'classes', False):
         last = t == scores.shape[1] - 1
-        g = torch.autograd.grad(scores[:, t].sum(), list(sites.values()), retain_graph=not last, allow_unused=True)
+        g = torch.autograd.grad(scores[:, t].sum(), list(sites.values()), retain_graph=not last, allow_unused=True) if scores.requires_grad else [None]*len(sites)
+        passed |= any(d is not None for d in g)
         per_target.append([torch.zeros_like(v) if d is None else d for d,v in zip(g, sites.values())])
+    if not passed: raise VitxError("no gradient passes this model: it is quantised, or computes under no_grad. Give one with plain floating-point weights, or ask a method without gradients, such as attention or rise")
     return {k: torch.stack([g[i] for g in per_target], 1).float() for i,k in enumerate(sites)}
 
 # %% ../nbs/06_capture.ipynb #af39ef70

@@ -171,7 +171,7 @@ class Explainer:
         if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
         self.transform = model_transform(self.model) if transform is None else as_transform(transform)
         self._ask = lru_cache(256)(partial(probe, self.transform))
-        if transform is not None and len({probe(transform, (96, 120)) for _ in range(4)}) > 1:
+        if transform is not None and len({probe(self.transform, (96, 120)) for _ in range(4)}) > 1:
             raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
         self.anat = anatomy(self.model, self._ask((256, 256)).shape)
 
@@ -251,7 +251,7 @@ def _with_options(f, options):
     f.meta = meta
     return f
 
-# %% ../nbs/18_explain.ipynb #d68f9aa3
+# %% ../nbs/18_explain.ipynb #85c0fe6c
 @patch
 def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
     f, layers = _with_options(method[name], options), self._layers(layers)
@@ -263,6 +263,7 @@ def _maps(self:Explainer, capture, targets, name, layers, against=None, **option
         if not f.meta.get('inside'): raise
         raise VitxError(f"{name} looks inside the blocks of a plain ViT, and {type(capture.model).__name__} is built otherwise ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, rout, cut or gradcam") from e
     m = scale_map(m.float())
+    if (n := capture.logits.shape[1]) != len(self.labels): raise VitxError(f"this model answers with {n} numbers, but it has {len(self.labels)} labels: give {n} in labels=, and if it says another number of classes itself, set its num_classes")
     if not m.isfinite().all(): raise VitxError(f"{name} gave values that are not finite for this model and picture: try score='logit', float32 weights, or another method")
     return m
 
