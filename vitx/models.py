@@ -170,7 +170,7 @@ def squashed(transform, # PIL image → (3,h,w)
         raise VitxError("can't show this transform a whole picture: it pads or turns pictures. Give a transform that resizes to the input's shape")
     return f
 
-# %% ../nbs/04_models.ipynb #a7de04ca
+# %% ../nbs/04_models.ipynb #d82e8515
 def unwrapped(model):
     "Without what only spreads or compiles it: hooks don't reach into a compiled copy; it shares its weights"
     while True:
@@ -189,15 +189,15 @@ def adapt(model:nn.Module)->nn.Module:
 def _new_head(model):
     "A timm model whose head was replaced by hand still says how many classes it had"
     head = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    n = getattr(head, 'out_features', None)
+    n = _outputs(head) if isinstance(head, nn.Module) else None
     return Adapted(model, n, None, model_transform(model), model.pretrained_cfg.get('input_size', (3,))[1:], model.pretrained_cfg.get('architecture')) if n and n != model.num_classes else model
 
 def _inside(model):
     "The outermost known models in a module"
     found = []
-    for m in model.children():
+    for m in map(unwrapped, model.children()):
         known = m if isinstance(m, Adapted) or getattr(m, 'pretrained_cfg', None) else _reader(m) and _reader(m)(m)
-        found += [known] if known else _inside(m)
+        found += _inside(m) if known is None else [known]
     return found
 
 # %% ../nbs/04_models.ipynb #375df577

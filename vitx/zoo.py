@@ -88,12 +88,15 @@ def _places(model, anat, size)->str: # right place, in the first layer of every 
             notes.append(f'layer {l} has drifted by {off} cells')   # convolutions with even kernels, block after block
     return '; '.join(notes)
 
-# %% ../nbs/19_zoo.ipynb #1278781c
+# %% ../nbs/19_zoo.ipynb #962dce13
 OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
 
 def contract(model:nn.Module, size:tuple, # (H,W)
             )->dict: # what was read, the notes, and which optional methods apply
     "Try all promises on a model; `AssertionError` names the one that is broken"
+    with evaluating(model): return _contract(model, size)     # and then it is in the mode it was
+
+def _contract(model, size):
     x = pictures(2, size, 1)
     with torch.no_grad(): model(x[:1])   # some keep a table that their first run makes
     model.train()
