@@ -141,7 +141,7 @@ def find_class(target,      # index, label or part of a label
     close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
-# %% ../nbs/18_explain.ipynb #dae9ea90
+# %% ../nbs/18_explain.ipynb #2421e4cf
 def method_named(name:str):
     "A registered method; `VitxError` offers the nearest"
     return method[name]
@@ -150,6 +150,7 @@ def method_names()->list:
     "All registered methods, the default first"
     return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut'), n))
 
+# %% ../nbs/18_explain.ipynb #5992c601
 class Explainer:
     "Explains a classifier: call it with a picture, or `maps` with a preprocessed batch"
     def __init__(self,
