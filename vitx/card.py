@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['LIMITS', 'at_stake', 'contrast', 'likeness', 'border_share', 'Card', 'make_card']
 
-# %% ../nbs/17_card.ipynb #5b5f1d82
+# %% ../nbs/17_card.ipynb #5a854a47
 from dataclasses import dataclass, field
 
 import torch
 from fastcore.basics import patch
-from torch.nn import functional as F
 
 from .core import *
 from .capture import *

@@ -349,7 +349,7 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     _, pixels, predict = self._pixels(e.image)
     return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
 
-# %% ../nbs/18_explain.ipynb #60665afc
+# %% ../nbs/18_explain.ipynb #cddcf8ec
 @patch
 def card(self:Explanation, seed:int=0)->Card:
     "What to know before believing this map; `seed` draws the model with random weights"
@@ -364,5 +364,6 @@ def card(self:Explanation, seed:int=0)->Card:
     if against is not None: ask, probs, t = (lambda v: predict(v)[:, [self.target, against]]), run.logits[0, [self.target, against]].softmax(-1), 0   # a question of two classes
     rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
-    wild = ex._maps(Capture(randomised(ex.model, seed), x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
+    twin = randomised(ex.model, seed)
+    wild = ex._maps(Capture(twin, x[None], anatomy(twin, x.shape[-2:]), ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
     return make_card(ask, pixels, probs.cpu(), t, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False), self.lie)
