@@ -165,7 +165,7 @@ def untouched(model:nn.Module):
                 p.requires_grad_(False)
         yield undo
 
-# %% ../nbs/05_anatomy.ipynb #97ee53f1
+# %% ../nbs/05_anatomy.ipynb #74e50025
 class Heard(TorchFunctionMode):
     "The shapes of all attention matrices, with the module that was running"
     def __init__(self, running): super().__init__(); self.running, self.said = running, []
@@ -180,6 +180,7 @@ class Heard(TorchFunctionMode):
         elif name == 'softmax' and out.ndim > 2: self.said.append((self.running[-1], tuple(out.shape), None))
         return out
 
+# %% ../nbs/05_anatomy.ipynb #ff0a65e2
 def _tensors(args, kw): # → (where, tensor) of everything a module was given
     for k,v in [*enumerate(args), *kw.items()]:
         if torch.is_tensor(v): yield (k,), v
@@ -357,7 +358,7 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
         raise VitxError(f"{name} has attention, but nothing that enters it looks like the tokens of a picture: vitx reads (batch, tokens, width) and pictures of tokens; is the batch the first dimension (batch_first=True)? If it is, add a @family")
     raise VitxError(f"{name} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer")
 
-# %% ../nbs/05_anatomy.ipynb #f810964a
+# %% ../nbs/05_anatomy.ipynb #351e8997
 def grid_of(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'last': return tuple(shape[-3:-1])
@@ -382,7 +383,7 @@ def tokens_of(model, anat:Anatomy, l:int, x:torch.Tensor)->tuple: # x (B,3,H,W) 
         except _Enough: pass
     return as_tokens(got[0], layer.tokens.layout)[:, layer.prefix:].float(), grid_of(anat, layer, x.shape[-2:], got[0].shape, layer.tokens.layout)
 
-# %% ../nbs/05_anatomy.ipynb #3c4678da
+# %% ../nbs/05_anatomy.ipynb #09db7741
 def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → two slices
     "The pixels of one cell, (row, column), of a layer's grid"
     steps = layer.steps or tuple((s/n, 0.) for s,n in zip(size, grid))

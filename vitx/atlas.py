@@ -132,7 +132,7 @@ def panels(atlas:Atlas, v:View)->list: # of Panel
     a, b = atlas.name(v.target, 24), atlas.name(v.other, 24)
     return out + [second, panel(f'{a} (orange) − {b} (purple)', f'more for {a}: {where((m-m2).clamp_min(0))}; more for {b}: {where((m2-m).clamp_min(0))}', overlay(img, m-m2, v.opacity, signed=True))]
 
-# %% ../nbs/22_atlas.ipynb #7c1c43b9
+# %% ../nbs/22_atlas.ipynb #28a1c504
 def _parts_of(atlas, v):
     labels, shares = atlas.parts(v.target, v.layer, v.parts)
     title = 'parts: ' + ', '.join(f'{c} {percent(s)}' for c,s in zip(COLOUR_NAMES, shares))
@@ -146,7 +146,7 @@ COLOUR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermil
 def parts(self:Atlas, t:int, layer:int, k:int)->tuple: # labels (h,w), shares list
     "The evidence for a class at a layer, cut into k parts"
     if self._keys is None:
-        run = self.capture(attn=range(self.depth), keys=range(self.depth))
+        run = self.capture(**sites(self.ex.anat, range(self.depth)))
         self._keys = [[c[0].cpu() for c in mended_keys(run, l)] for l in range(self.depth)]
     g = self.grid[t][layer]
     if g.max() <= 0: return torch.full(g.shape, -1), []

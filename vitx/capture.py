@@ -22,7 +22,7 @@ from .images import interpolation
 from .models import *
 from .anatomy import *
 
-# %% ../nbs/06_capture.ipynb #fbcb85e8
+# %% ../nbs/06_capture.ipynb #cb909702
 SITES = ('pixels', 'tokens', 'normed', 'keys', 'attn')
 
 def matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None)->torch.Tensor: # (…,N,d), (…,M,d) → (…,N,M)
@@ -32,6 +32,7 @@ def matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None)-
     if mask is not None: a = a.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else a + mask
     return a.softmax(-1)
 
+# %% ../nbs/06_capture.ipynb #fe29f5b7
 class Lens(TorchFunctionMode):
     "Opens attention, whoever wrote it: `see(site, layer, t)` is shown keys and matrices of the wanted layers, and what it answers goes on"
     def __init__(self, see, wanted:dict, # site → layers
@@ -83,7 +84,7 @@ def _heads(self:Lens, func, args, kw): # as `F.multi_head_attention_forward`: (N
 
 _mha = signature(F.multi_head_attention_forward)
 
-# %% ../nbs/06_capture.ipynb #db4040e4
+# %% ../nbs/06_capture.ipynb #44e7e728
 def _watch(site, model, anat, l, see, lens, undo):
     "Call `see(site, l, t)` on what passes the site of layer `l`, and let its answer pass on"
     layer, look = anat.layers[l], lambda t: see(site, l, t)
