@@ -134,13 +134,14 @@ def plain(model)->Anatomy:
     steps = tuple((float(p), 0.) for p in patch)
     return Anatomy([Layer(b, a, model.num_prefix_tokens, steps=steps) for b,a in zip(blocks, attns)], _head_reads(model), _embed_grid(model))
 
-# %% ../nbs/05_anatomy.ipynb #d7e9ebc8
+# %% ../nbs/05_anatomy.ipynb #082e897d
 _locks, _guard = weakref.WeakKeyDictionary(), threading.Lock()
 
 def _lock(model):
     with _guard: return _locks.setdefault(model, threading.RLock())
 
-def this_thread(): # → is it me who asks? A hook hears of calls from other threads, too, who may use the model meanwhile
+def this_thread(): # → function: is it me who asks?
+    "A question for hooks, which hear of calls from other threads, too, who may use the model meanwhile"
     me = threading.get_ident()
     return lambda: threading.get_ident() == me
 
