@@ -6,10 +6,11 @@
 __all__ = ['blob', 'centre', 'random', 'attention', 'rollout', 'tokencut', 'gradcam', 'hirescam', 'layercam', 'gradcam_pp',
            'chefer', 'accumulate', 'check_method']
 
-# %% ../nbs/09_baselines.ipynb #9b81f2da
+# %% ../nbs/09_baselines.ipynb #769b71ea
 import torch
 
 from .core import *
+from .anatomy import state_of
 from .capture import *
 from .relation import gradient_weights
 from .cut import hard_affinity, ncut, orient_by_max
@@ -110,18 +111,17 @@ def accumulate(run, layers, step=None): # run: attention and its gradient for bl
         at[l] = R = R + A @ R
     return (run.read_row(at[l] - eye) for l in layers)   # what a token owes to itself alone isn't relevance
 
-# %% ../nbs/09_baselines.ipynb #b0311631
+# %% ../nbs/09_baselines.ipynb #d2b4a34e
 def check_method(name:str, capture, targets:list, layers:list):
     "Assert the contract of a registered method on one capture; raises AssertionError naming the law that broke"
     f, model = method[name], capture.model
-    before = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    before = state_of(model)
     quick = f.meta.get('quick', {})   # methods that ask the model many times keep their promises with fewer questions, too
     a, b = (f(capture, targets, layers, **quick) for _ in range(2))
-    after = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()], [p.requires_grad for p in model.parameters()]
     assert a.shape[:3] == (len(capture.x), len(targets), len(layers)) and a.ndim == 5, f'{name}: shape {tuple(a.shape)}'
     assert a.isfinite().all(), f'{name}: not finite'
     assert (a == b).all(), f'{name}: another answer the second time'
     assert a.flatten(-2).std(-1).min() > 0, f'{name}: a constant map'
-    assert before == after, f'{name}: changed the model'
+    assert state_of(model) == before, f'{name}: changed the model'
     same = (a[:, :1] == a).all()
     assert same == f.meta.get('agnostic', False), f'{name}: {"the same" if same else "not the same"} for all classes'

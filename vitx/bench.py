@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'UNKNOWN', 'KEY', 'METHODS', 'METRICS', 'Case', 'score_sample', 'read_rows', 'write_rows', 'bench',
            'interval', 'by_picture', 'report', 'pareto', 'show_report', 'write_report']
 
-# %% ../nbs/21_bench.ipynb #28c2f253
+# %% ../nbs/21_bench.ipynb #4b1240cc
 import csv, io
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +19,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .core import *
-from .anatomy import *
 from .capture import *
 from .data import *
 from .explain import *
@@ -54,12 +53,12 @@ class Case:
         if self.mask is None: raise VitxError("this dataset has no masks: ask for metrics that need none")
         return self.m, self.mask.to(self.m.device)
 
-# %% ../nbs/21_bench.ipynb #e24a570b
+# %% ../nbs/21_bench.ipynb #83299b13
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
 UNKNOWN = "not a class of this model: its top class instead"  # how the note of such a row begins
 
 def _map(ex, name, t, net, xs, capture=None): # → (b,h,w)
-    capture = capture or Capture(net, xs, ex.anat if net is ex.model else anatomy(net, xs.shape[-2:]), ex.score)
+    capture = capture or Capture(net, xs, ex.anat if net is ex.model else None, ex.score)
     return scale_map(method[name](capture, t, [capture.depth-1])[:, 0, 0].float()).to(capture.x.device)
 
 def _question(ex, sample, capture):

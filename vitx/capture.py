@@ -32,7 +32,7 @@ def matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None)-
     if mask is not None: a = a.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else a + mask
     return a.softmax(-1)
 
-# %% ../nbs/06_capture.ipynb #fe29f5b7
+# %% ../nbs/06_capture.ipynb #df8ee062
 class Lens(TorchFunctionMode):
     "Opens attention, whoever wrote it: `see(site, layer, t)` is shown keys and matrices of the wanted layers, and what it answers goes on"
     def __init__(self, see, wanted:dict, # site → layers
@@ -45,7 +45,9 @@ class Lens(TorchFunctionMode):
         if name == 'multi_head_attention_forward': return self._heads(func, args, kw)
         if name == 'softmax': return self._shown(func(*args, **kw))
         if self.still and (rule := STILL.get(name)) and args and torch.is_tensor(args[0]): return (_factor if self.gated and rule is _gate else rule)(func, args, kw)
-        return func(*args, **kw)
+        out = func(*args, **kw)
+        if name == 'batch_norm' and out.requires_grad: out.register_hook(torch.Tensor.contiguous)   # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
+        return out
     def into(self, stack, what): # called by hooks, which hear of other threads, too
         if self.mine(): stack.append(what)
     def out_of(self, stack):
@@ -84,7 +86,7 @@ def _heads(self:Lens, func, args, kw): # as `F.multi_head_attention_forward`: (N
 
 _mha = signature(F.multi_head_attention_forward)
 
-# %% ../nbs/06_capture.ipynb #44e7e728
+# %% ../nbs/06_capture.ipynb #a83ce185
 def _watch(site, model, anat, l, see, lens, undo):
     "Call `see(site, l, t)` on what passes the site of layer `l`, and let its answer pass on"
     layer, look = anat.layers[l], lambda t: see(site, l, t)
@@ -102,9 +104,10 @@ def _watch(site, model, anat, l, see, lens, undo):
     undo.callback(h.remove)
 
 def _hidden(site, anat, l):
-    what = 'attention matrix of all tokens' if site == 'attn' else 'keys of all tokens'
-    return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: it attends within windows, over channels or to fewer places, "
-            "so methods that need one can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
+    what, why = ('attention matrix of all tokens', 'it attends within windows, over channels or to fewer places')
+    if site == 'keys': what, why = 'keys of all tokens in sight', 'it computes attention in a way of its own' if anat.layers[l].whole else why
+    return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {why}, "
+            "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
 
 # %% ../nbs/06_capture.ipynb #78ec1cdf
 def hold_gate(x:torch.Tensor, y:torch.Tensor)->torch.Tensor: # y: what came of x, element by element
@@ -197,13 +200,14 @@ def under(x:torch.Tensor,  # (…,H,W) a picture
     rows, cols = (interpolation(a*(torch.arange(s) + .5)/s + b, s).to(x) for s,(a, b) in zip(x.shape[-2:], lie))
     return rows @ x @ cols.T
 
-# %% ../nbs/06_capture.ipynb #54628ec7
+# %% ../nbs/06_capture.ipynb #a2ab57df
 class Capture:
     "A model and a batch; call it with the layers you want to see"
     def __init__(self, model:nn.Module, x:torch.Tensor, # (B,3,H,W), preprocessed
                  anat:Anatomy=None, score:str='logit'):
         p = next(model.parameters())
-        self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), anat or anatomy(model)
+        size = tuple(x.shape[-2:])
+        self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), (anat or anatomy(model, size)).of(size)
         self.score, self.lie, self._logits = score, None, None   # lie: of the last run's grid
 
     @property

@@ -150,7 +150,7 @@ def method_names()->list:
     "All registered methods, the default first"
     return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut'), n))
 
-# %% ../nbs/18_explain.ipynb #5992c601
+# %% ../nbs/18_explain.ipynb #266e13fe
 class Explainer:
     "Explains a classifier: call it with a picture, or `maps` with a preprocessed batch"
     def __init__(self,
@@ -349,7 +349,7 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     _, pixels, predict = self._pixels(e.image)
     return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
 
-# %% ../nbs/18_explain.ipynb #cddcf8ec
+# %% ../nbs/18_explain.ipynb #11ef571a
 @patch
 def card(self:Explanation, seed:int=0)->Card:
     "What to know before believing this map; `seed` draws the model with random weights"
@@ -357,13 +357,11 @@ def card(self:Explanation, seed:int=0)->Card:
     if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again and ask for the card then")
     x, pixels, predict = ex._pixels(self.image)
     capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._class(self.against)
-    joined = ex.anat.joined(l)
-    run = capture(self.target, tokens=[l], **(dict(attn=range(l+1)) if joined else {}), grad=('tokens', 'attn') if joined else 'tokens', linear=True, score=lead)
-    flow = flowed(run, l) if joined else run.patches(carried(run.at['tokens', l], run.grad['tokens', l]), -1).clamp_min(0)
-    relevance, ask, probs, t = mended(run, l)[1](flow)[0, 0], predict, run.logits[0].softmax(-1), self.target
-    if against is not None: ask, probs, t = (lambda v: predict(v)[:, [self.target, against]]), run.logits[0, [self.target, against]].softmax(-1), 0   # a question of two classes
-    rivals = [c for c in run.logits[0].topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
+    flow, logits = relevance(capture, self.target, l)[0, 0].cpu(), capture.logits[0]
+    ask, probs, t = predict, logits.softmax(-1), self.target
+    if against is not None: ask, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # a question of two classes
+    rivals = [c for c in logits.topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
     twin = randomised(ex.model, seed)
-    wild = ex._maps(Capture(twin, x[None], anatomy(twin, x.shape[-2:]), ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(ask, pixels, probs.cpu(), t, self.grid_map, relevance.cpu(), {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False), self.lie)
+    wild = ex._maps(Capture(twin, x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
+    return make_card(ask, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False), self.lie)

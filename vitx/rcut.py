@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'OPTIONS', 'lead', 'second_half', 'carried', 'standard', 'flowed', 'inflow', 'artefacts', 'mend',
-           'key_graph', 'rcut_map', 'agreement', 'mended', 'sites', 'ties', 'rcut', 'guided', 'on_pixels']
+           'key_graph', 'rcut_map', 'agreement', 'mended', 'relevance', 'sites', 'ties', 'rcut', 'guided', 'on_pixels']
 
 # %% ../nbs/14_rcut.ipynb #6501dcef
 import torch
@@ -118,6 +118,13 @@ def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     if ('attn', l) not in run.at: return torch.zeros(len(run.logits), run.grid[0]*run.grid[1], dtype=torch.bool, device=run.logits.device), lambda v: v
     bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
     return bad, lambda v: mend(v, bad, run.grid)
+
+# %% ../nbs/14_rcut.ipynb #55b8837c
+def relevance(capture, targets, l:int)->torch.Tensor: # (B,T,n), ≥ 0
+    "What flowed to the head in favour of each class's lead or, where no matrix shows that, what the tokens carry; mended"
+    joined = capture.anat.joined(l)
+    run = capture(targets, tokens=[l], grad=('tokens', 'attn') if joined else 'tokens', linear=True, score=lead, **(dict(attn=range(l+1)) if joined else {}))
+    return mended(run, l)[1](flowed(run, l) if joined else run.patches(carried(run.at['tokens', l], run.grad['tokens', l]), -1).clamp_min(0))
 
 # %% ../nbs/14_rcut.ipynb #2a10a627
 LARGEST = 4096   # cells of a map: finer grids are pooled, since the walk's cost grows with the third power

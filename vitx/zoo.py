@@ -23,7 +23,7 @@ from .capture import *
 from .cut import MOST
 import vitx.explain  # for the methods
 
-# %% ../nbs/19_zoo.ipynb #d66e7cad
+# %% ../nbs/19_zoo.ipynb #2cf62376
 def liven(model:nn.Module, size:tuple, seed:int=0)->nn.Module:
     "Draw weights that are all zero, and scales that are all tiny, anew; give batch norms the statistics of one batch. In place"
     set_seed(seed)
@@ -32,9 +32,9 @@ def liven(model:nn.Module, size:tuple, seed:int=0)->nn.Module:
             if p.numel() < 2 or not (p == p.flatten()[0]).all() or (value := p.flatten()[0].abs()) > .5: continue
             if p.ndim > 1 and value == 0: p.normal_(std=p[0].numel()**-.5)
             elif value > 0: p.uniform_(.5, 1.5)          # a layer's scale, such as 1e-5
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for m in model.modules():
             if 'norm' in type(m).__name__.lower() and isinstance(getattr(m, 'weight', None), nn.Parameter) and not m.weight.any(): m.weight.uniform_(.5, 1.5)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for m in norms:
             m.reset_running_stats()
             m.momentum = None
@@ -67,12 +67,7 @@ def build(name:str, whole:float=100., # millions of parameters, up to which a mo
         except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError): 
             if not cut: raise
 
-# %% ../nbs/19_zoo.ipynb #b56c4250
-def _state(model): # what must not change
-    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()], [(p.requires_grad, p.grad is None) for p in model.parameters()], [b.clone() for b in model.buffers()]
-
-def _same(a, b): return a[:2] == b[:2] and all(torch.equal(x, y) for x,y in zip(a[2], b[2]))
-
+# %% ../nbs/19_zoo.ipynb #30080a08
 def _law(holds, what):
     if not holds: raise AssertionError(what)
 
@@ -89,7 +84,7 @@ def _places(model, anat, size)->str: # right place, in the first layer of every 
             notes.append(f'layer {l} has drifted by {off} cells')   # convolutions with even kernels, block after block
     return '; '.join(notes)
 
-# %% ../nbs/19_zoo.ipynb #962dce13
+# %% ../nbs/19_zoo.ipynb #a5d51308
 OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
 
 def contract(model:nn.Module, size:tuple, # (H,W)
@@ -101,7 +96,7 @@ def _contract(model, size):
     x = pictures(2, size, 1)
     with torch.no_grad(): model(x[:1])   # some keep a table that their first run makes
     model.train()
-    was, anat = _state(model), anatomy(model, size)
+    was, anat = state_of(model), anatomy(model, size)
     last = len(anat.layers) - 1
     ask = lambda name, x, targets=(0, 1), layers=(last,): method[name](Capture(model, x, anat), list(targets), list(layers))
     grid = tuple(tokens_of(model, anat, last, x[:1])[1])
@@ -122,7 +117,7 @@ def _contract(model, size):
             can.append(name)
         except VitxError: pass
     note = _places(model, anat, size)
-    _law(_same(was, _state(model)), 'leaves the model as it was')
+    _law(state_of(model) == was, 'leaves the model as it was')
     return dict(layers=last+1, prefix=anat.prefix, reads=anat.reads or 'patches', grid='×'.join(map(str, grid)), methods=' '.join(can), note=note)
 
 # %% ../nbs/19_zoo.ipynb #f067d359
