@@ -86,7 +86,7 @@ def _heads(self:Lens, func, args, kw): # as `F.multi_head_attention_forward`: (N
 
 _mha = signature(F.multi_head_attention_forward)
 
-# %% ../nbs/06_capture.ipynb #a83ce185
+# %% ../nbs/06_capture.ipynb #74be36d0
 def _watch(site, model, anat, l, see, lens, undo):
     "Call `see(site, l, t)` on what passes the site of layer `l`, and let its answer pass on"
     layer, look = anat.layers[l], lambda t: see(site, l, t)
@@ -96,7 +96,7 @@ def _watch(site, model, anat, l, see, lens, undo):
     elif site in ('tokens', 'normed'): h = getattr(layer, site).watch(look)
     elif not (layer.whole if site == 'attn' else layer.keys): raise VitxError(_hidden(site, anat, l))
     elif site == 'keys' and hasattr(layer.attn, 'k_norm'):
-        h = layer.attn.k_norm.register_forward_hook(lambda m, args, out: look(out))  # before rotary positions
+        h = layer.attn.k_norm.register_forward_hook(lambda m, args, k: look(k) if k.shape[1] < k.shape[2] else look(k.transpose(1, 2)).transpose(1, 2))  # before rotary positions; some have tokens before heads
         lens.wanted['keys'].discard(l)
     else:
         undo.callback(layer.attn.register_forward_hook(lambda *_: lens.out_of(lens.layer), always_call=True).remove)
