@@ -7,12 +7,12 @@ __all__ = ['even_grid', 'layout_of', 'as_tokens', 'Spot', 'Layer', 'Anatomy', 'p
            'Heard', 'Watch', 'says_attention', 'attention_modules', 'read_layers', 'step_of', 'watched', 'hiera',
            'anatomy', 'grid_of', 'tokens_of', 'cell_pixels', 'right_place']
 
-# %% ../nbs/05_anatomy.ipynb #568dece8
+# %% ../nbs/05_anatomy.ipynb #82d3d6ed
 import itertools, math, re, threading, weakref
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -93,20 +93,18 @@ class Layer:
     steps: tuple = None     # rows, columns: (a, b); the patch i has its centre at pixel a·(i+½)+b; None: cells tile the picture
     def __post_init__(self): self.tokens, self.normed = self.tokens or Spot(self.block), self.normed or Spot(self.attn)
 
-# %% ../nbs/05_anatomy.ipynb #5e2b50ef
+# %% ../nbs/05_anatomy.ipynb #203df78d
 @dataclass
 class Anatomy:
     "Where things are in a transformer"
     layers: list            # in order: layer ℓ is what enters block ℓ
     reads: int = 0          # prefix tokens that the head reads; 0 = it pools the patches
     grid: object = even_grid # (height, width, patches) → (rows, columns) of a sequence's patches
-    again: object = None    # (H,W) → the anatomy for pictures of another size; None: this one fits all
-    sizes: dict = field(default_factory=dict, repr=False) # (H,W) → Anatomy, those that were read
+    size: tuple = None      # (H,W) of the pictures that it holds for; None: of all
+    again: object = None    # (H,W) → the anatomy for pictures of another size
     def of(self, size:tuple): # (H,W)
         "The anatomy for pictures of a size"
-        if self.again is None: return self
-        if size not in self.sizes: self.sizes[size] = self.again(size)
-        return self.sizes[size]
+        return self if self.size in (None, tuple(size)) else self.again(tuple(size))
     @property
     def blocks(self)->list: return [l.block for l in self.layers]
     @property
@@ -339,15 +337,13 @@ def _asked_head(model, layer, size):
     if g is None or not (moves := g[0].abs().amax(-1) > 0).any(): return int(layer.prefix > 0)
     return 0 if moves[layer.prefix:].any() else int(moves.sum())
 
-# %% ../nbs/05_anatomy.ipynb #0aad934e
+# %% ../nbs/05_anatomy.ipynb #2d5dc8f5
 def watched(model, size:tuple=None)->Anatomy: # (H,W) of the picture to watch with
     "The anatomy that one run shows; another size of picture is watched again"
     seen = Watch(model, size := tuple(size or input_size(model)))
     if not (layers := read_layers(model, seen)): raise VitxError(_unread(model, seen))
     reads = _head_reads(model) if layers[-1].prefix else 0
-    anat = Anatomy(layers, _asked_head(model, layers[-1], size) if reads is None else reads, again=partial(watched, model))
-    anat.sizes[size] = anat
-    return anat
+    return Anatomy(layers, _asked_head(model, layers[-1], size) if reads is None else reads, size=size, again=lru_cache(16)(partial(watched, model)))
 
 def _unread(model, seen):
     name = getattr(model, 'name', None) or _kind(model)
@@ -360,7 +356,7 @@ def hiera(model)->Anatomy:
     "Hiera: watched, and its order undone by its own `reroll`; what enters a block is ordered like what leaves the one before"
     if not hasattr(model, 'reroll') or not hasattr(model, 'unroll'): return None
     anat = watched(model)
-    anat.again = None
+    anat.size = None   # it knows one size of picture
     for l,layer in enumerate(anat.layers):
         order = lambda t, l=l: model.reroll(t, max(l-1, 0)).flatten(1, 2)
         layer.tokens, layer.normed, layer.whole, layer.keys = Spot(layer.block, layout=order), Spot(layer.attn, layout=order), False, False
