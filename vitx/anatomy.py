@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['even_grid', 'layout_of', 'as_tokens', 'Spot', 'Layer', 'Anatomy', 'plain', 'this_thread', 'state_of', 'untouched',
-           'Heard', 'Watch', 'says_attention', 'attention_modules', 'read_layers', 'step_of', 'watched', 'hiera',
-           'anatomy', 'grid_of', 'tokens_of', 'cell_pixels', 'right_place']
+           'Heard', 'class_logits', 'Watch', 'says_attention', 'attention_modules', 'read_layers', 'step_of', 'watched',
+           'hiera', 'anatomy', 'grid_of', 'tokens_of', 'cell_pixels', 'right_place', 'placed']
 
 # %% ../nbs/05_anatomy.ipynb #82d3d6ed
 import itertools, math, re, threading, weakref
@@ -198,11 +198,16 @@ class Heard(TorchFunctionMode):
         elif name == 'softmax' and out.ndim > 2: self.said.append((self.running[-1], tuple(out.shape), None))
         return out
 
-# %% ../nbs/05_anatomy.ipynb #ff0a65e2
+# %% ../nbs/05_anatomy.ipynb #f4be4cb2
 def _tensors(args, kw): # → (where, tensor) of everything a module was given
     for k,v in [*enumerate(args), *kw.items()]:
         if torch.is_tensor(v): yield (k,), v
         elif isinstance(v, (list, tuple)): yield from (((k, i), u) for i,u in enumerate(v) if torch.is_tensor(u))
+
+def class_logits(y)->torch.Tensor: # (B,C)
+    "What a classifier answers; `VitxError` for what no classifier says"
+    if torch.is_tensor(y) and y.ndim == 2: return y
+    raise VitxError(f"this model answers {tuple(y.shape) if torch.is_tensor(y) else type(y).__name__} instead of (batch, classes): give a classifier with a head")
 
 class Watch:
     "What one run shows, by module names in the order of their first calls: `given`, `left`, `attention`, `strided`"
@@ -224,7 +229,8 @@ class Watch:
             for m in names:
                 undo.callback(m.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 undo.callback(m.register_forward_hook(leave, with_kwargs=True).remove)
-            with Heard(running) as heard: model(x)
+            with Heard(running) as heard, answering(model, x.shape): y = model(x)
+        class_logits(y)
         self.attention = heard.said
 
 # %% ../nbs/05_anatomy.ipynb #04b6fef3
@@ -403,7 +409,7 @@ def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → t
     ends = [(max(round(a*c + b), 0), round(a*(c+1) + b)) for (a, b), c in zip(steps, cell)]
     return tuple(slice(lo, max(hi, lo+1)) for lo,hi in ends)
 
-# %% ../nbs/05_anatomy.ipynb #d44edce1
+# %% ../nbs/05_anatomy.ipynb #6eb8aee6
 def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, draws:int=8, seed:int=0)->tuple: # (rows, columns)
     "How far from a cell lies the token that noise in its pixels moves most (mean square over pictures and cells); (0, 0) if its own moves as much but for a tenth, None where no token moves much more than most"
     size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
@@ -422,6 +428,13 @@ def right_place(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, draws:
     if faint > cells/2: return None
     if total.max() <= .6: return max(single, key=lambda o: abs(o[0]) + abs(o[1]))   # cells that don't agree: the worst of them
     return (0, 0) if total[grid[0]//2, grid[1]//2] > .9*total.max() else _offset(total)
+
+def placed(model, anat:Anatomy, size:tuple):
+    "Raise where the tokens of the first layer plainly aren't the cells that they are taken for"
+    off, sequence = right_place(model, anat, 0, size, draws=4), anat.layers[0].tokens.layout == 'sequence'
+    if off == (0, 0) or off is None and not sequence or off is not None and not anat.layers[0].prefix and max(map(abs, off)) < 2: return
+    raise VitxError("the tokens of this model aren't the cells of a picture in their order, " + ("each depends on all of it" if off is None else f"they lie up to {max(map(abs, off))} cells from where they should")
+                    + ", so a map would show the wrong place. Class and register tokens go before the patches; for an order of the model's own, add a @family (lesson 7)")
 
 def _off_diagonal(grid, g): # off the rim, where padding has its say, and where it isn't its own mirror image: a transposed layout would hide there
     cells = [c for c in itertools.product(*(range(n//4, n - n//4) for n in grid))]

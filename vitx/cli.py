@@ -23,12 +23,14 @@ from .images import *
 from .models import *
 from .zoo import read_zoo
 
-# %% ../nbs/24_cli.ipynb #c9507088
+# %% ../nbs/24_cli.ipynb #86515d4e
 commands = Registry('command')
 
 @commands('explain', positional='image')
 def explain(image:str=None,      # picture; without it, the shipped one
-            model:str=None,      # timm name or folder; without it, the shipped model
+            model:str=None,      # timm name, hf:NAME, torchvision:NAME, open_clip:NAME, or a folder; without it, the shipped model
+            labels:str=None,     # names of the classes: a JSON file, or texts joined by commas
+            device:str=None,     # where to run, such as cuda; without it, the CPU
             target:str=None,     # class: index, label or part of one; without it, the top class
             method:str='rcut',   # how; `vitx methods` lists them
             layer:int=-1,        # tokens that enter this block; negative counts from the last
@@ -41,12 +43,15 @@ def explain(image:str=None,      # picture; without it, the shipped one
     method_named(method)
     out = check_output(out or f'{src.stem}-{method}.png')
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another --out")
-    e = Explainer(model)(src, target, method, layer, against)
+    e = Explainer(model, labels=_texts(labels), device=device)(src, target, method, layer, against)
     e.save(out)
+    if image is not None and model is None: print("vitx: the shipped model knows nothing but drawn scenes; for a photo, name another with --model", file=sys.stderr)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
     else:
         for label,p in e.top: print(f'{p:7.3f}  {label}')
-        print(f'evidence for {e.question!r} by {method}, layer {e.layer}: {out}')
+        print(f'{"no " if e.empty else ""}evidence for {e.question!r} by {method}, layer {e.layer}: {out}')
+
+def _texts(labels): return labels if labels is None or labels.endswith('.json') else list(_split(labels) or ())
 
 def print_json(d):
     "One line of JSON"
@@ -86,7 +91,7 @@ def report_command(folder:str='bench', # folder of a bench run, or several
     if not Path(out).is_dir(): Path(writable(out)).mkdir()
     print('report: {}, {}'.format(*write_report(rows, out)))
 
-# %% ../nbs/24_cli.ipynb #b5a06366
+# %% ../nbs/24_cli.ipynb #f93b5732
 def _table(rows, json):
     if json: return print_json(rows)
     width = max(map(len, (r['name'] for r in rows)), default=0)
@@ -110,7 +115,7 @@ def models(pattern:str='*',        # part of a name, * and ? allowed
           ):
     "List timm's transformers with what vitx reads from each, the methods that apply besides rcut, rout, cut and gradcam, and whether it keeps the contract"
     rows = [r for r in read_zoo() if fnmatch(r['name'], pattern if set(pattern) & set('*?[') else f'*{pattern}*')]
-    if not rows: raise VitxError(f"no transformer that was tried matches {pattern!r}: try vitx models tiny; others are read as they come")
+    if not rows: raise VitxError(f"no transformer that was tried matches {pattern!r}: try vitx models tiny. Convolutional networks aren't read; other transformers are, as they come")
     if json: return print_json(rows)
     columns = {c: max(len(c), *(len(r[c]) for r in rows)) for c in ('name', 'millions', 'layers', 'prefix', 'reads', 'grid', 'methods', 'result', 'note')}
     for r in [dict(zip(columns, columns)), *rows]: print('  '.join(r[c].ljust(w) for c,w in columns.items()).rstrip())
@@ -174,7 +179,7 @@ def app(image:str=None,        # picture to begin with; without it, the shipped 
             raise
     if code: raise VitxError(f"Voilà ended with status {code}: what it printed above says why")
 
-# %% ../nbs/24_cli.ipynb #f66d786d
+# %% ../nbs/24_cli.ipynb #4ea9b734
 def main(argv:list=None # words after `vitx`; None: the command line's
         )->int:
     "Run a subcommand; 0 when it went well, 2 when the input was wrong"
@@ -185,6 +190,8 @@ def main(argv:list=None # words after `vitx`; None: the command line's
         f = commands[argv[0]]
         args = vars(_parser(f).parse_args(argv[1:]))
         f(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')})
+        sys.stdout.flush()
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # whoever read has seen enough
     except VitxError as e: return print(f'vitx: {e}', file=sys.stderr) or 2
     except KeyboardInterrupt: return print('vitx: stopped', file=sys.stderr) or 130
     return 0

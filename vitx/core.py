@@ -19,16 +19,16 @@ from tqdm import tqdm
 class VitxError(ValueError):
     "Bad input: the message says what was wrong and what would be right"
 
-# %% ../nbs/00_core.ipynb #50c87be2
+# %% ../nbs/00_core.ipynb #f6b7a294
 def nearest(name:str,    # what was asked for
             options,     # what there is
             n:int=3,     # at most this many
            )->list:      # the options most like `name`, best first, compared without case
     "The `options` most like `name`"
-    by_lower = {str(o).lower(): str(o) for o in options}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n, cutoff=.5)
-    inside = [k for k in by_lower if str(name).lower() in k and k not in close]
-    return [by_lower[k] for k in (close + inside)[:n]]
+    want, by_lower = str(name).lower(), {str(o).lower(): str(o) for o in options}
+    like = {k: difflib.SequenceMatcher(None, want, k[:len(want)+1]).ratio() for k in by_lower}   # beginnings: nobody misspells what they didn't type
+    close = [k for k in sorted(by_lower, key=lambda k: (-like[k], len(k))) if like[k] > .6 or want in k]
+    return [by_lower[k] for k in close[:n]]
 
 # %% ../nbs/00_core.ipynb #1fd65609
 class Registry(dict):

@@ -7,7 +7,9 @@ __all__ = ['MOST', 'cosine', 'hard_affinity', 'soft_affinity', 'ncut', 'orient_b
            'rcut_code', 'rcut_figure', 'tie', 'position_affinity', 'pixel_patches', 'rgb_to_lab', 'colour_affinity',
            'roughness', 'texture_affinity', 'factored']
 
-# %% ../nbs/08_cut.ipynb #df83941c
+# %% ../nbs/08_cut.ipynb #6c3ffeda
+import math
+
 import torch
 
 from .core import *
@@ -58,16 +60,20 @@ def orient_by(v:torch.Tensor,         # (…,n)
     agree = ((v - v.mean(-1, keepdim=True))*(relevance - relevance.mean(-1, keepdim=True))).sum(-1, keepdim=True)
     return v*torch.where(agree < 0, -1., 1.)
 
-# %% ../nbs/08_cut.ipynb #a144af80
-def diffuse(A:torch.Tensor,    # (…,n,n) affinity
+# %% ../nbs/08_cut.ipynb #80a9af07
+def diffuse(A:torch.Tensor,    # (…,n,n) affinity, symmetric
             r:torch.Tensor,    # (…,T,n) relevance where the walks start
             alpha:float=.9,    # 0: stay at the start … towards 1: forget it
+            off:float=1e-6,    # what may remain of the first error
            )->torch.Tensor:    # (…,T,n)
     "Random walk with restart over the graph"
     if not 0 <= alpha < 1: raise VitxError(f"alpha must be in 0..1, 1 excluded, not {alpha}")
-    step = A/A.sum(-1, keepdim=True).clamp_min(1e-12)
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return (1-alpha)*torch.linalg.solve(eye - alpha*step, r.transpose(-1, -2)).transpose(-1, -2)
+    step, stay = alpha*A/A.sum(-1, keepdim=True).clamp_min(1e-12), (1-alpha)*r.mT
+    last, x, w = r.mT, step @ r.mT + stay, 2.
+    for _ in range(math.ceil(math.log(off/2)/math.log(alpha/(1 + (1 - alpha**2)**.5))) if alpha else 0):
+        w = 1/(1 - alpha**2*w/4)
+        x, last = w*(step @ x + stay - last) + last, x
+    return x.mT
 
 # %% ../nbs/08_cut.ipynb #25b775a3
 MOST = 1600   # nodes of a graph that is cut: the cost grows with the third power

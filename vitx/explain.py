@@ -30,7 +30,7 @@ from .parts import *
 from .factors import *
 from .card import *
 
-# %% ../nbs/18_explain.ipynb #5f52d26d
+# %% ../nbs/18_explain.ipynb #063d437b
 @dataclass(eq=False)
 class Explanation:
     "Where in a picture the evidence for a class lies"
@@ -53,7 +53,9 @@ class Explanation:
     def __getstate__(self): return self.__dict__ | dict(source=None)
     @property
     def question(self)->str: return self.label + (f' rather than {self.against}' if self.against else '')
-    def __repr__(self): return f'Explanation: {self.question!r} {self.prob:.3f}, by {self.method} at layer {self.layer} of {self.model}'
+    def __repr__(self): return f'Explanation: {self.question!r} {self.prob:.3f}, by {self.method} at layer {self.layer} of {self.model}' + (': no evidence anywhere' if self.empty else '')
+    @property
+    def empty(self)->bool: return not self.grid_map.max() > 0   # of a model without weights to speak of, say: no gradient reaches the tokens
     @cached_property
     def signed(self)->torch.Tensor: # (H,W) float32
         "Evidence on the picture: positive for the class; negative where it speaks against it or, by the method's own zero, is too weak to count; 0 where the model saw nothing"
@@ -67,7 +69,7 @@ class Explanation:
         "False where a crop hid the picture from the model"
         return self.place.seen
 
-# %% ../nbs/18_explain.ipynb #bfe48efe
+# %% ../nbs/18_explain.ipynb #0fc8d001
 def _small(img, longest=1024):
     k = min(1, longest/max(img.size))
     return img.resize([max(1, round(s*k)) for s in img.size], Image.BILINEAR) if k < 1 else img
@@ -79,7 +81,7 @@ def _draw(e, fig):
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], 'picture')
     show_overlay(img, lay(e.fine, p).clamp(0, 1), axs[1], f'{short(e.question)}  {e.prob:.2f}', p.seen)
-    fig.supxlabel(f'evidence by {e.method}, layer {e.layer}' + ('' if p.seen.all() else '; hatched: not seen by the model'), fontsize=8)
+    fig.supxlabel(('no ' if e.empty else '') + f'evidence by {e.method}, layer {e.layer}' + ('' if p.seen.all() else '; hatched: not seen by the model'), fontsize=8)
     return axs
 
 def _figsize(e): return 6.4, min(max(3.1*e.image.height/e.image.width, 1), 8) + .6
@@ -150,7 +152,7 @@ def method_names()->list:
     "All registered methods, the default first"
     return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut'), n))
 
-# %% ../nbs/18_explain.ipynb #266e13fe
+# %% ../nbs/18_explain.ipynb #c6ebe923
 class Explainer:
     "Explains a classifier: call it with a picture, or `maps` with a preprocessed batch"
     def __init__(self,
@@ -167,26 +169,29 @@ class Explainer:
         if device is not None: _move(self.model, device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
         self.name = Path(model).name if isinstance(model, (str, Path)) and Path(model).is_dir() else str(model) if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
-        self.labels = _labels(None if isinstance(self.model, ZeroShot) else labels, self.model)
+        if isinstance(model, ZeroShot) and labels is not None: raise VitxError("the texts of this model are its labels: give them to zero_shot, or ask for another text as target")
+        self._labels = None if isinstance(self.model, ZeroShot) else _labels(labels, self.model)
         if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
         self.transform = model_transform(self.model) if transform is None else as_transform(transform)
         self._ask = lru_cache(256)(partial(probe, self.transform))
         if transform is not None and len({probe(self.transform, (96, 120)) for _ in range(4)}) > 1:
             raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
-        self.anat = anatomy(self.model, self._ask((256, 256)).shape)
+        self.anat = anatomy(self.model, size := self._ask((256, 256)).shape)
+        if not type(self.model).__module__.startswith('timm.'): placed(self.model, self.anat, size)   # timm's are known: see the models page
+        if not self.labels: self._labels = [f'class {i}' for i in range(Capture(self.model, torch.zeros(1, 3, *size), self.anat).logits.shape[1])]
 
     def __repr__(self): return f'Explainer({self.name!r}, {len(self.labels)} classes, {len(self.anat.blocks)} layers)'
     @property
     def depth(self)->int: return len(self.anat.blocks)
+    @property
+    def labels(self)->list: return model_labels(self.model) if self._labels is None else self._labels   # texts may be added to a model that compares pictures with them
     def methods(self)->list: return method_names()
     def target(self, t)->int: # the index of a class
         "By index, label or part of a label; a model that compares pictures with texts takes any text, which is a class from then on"
         try: return find_class(t, self.labels)
         except VitxError:
             if not isinstance(self.model, ZeroShot) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
-            index = self.model.add(t)
-            self.labels = model_labels(self.model)
-            return index
+            return self.model.add(t)
 
 # %% ../nbs/18_explain.ipynb #3063c740
 def _move(model, device):
@@ -251,7 +256,7 @@ def _with_options(f, options):
     f.meta = meta
     return f
 
-# %% ../nbs/18_explain.ipynb #85c0fe6c
+# %% ../nbs/18_explain.ipynb #ba085279
 @patch
 def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
     f, layers = _with_options(method[name], options), self._layers(layers)
@@ -263,9 +268,13 @@ def _maps(self:Explainer, capture, targets, name, layers, against=None, **option
         if not f.meta.get('inside'): raise
         raise VitxError(f"{name} looks inside the blocks of a plain ViT, and {type(capture.model).__name__} is built otherwise ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, rout, cut or gradcam") from e
     m = scale_map(m.float())
+    if _adds_up(capture.logits): raise VitxError("this model answers with probabilities, which hide how sure it is: give the module without its last softmax or sigmoid")
     if (n := capture.logits.shape[1]) != len(self.labels): raise VitxError(f"this model answers with {n} numbers, but it has {len(self.labels)} labels: give {n} in labels=, and if it says another number of classes itself, set its num_classes")
     if not m.isfinite().all(): raise VitxError(f"{name} gave values that are not finite for this model and picture: try score='logit', float32 weights, or another method")
     return m
+
+def _adds_up(y): # (B,C): probabilities where logits should be?
+    return y.min() >= 0 and y.max() <= 1 and bool((y.sum(1) - 1).abs().max() < 1e-2 or y.numel() > 20)
 
 def _lead(f, capture, targets, layers, against):
     "Evidence for each target minus evidence for one other class, in the method's own units, so that swapping the two turns the map over"

@@ -57,7 +57,7 @@ def from_array(a, # NumPy array or tensor: (H,W), (H,W,C) or (C,H,W), uint8 or f
     elif a.dtype != np.uint8: raise VitxError(f"pixels of type {a.dtype} could mean anything: give uint8, or float in 0..1")
     return to_rgb(Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)))
 
-# %% ../nbs/02_images.ipynb #34a6c340
+# %% ../nbs/02_images.ipynb #06056146
 def _decode(src, name):
     "Decode fully, so that damage shows here and not later; `src` is a PIL image or what `Image.open` takes"
     try:
@@ -84,7 +84,7 @@ def read_image(src, # path, bytes, file object, PIL image, array (H,W[,C]) or te
     try: kind = 'folder' if path.is_dir() else 'file' if path.is_file() else None
     except (OSError, ValueError): kind = None  # a name too long, or with a zero byte
     if kind == 'folder': raise VitxError(f"{path} is a folder: name an image in it")
-    if kind is None: raise VitxError(f"there is no file {str(path)[:200]}")
+    if kind is None: raise VitxError(f"there is no file {str(src)[:200]}" + (": download it first" if '://' in str(src) else ''))
     return _decode(path, str(path)) if path.stat().st_size else _empty(path)
 
 def _empty(name): raise VitxError(f"{name} is empty")

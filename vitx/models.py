@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVERYDAY', 'shipped', 'scene_vit', 'logits_of', 'Adapted', 'evaluating', 'model_labels', 'input_size',
-           'model_transform', 'as_transform', 'squashed', 'unwrapped', 'adapt', 'classifiers', 'load_model', 'excused',
-           'hf_model', 'torchvision_model', 'ZeroShot', 'zero_shot', 'open_clip_model']
+           'model_transform', 'as_transform', 'squashed', 'unwrapped', 'adapt', 'classifiers', 'load_model',
+           'answering', 'excused', 'hf_model', 'torchvision_model', 'ZeroShot', 'zero_shot', 'open_clip_model']
 
 # %% ../nbs/04_models.ipynb #e4a71836
 import json
@@ -231,14 +231,14 @@ def _around(model, inner):
     names = model_labels(inner) if n == getattr(inner, 'num_classes', None) else None
     return Adapted(model, n, names, t, shape and shape[1:], cure=getattr(inner, 'cure', ''))
 
-# %% ../nbs/04_models.ipynb #91b2eff5
+# %% ../nbs/04_models.ipynb #937b9d3e
 def _known(name):
     "Raise if timm knows no such model or no such weights"
     base = name.split('/')[-1]
     arch = base.split('.')[0]
     if not timm.is_model(arch):
-        close = nearest(base, classifiers('*'))
-        raise VitxError(f"timm {timm.__version__} knows no model {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else "; `vitx models` lists those it knows") + (f" A model of transformers is written hf:{name}" if '/' in name else ''))
+        close = nearest(arch, dict.fromkeys(n.split('.')[0] for n in classifiers('*')))
+        raise VitxError(f"timm {timm.__version__} knows no model {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else "; `vitx models` lists those that were tried.") + (f" A model of transformers is written hf:{name}" if '/' in name else ''))
     tags = [m for m in timm.list_models(f'{arch}.*', pretrained=True) if m.split('.')[0] == arch]
     if not tags: raise VitxError(f"timm has no pretrained weights for {arch!r}: build the model yourself and give the module")
     if '.' in base and base not in tags: raise VitxError(f"timm knows no weights {name!r}: there are {', '.join(tags[:6])}")
@@ -247,7 +247,7 @@ def classifiers(pattern:str='*')->list: # a name with * and ?
     "Names of timm's pretrained models that end in a classifier"
     return sorted(n for n in timm.list_models(pattern, pretrained=True) if timm.get_pretrained_cfg(n).num_classes > 0)
 
-# %% ../nbs/04_models.ipynb #57a63ff7
+# %% ../nbs/04_models.ipynb #4c09ea2e
 def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip:…`, a saved folder, a module, or None for the shipped model
                labels=None, # texts: the classes of a model that compares pictures with texts
               )->nn.Module:
@@ -255,9 +255,11 @@ def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip
     if spec is None: return scene_vit(pretrained=True)
     if isinstance(spec, nn.Module): return _whole(adapt(unwrapped(spec)))
     if (read := _reader(spec)) and (found := read(spec)): return _whole(found)     # a pipeline
+    if isinstance(spec, dict) or isinstance(spec, (str, Path)) and Path(spec).is_file():
+        raise VitxError("these are weights without a model: build the module, call its load_state_dict (names without `module.`), and give the module")
     if not isinstance(spec, (str, Path)): raise VitxError(f"a {type(spec).__name__} is no model: give a timm name, a folder, or an nn.Module")
     if Path(spec).is_dir(): return _from_folder(str(spec), labels)
-    source, _, name = (spec := str(spec)).partition(':')
+    source, _, name = (spec := str(spec).removeprefix('timm/')).partition(':')   # so the hub calls timm's
     if name and source in library: return _by_name(library[source], name, labels)
     if not name: _known(spec)
     elif source not in ('hf_hub', 'hf-hub', 'local-dir'):
@@ -275,6 +277,12 @@ _OFFLINE = ("they are not in the local cache and can't be downloaded now. Connec
 
 def _create(name, sorry):
     with excused(sorry): return timm.create_model(name, pretrained=True).eval()
+
+# %% ../nbs/04_models.ipynb #39e62bd9
+def answering(model, shape): # of a batch (B,3,H,W)
+    "A scope in which a model that can't answer such pictures says so, and what it was made for"
+    made = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size')
+    return excused(f"this model can't answer pictures of {'×'.join(map(str, shape[-3:]))}" + (f": it was made for {'×'.join(map(str, made))}" if made and tuple(made) != tuple(shape[-3:]) else ''))
 
 @contextmanager
 def excused(sorry:str):
@@ -302,7 +310,7 @@ def _ask_hf(size, model, x): # position embeddings are stretched only if they mu
     stretch = size and tuple(x.shape[-2:]) != size and 'interpolate_pos_encoding' in _parameters(model.forward)
     return model(pixel_values=x, **dict(interpolate_pos_encoding=True) if stretch else {})
 
-# %% ../nbs/04_models.ipynb #c51a1e24
+# %% ../nbs/04_models.ipynb #ebbb91f7
 @library('hf', owner='transformers', extra='hf', folder=lambda path: 'model_type' in _json(path/'config.json'))
 def hf_model(source, labels=None): # name, folder, module or pipeline
     "An image classifier of Hugging Face's transformers"
@@ -313,7 +321,7 @@ def hf_model(source, labels=None): # name, folder, module or pipeline
     name, size = model.name_or_path, getattr(cfg, 'image_size', None) or getattr(getattr(cfg, 'vision_config', None), 'image_size', None)
     if t is None and name: t = _processor(name, True)
     n = (_outputs(model) or cfg.num_labels) if any('ForImageClassification' in c.__name__ for c in type(model).__mro__) else 0
-    names = [cfg.id2label[k] for k in sorted(cfg.id2label, key=int)]
+    names = [cfg.id2label[k] for k in sorted(cfg.id2label or {}, key=int)]
     cure = (": give AutoImageProcessor.from_pretrained(…), or a function from a PIL image to a tensor" if n else
             ": models that compare pictures with texts are read with open_clip and zero_shot(…)" if hasattr(cfg, 'text_config') else ": load it with AutoModelForImageClassification")
     return Adapted(model, n, names if len(names) == n else None, t, _pair(size), name or None, partial(_ask_hf, _pair(size)), cure)

@@ -23,12 +23,13 @@ from .capture import to_pixels
 from .masking import kmeans
 from .rcut import *
 
-# %% ../nbs/15_parts.ipynb #fed1e572
+# %% ../nbs/15_parts.ipynb #5eea7938
 def mended_keys(run, # `sites` of block l
                 l:int,
                )->list: # per block of the second half: (B,n,d)
     "Keys of the patches, heads side by side, or what attention reads, lonely artefacts replaced by their neighbours' mean"
-    return ties(run, l, second_half(l), mended(run, l)[1])
+    heal = mended(run, l)[1]
+    return [ties(run, b, heal) for b in second_half(l)]
 
 # %% ../nbs/15_parts.ipynb #11783881
 def part_graph(keys:list,                # per block: (n,d), of the cells to be cut

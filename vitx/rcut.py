@@ -41,15 +41,17 @@ def standard(v:torch.Tensor)->torch.Tensor: # (…,n), mean 0 and deviation 1 ov
     v = v - v.mean(-1, keepdim=True)
     return v/v.std(-1, keepdim=True).clamp_min(1e-12)
 
-# %% ../nbs/14_rcut.ipynb #17eee737
-def flowed(run, l:int)->torch.Tensor: # run: attention and its gradient for blocks 0 … l → (B,T,n), ≥ 0
+# %% ../nbs/14_rcut.ipynb #81e98a39
+def flowed(run, layers)->torch.Tensor: # run: `flow` and its gradient for all blocks up to the layers; a layer → (B,T,n), a list → (B,T,L,n); ≥ 0
     "What flowed from each patch to the token that the head reads, in favour of the score"
-    A, dA = run.at['attn', l], run.grad['attn', l]
-    r = start = _read(run, A.shape[-1]).to(A).expand(*dA.shape[:2], -1)
-    for b in range(l, -1, -1):
-        step = torch.einsum('bhij,bthij->btij', run.at['attn', b], run.grad['attn', b]).clamp_min(0)/A.shape[1]
-        r = r + torch.einsum('bti,btij->btj', r, step)
-    return run.patches(r - start, -1)
+    if isinstance(layers, int): return flowed(run, [layers])[:, :, 0]
+    steps = run.grad['flow', layers[0]]
+    start = _read(run, steps.shape[-1]).to(steps)
+    flow = steps.new_zeros(*steps.shape[:2], len(layers), steps.shape[-1])   # r without its start, which may be a thousand times larger
+    for b in range(max(layers), -1, -1):
+        begun = steps.new_tensor([[b <= l] for l in layers])
+        flow = flow + (flow + begun*start) @ run.grad['flow', b]
+    return run.patches(flow, -1)
 
 def _read(run, n): # which tokens the head reads, as weights (n,)
     w = torch.zeros(n)
@@ -57,10 +59,9 @@ def _read(run, n): # which tokens the head reads, as weights (n,)
     if not run.reads: w[:run.prefix] = 0
     return w/w.sum()
 
-# %% ../nbs/14_rcut.ipynb #b84b397c
-def inflow(a:torch.Tensor)->torch.Tensor: # (B,heads,n,n) attention among patches → (B,n)
-    "Attention that each patch receives from the others, averaged over heads"
-    a = a.mean(1)
+# %% ../nbs/14_rcut.ipynb #a72b851f
+def inflow(a:torch.Tensor)->torch.Tensor: # (B,n,n) attention among patches, averaged over heads → (B,n)
+    "Attention that each patch receives from the others"
     return a.sum(-2) - a.diagonal(dim1=-2, dim2=-1)
 
 def artefacts(flow:torch.Tensor, # (B,n) inflow
@@ -80,27 +81,27 @@ def mend(v:torch.Tensor,   # (B,C,n)
          grid:tuple,       # (h,w)
         )->torch.Tensor:   # (B,C,n)
     "Replace what bad patches say by the mean of their good neighbours, or of all good patches"
-    if not bad.any(): return v
     good = (~bad).to(v)[:, None].unflatten(-1, grid)
     pool = lambda t: F.avg_pool2d(t, 3, 1, 1).flatten(-2)
     near, count = pool(v.unflatten(-1, grid)*good), pool(good)
     everywhere = (v*good.flatten(-2)).sum(-1, keepdim=True)/good.flatten(-2).sum(-1, keepdim=True)
     return torch.where(bad[:, None], torch.where(count > 0, near/count.clamp_min(1e-6), everywhere), v)
 
-# %% ../nbs/14_rcut.ipynb #790a3e41
+# %% ../nbs/14_rcut.ipynb #2c99c74c
 def key_graph(keys:list,       # per block: (B,n,d) keys of the patches, heads side by side
               power:float=4.,  # larger: only strong ties hold
              )->torch.Tensor:  # (B,n,n) in 0..1
     "Mean over blocks of the soft affinity of their keys, without ties to oneself"
-    A = torch.stack([soft_affinity(k, power) for k in keys]).mean(0)
-    return A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
+    return _others(sum(soft_affinity(k, power) for k in keys)/len(keys))
 
-# %% ../nbs/14_rcut.ipynb #5269b70f
-def rcut_map(own:torch.Tensor,  # (B,T,n) what tokens carry, standardised
-             flow:torch.Tensor, # (B,T,n) what flowed, or None
-             graph:torch.Tensor,# (B,n,n)
+def _others(A): return A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
+
+# %% ../nbs/14_rcut.ipynb #c7a95e6d
+def rcut_map(own:torch.Tensor,  # (…,T,n) what tokens carry, standardised
+             flow:torch.Tensor, # (…,T,n) what flowed, or None
+             graph:torch.Tensor,# (…,n,n)
              full:float=2., cap:float=3., alpha:float=.9, zero:float=.8, doubt:tuple=(.5, .7),
-            )->torch.Tensor:    # (B,T,n), signed
+            )->torch.Tensor:    # (…,T,n), signed
     "Both relevances, capped and added, walk over the graph as far as they agree; `zero` deviations above the mean become 0"
     own = standard(own).clamp(-cap, cap)
     if flow is None: start, trust = own, own.new_tensor(1.)
@@ -115,31 +116,31 @@ def agreement(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,n), (…,n) 
 
 def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
     "The artefacts at block l, and their cure"
-    if ('attn', l) not in run.at: return torch.zeros(len(run.logits), run.grid[0]*run.grid[1], dtype=torch.bool, device=run.logits.device), lambda v: v
-    bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['attn', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
-    return bad, lambda v: mend(v, bad, run.grid)
+    if ('flow', l) not in run.at: return torch.zeros(len(run.logits), run.grid[0]*run.grid[1], dtype=torch.bool, device=run.logits.device), lambda v: v
+    bad = artefacts(torch.stack([inflow(run.patches(run.patches(run.at['flow', b]), -1)) for b in second_half(l)]).mean(0), run.grid)
+    return bad, (lambda v: mend(v, bad, run.grid)) if bad.any() else lambda v: v
 
-# %% ../nbs/14_rcut.ipynb #55b8837c
+# %% ../nbs/14_rcut.ipynb #9b1d981a
 def relevance(capture, targets, l:int)->torch.Tensor: # (B,T,n), ≥ 0
     "What flowed to the head in favour of each class's lead or, where no matrix shows that, what the tokens carry; mended"
     joined = capture.anat.joined(l)
-    run = capture(targets, tokens=[l], grad=('tokens', 'attn') if joined else 'tokens', linear=True, score=lead, **(dict(attn=range(l+1)) if joined else {}))
+    run = capture(targets, tokens=[l], grad=('tokens', 'flow') if joined else 'tokens', linear=True, score=lead, **(dict(flow=range(l+1)) if joined else {}))
     return mended(run, l)[1](flowed(run, l) if joined else run.patches(carried(run.at['tokens', l], run.grad['tokens', l]), -1).clamp_min(0))
 
-# %% ../nbs/14_rcut.ipynb #2a10a627
+# %% ../nbs/14_rcut.ipynb #07ccdab3
 LARGEST = 4096   # cells of a map: finer grids are pooled, since the walk's cost grows with the third power
 
 def sites(anat, layers)->dict: # for a call of `Capture`
     "What `rcut` asks for besides tokens: attention and keys, or where they aren't to be had, what attention reads"
     last = max(layers)
-    return dict(most=LARGEST) | (dict(attn=range(last+1)) if anat.joined(last) else {}) | (dict(keys=range(last+1)) if anat.keyed(last) else dict(normed={b for l in layers for b in second_half(l)}))
+    return dict(most=LARGEST) | (dict(flow=range(last+1)) if anat.joined(last) else {}) | (dict(keys=range(last+1)) if anat.keyed(last) else dict(normed={b for l in layers for b in second_half(l)}))
 
-def ties(run, l:int, blocks, heal)->list: # per block (B,n,d)
-    "What patches are compared by: keys, heads side by side, or what attention reads; mended"
-    if ('keys', l) in run.at: return [heal(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2)).mT for b in blocks]
-    return [heal(run.patches(run.at['normed', b]).mT).mT for b in blocks]
+def ties(run, b:int, heal)->torch.Tensor: # (B,n,d)
+    "What patches are compared by in a block: keys, heads side by side, or what attention reads; mended"
+    if ('keys', b) in run.at: return heal(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2)).mT
+    return heal(run.patches(run.at['normed', b]).mT).mT
 
-# %% ../nbs/14_rcut.ipynb #30c75bb5
+# %% ../nbs/14_rcut.ipynb #52642223
 OPTIONS = dict(                  # lowest, highest, step and what it does: what a slider offers
     rivals=(0, 50, 1, 'so many other classes whose mean logit is taken off; 0: none'),
     power=(1., 8., .5, 'larger: only strong ties between patches hold'),
@@ -156,21 +157,29 @@ def rcut(capture, targets, layers, rivals:int=20, linear:bool=True, cure:bool=Tr
     "What makes the class lead its rivals, carried along a graph of keys and colours, signed; `alpha`, `zero` and `walk` go to `rcut_map`"
     joined, late = capture.anat.joined(max(layers)), {b for l in layers for b in second_half(l)}
     score = (lambda y, t: lead(y, t, rivals)) if capture.score == 'logit' else None
-    run = capture(targets, tokens=late, grad=('tokens', 'attn') if joined else 'tokens', linear=linear, score=score, **sites(capture.anat, layers))
+    run = capture(targets, tokens=late, grad=('tokens', 'flow') if joined else 'tokens', linear=linear, score=score, **sites(capture.anat, layers))
     factors = [f.to(run.logits) for f in _factors(under(capture.x.float(), run.lie), run.grid, colour, position, texture)]
-    return run.on_grid(torch.stack([rcut_map(*_parts(run, l, cure, power, factors), alpha=alpha, zero=zero, **walk) for l in layers], 2))
+    return run.on_grid(rcut_map(*_parts(run, layers, cure, power, factors), alpha=alpha, zero=zero, **walk).transpose(1, 2))
 
 def _factors(x, grid, colour, position, texture): # widths; 0: without this factor
     if colour: yield colour_affinity(x, grid, colour)
     if position: yield position_affinity(grid, position)
     if texture: yield texture_affinity(x, grid, texture)
 
-def _parts(run, l, cure, power, factors): # → own (B,T,n), flow (B,T,n) or None, graph (B,n,n)
-    joined, keyed = ((site, l) in run.at for site in ('attn', 'keys'))
-    heal = mended(run, l)[1] if cure else lambda v: v
-    own = torch.stack([standard(heal(run.patches(carried(run.at['tokens', b], run.grad['tokens', b]), -1))) for b in second_half(l)]).mean(0)
-    graph = key_graph(ties(run, l, range(l+1) if keyed else second_half(l), heal), power if keyed else power/2)   # tokens are less sharp than keys
-    return own, heal(flowed(run, l)) if joined else None, factored(graph, factors)
+def _parts(run, layers, cure, power, factors): # → own (B,L,T,n), flow the same or None, graph (B,L,n,n)
+    joined, keyed = ((site, max(layers)) in run.at for site in ('flow', 'keys'))
+    share = {b: run.patches(carried(run.at['tokens', b], run.grad['tokens', b]), -1) for b in {b for l in layers for b in second_half(l)}}
+    flow, own, graphs, known = flowed(run, layers) if joined else None, [], [], {}
+    for i,l in enumerate(layers):
+        bad, heal = mended(run, l) if cure else (None, lambda v: v)
+        own.append(torch.stack([standard(heal(share[b])) for b in second_half(l)]).mean(0))
+        if joined: flow[:, :, i] = heal(flow[:, :, i])
+        same = None if bad is None else bytes(bad.cpu().numpy())   # most layers have the same artefacts, so their graphs have blocks in common
+        blocks = range(l+1) if keyed else second_half(l)
+        for b in blocks:
+            if (b, same) not in known: known[b, same] = soft_affinity(ties(run, b, heal), power if keyed else power/2)   # tokens are less sharp than keys
+        graphs.append(factored(_others(sum(known[b, same] for b in blocks)/len(blocks)), factors))
+    return torch.stack(own, 1), flow.transpose(1, 2) if joined else None, torch.stack(graphs, 1)
 
 # %% ../nbs/14_rcut.ipynb #87415571
 def guided(m:torch.Tensor,  # (B,M,h,w) maps of each picture
