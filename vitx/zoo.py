@@ -85,7 +85,7 @@ def _places(model, anat, size)->str: # right place, in the first layer of every 
             notes.append(f'layer {l} has drifted by {off} cells')   # convolutions with even or random kernels, block after block
     return '; '.join(notes)
 
-# %% ../nbs/19_zoo.ipynb #a5d51308
+# %% ../nbs/19_zoo.ipynb #9b08b9a4
 OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
 
 def contract(model:nn.Module, size:tuple, # (H,W)
@@ -111,13 +111,13 @@ def _contract(model, size):
         m = ask(name, x[:1])
         _law(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0, f'{name}: finite, not constant')
         _law(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > MOST, f'{name}: the layer’s grid')   # large graphs are pooled
-    can = []
-    for name in OPTIONAL:
+    can, many = [], grid[0]*grid[1] > MOST
+    for name in OPTIONAL if not many else ():   # their matrices of all heads and layers wouldn't fit
         try:
             _law(ask(name, x[:1]).isfinite().all(), f'{name}: finite')
             can.append(name)
         except VitxError: pass
-    note = _places(model, anat, size)
+    note = '; '.join(filter(None, (_places(model, anat, size), many and f'{", ".join(OPTIONAL)} not tried: {grid[0]*grid[1]} cells')))
     _law(state_of(model) == was, 'leaves the model as it was')
     return dict(layers=last+1, prefix=anat.prefix, reads=anat.reads or 'patches', grid='×'.join(map(str, grid)), methods=' '.join(can), note=note)
 
