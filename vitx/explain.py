@@ -6,11 +6,14 @@
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map',
            'option_defaults']
 
-# %% ../nbs/18_explain.ipynb #989a1884
+# %% ../nbs/18_explain.ipynb #2dc7a499
 import json, re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 
 import numpy as np, torch
@@ -330,6 +333,44 @@ def _explain(self:Explainer, images, targets, name, layer, against):
 def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against, lie=None):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
     return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie)
+
+# %% ../nbs/18_explain.ipynb #1cd9be82
+@patch
+def stream(self:Explainer, pictures,    # whatever gives pictures one after another, or a folder
+           target=None,       # index, label or None for the top class of each
+           method:str='rcut', layer:int=-1,
+           against=None,      # explain the lead over this class
+           batch:int=8, workers:int=2, # threads that read ahead
+           broken=None,       # called with the error of a picture that can't be read, which is then left out; None: the error is raised
+          ):                  # generator of `Explanation`
+    "Explanations of pictures that come one after another, in their order"
+    method_named(method)
+    layers, ask = self._layers(layer), dict(target=self._class(target), method=method, layer=layer, against=self._class(against))
+    if len(layers) != 1 or batch < 1 or workers < 1: raise VitxError("a stream explains one layer in batches of at least one picture, read by at least one worker")
+    return _answers(self, _read_ahead(_files(pictures), workers, batch, broken), batch, ask)
+
+def _files(pictures):
+    if not isinstance(pictures, (str, Path)): return pictures
+    if not Path(pictures).is_dir(): raise VitxError(f"there is no folder {pictures}: a stream takes a folder or pictures one after another")
+    known = Image.registered_extensions()
+    if not (found := sorted(p for p in Path(pictures).iterdir() if p.suffix.lower() in known)): raise VitxError(f"the folder {pictures} holds no picture")
+    return found
+
+def _read_ahead(pictures, workers, ahead, broken):
+    waiting = deque()
+    def first():
+        try: yield waiting.popleft().result()
+        except VitxError as e:
+            if broken is None: raise
+            broken(e)
+    with ThreadPoolExecutor(workers) as pool:
+        for p in pictures:
+            waiting.append(pool.submit(read_image, p))
+            if len(waiting) > ahead: yield from first()
+        while waiting: yield from first()
+
+def _answers(ex, images, batch, ask):
+    while some := list(islice(images, batch)): yield from ex(some, batch=batch, **ask)
 
 # %% ../nbs/18_explain.ipynb #5f0ed1f5
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['OPTIONAL', 'COLUMNS', 'liven', 'pictures', 'parameters', 'build', 'contract', 'tried', 'attending', 'read_zoo',
            'survey', 'main']
 
-# %% ../nbs/19_zoo.ipynb #4977c8b6
+# %% ../nbs/19_zoo.ipynb #d58a0ec5
 import csv, warnings
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from .core import *
 from .models import *
 from .anatomy import *
 from .capture import *
-from .cut import MOST
+from .cut import LARGEST
 import vitx.explain  # for the methods
 
 # %% ../nbs/19_zoo.ipynb #2cf62376
@@ -48,7 +48,7 @@ def pictures(n:int, size:tuple, seed:int=0)->torch.Tensor: # (n,3,H,W)
     g = torch.Generator().manual_seed(seed)
     return F.interpolate(torch.randn(n, 3, *(max(s//32, 2) for s in size), generator=g), size=size, mode='bicubic') + .3*torch.randn(n, 3, *size, generator=g)
 
-# %% ../nbs/19_zoo.ipynb #e17160db
+# %% ../nbs/19_zoo.ipynb #4107fe44
 @cache
 def parameters(name:str, **more)->float:
     "Millions of parameters of a model of timm"
@@ -57,7 +57,7 @@ def parameters(name:str, **more)->float:
 def build(name:str, whole:float=100., # millions of parameters, up to which a model is built in full
          )->tuple: # model in evaluation mode, '' or how it was cut
     "A model of timm with five classes and random weights"
-    cuts = [{}] if parameters(name) <= whole else [dict(depth=2), dict(depths=(2, 2, 2, 2)), dict(stages=(1, 2, 3, 2)), {}]
+    cuts = [{}] if parameters(name) <= whole else [dict(depth=2), dict(depth=2, num_kv_heads=4), dict(depths=(2, 2, 2, 2)), dict(stages=(1, 2, 3, 2)), {}]
     for cut in cuts:
         try:
             set_seed(0)
@@ -85,7 +85,7 @@ def _places(model, anat, size)->str: # right place, in the first layer of every 
             notes.append(f'layer {l} has drifted by {off} cells')   # convolutions with even or random kernels, block after block
     return '; '.join(notes)
 
-# %% ../nbs/19_zoo.ipynb #9b08b9a4
+# %% ../nbs/19_zoo.ipynb #e9cb9bad
 OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
 
 def contract(model:nn.Module, size:tuple, # (H,W)
@@ -110,8 +110,8 @@ def _contract(model, size):
     for name in ('rout', 'cut', 'gradcam'):
         m = ask(name, x[:1])
         _law(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0, f'{name}: finite, not constant')
-        _law(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > MOST, f'{name}: the layer’s grid')   # large graphs are pooled
-    can, many = [], grid[0]*grid[1] > MOST
+        _law(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > LARGEST, f'{name}: the layer’s grid')   # large graphs are pooled
+    can, many = [], grid[0]*grid[1] > 2000
     for name in OPTIONAL if not many else ():   # their matrices of all heads and layers wouldn't fit
         try:
             _law(ask(name, x[:1]).isfinite().all(), f'{name}: finite')
