@@ -93,7 +93,7 @@ def diffuse(A:torch.Tensor,    # (…,n,n) affinity, symmetric
         x, last = w*(step @ x + stay - last) + last, x
     return x.mT
 
-# %% ../nbs/08_cut.ipynb #76ae5e2e
+# %% ../nbs/08_cut.ipynb #a75fd3bb
 LARGEST = 4096   # cells of a map: finer grids are pooled, since their ties grow with the square
 
 def _cut(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
@@ -113,13 +113,14 @@ def rcut_code(capture, targets, layers):
     return run.on_grid(torch.stack([_cut(weighted(t[:, None], gradient_weights(dt)), .2) for t,dt in zip(ts, ws)], 2))
 
 @method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', forwards='D')
-def rcut_figure(capture, targets, layers, batch=64, progress=None):
+def rcut_figure(capture, targets, layers, groups:int=0, batch=64, progress=None): # groups: ask for so many groups of channels; 0: for each channel
     "R-Cut as the paper's figure has it: masked-cosine weights (one forward per channel), hard threshold, largest entry positive"
     run, x = capture(targets, tokens=layers, most=LARGEST), capture.x
     out = torch.empty(*run.targets.shape, len(layers), run.grid[0]*run.grid[1])
     for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers'):
         t = run.patches(run.at['tokens', layers[l]])[b]
-        P = masked_probs(capture.predict, x[b], channel_masks(t, run.grid, tuple(x.shape[-2:]), run.lie), batch, progress)
+        masks, group = channel_masks(t, run.grid, tuple(x.shape[-2:]), run.lie), channel_groups(t, groups) if groups else slice(None)
+        P = masked_probs(capture.predict, x[b], group_masks(masks, group) if groups else masks, batch, progress)[group]
         for k,c in enumerate(run.targets[b].tolist()): out[b, k, l] = _cut(weighted(t, cosine_weights(P, c)), .2).cpu()
     return run.on_grid(out)
 

@@ -43,15 +43,18 @@ def part_graph(keys:list,                # per block: (n,d), of the cells to be 
     close = torch.exp(-torch.cdist(at, at)**2/(2*near**2*len(at)))
     return (alike + .1)*(close + .001)      # never quite 0, so that specks stay connected
 
-# %% ../nbs/15_parts.ipynb #2ab130a9
+# %% ../nbs/15_parts.ipynb #0a4d3e2a
 def clusters(z:torch.Tensor,      # (n,d) points
              weight:torch.Tensor, # (n,)
              k:int,
             )->torch.Tensor:      # (n,) 0 … k−1
-    "Weighted k-means from the heaviest point and those furthest from the centres so far; no randomness"
-    first = [weight.argmax().item()]
-    for _ in range(k-1): first.append((torch.cdist(z, z[first]).amin(1)**2*weight).argmax().item())
-    return kmeans(z, z[first], weight, 50)[1]
+    "The tightest weighted k-means of those that begin at one of the heaviest points and at those furthest from the centres so far; no randomness"
+    def begun(at):
+        first = [at]
+        for _ in range(k-1): first.append((torch.cdist(z, z[first]).amin(1)**2*weight).argmax().item())
+        centres, group = kmeans(z, z[first], weight, 50)
+        return ((z - centres[group])**2).sum(1) @ weight, group
+    return min(map(begun, weight.topk(min(16, len(z))).indices.tolist()), key=lambda found: found[0])[1]
 
 def split(A:torch.Tensor,      # (n,n) ties
           weight:torch.Tensor, # (n,) evidence, > 0
