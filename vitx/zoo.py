@@ -48,7 +48,7 @@ def pictures(n:int, size:tuple, seed:int=0)->torch.Tensor: # (n,3,H,W)
     g = torch.Generator().manual_seed(seed)
     return F.interpolate(torch.randn(n, 3, *(max(s//32, 2) for s in size), generator=g), size=size, mode='bicubic') + .3*torch.randn(n, 3, *size, generator=g)
 
-# %% ../nbs/19_zoo.ipynb #4107fe44
+# %% ../nbs/19_zoo.ipynb #7d85e764
 @cache
 def parameters(name:str, **more)->float:
     "Millions of parameters of a model of timm"
@@ -64,7 +64,7 @@ def build(name:str, whole:float=100., # millions of parameters, up to which a mo
             model = timm.create_model(name, num_classes=5, **cut).eval()
             if cut and (parameters(name, num_classes=5, **cut) > .9*parameters(name) or not any(map(says_attention, model.modules()))): continue   # nothing was cut, or what matters
             return model, ', '.join(f'{k} {v}' for k,v in cut.items())
-        except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError): 
+        except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError, StopIteration):
             if not cut: raise
 
 # %% ../nbs/19_zoo.ipynb #ffd979d3
