@@ -16,14 +16,15 @@ from .core import *
 from .capture import *
 from .relation import *
 
-# %% ../nbs/08_cut.ipynb #bea43432
+# %% ../nbs/08_cut.ipynb #5ac26f73
 def unit(v:torch.Tensor)->torch.Tensor:
     "Vectors of length 1, over the last dimension"
     return torch.nn.functional.normalize(v, dim=-1)
 
 def cosine(t:torch.Tensor)->torch.Tensor: # (…,n,D) → (…,n,n) in -1..1
     "Cosine similarity of all pairs of tokens"
-    return unit(t) @ unit(t).mT
+    t = unit(t)
+    return t @ t.mT
 
 def hard_affinity(t:torch.Tensor,   # (…,n,D)
                   tau:float=.2,     # tied where the cosine is larger
@@ -143,12 +144,13 @@ def position_affinity(grid:tuple,     # (h,w)
     y, x = ((torch.arange(n)+.5)/n for n in grid)
     return tie(torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1), sigma)
 
-# %% ../nbs/08_cut.ipynb #2a848638
+# %% ../nbs/08_cut.ipynb #375d805a
 def pixel_patches(x:torch.Tensor, # (B,3,H,W), preprocessed: only its order and proportions matter, channel by channel
                   grid:tuple,     # (h,w)
                  )->torch.Tensor: # (B,n,3,p,q) in 0..1
     "The pixels of each patch, every channel stretched to 0..1 between its 1st and 99th percentile over the picture"
-    lo, hi = torch.quantile(x.float().flatten(2), torch.tensor([.01, .99], device=x.device), dim=-1)[..., None, None]
+    ends = torch.tensor([.01, .99], device=x.device)
+    lo, hi = torch.stack([p.float().flatten(1).quantile(ends, dim=-1) for p in x], 1)[..., None, None]   # one by one: PyTorch takes no more than 2**24 numbers
     x = ((x.float() - lo)/(hi - lo).clamp_min(1e-6)).clamp(0, 1)
     p, q = (max(1, round(side/n)) for side,n in zip(x.shape[-2:], grid))
     size = (p*grid[0], q*grid[1])

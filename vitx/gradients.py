@@ -231,7 +231,7 @@ def gamma_rule(gamma):
         return as_if(y, favoured*torch.where(favoured == 0, 0, y/favoured).detach())
     return rule
 
-# %% ../nbs/10_gradients.ipynb #46a78f35
+# %% ../nbs/10_gradients.ipynb #4cb5b740
 @contextmanager
 def relevance_rules(capture,
                     gamma=(.25, .05), # of convolutions and of linear layers outside attention; 0: by contribution alone
@@ -249,7 +249,7 @@ def relevance_rules(capture,
                 if g and isinstance(m, kind) and m not in inner: hook(m, gamma_rule(g))
         for b in capture.anat.blocks:
             share = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
-            hook(b.mlp.act, lambda m, args, y: hold_gate(args[0], y))
+            hook(b.mlp.act, lambda m, args, y: hold_gate(args[0], m.forward))
             hook(b.attn.qkv, lambda m, args, y, share=share: as_if(y, y*share))
         yield
 
