@@ -241,10 +241,10 @@ def _layer_norm(func, args, kw, few): return hold_norm(*args, **{'shape' if k ==
 STILL = {'layer_norm': _layer_norm} | dict.fromkeys('sigmoid hardsigmoid rsqrt std var var_mean softmax'.split(), _factor) \
       | dict.fromkeys('gelu relu relu6 silu hardswish hardtanh leaky_relu elu celu selu mish softplus tanh prelu rms_norm normalize'.split(), _gate)
 
-# %% ../nbs/06_capture.ipynb #20523ef0
-def _still(model, last, lens, undo):
-    "While `undo` lasts, `lens` knows when it is inside a gated unit or the last block"
-    for m,where in [(m, lens.gated) for m in model.modules() if 'GL' in type(m).__name__.upper()] + [(last, lens.late)]:
+# %% ../nbs/06_capture.ipynb #bd18042d
+def _inside(model, last, lens, undo):
+    "While `undo` lasts, `lens` knows when it is inside the last block and, where the model is held still, inside a gated unit"
+    for m,where in [(last, lens.late)] + [(m, lens.gated) for m in model.modules() if lens.still and 'GL' in type(m).__name__.upper()]:
         undo.callback(m.register_forward_pre_hook(lambda *_, where=where: lens.into(where, 1)).remove)
         undo.callback(m.register_forward_hook(lambda *_, where=where: lens.out_of(where), always_call=True).remove)
 
@@ -335,7 +335,7 @@ class Capture:
         "Logits for other pictures, nothing recorded"
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
 
-# %% ../nbs/06_capture.ipynb #686de66e
+# %% ../nbs/06_capture.ipynb #6a19c7c8
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most=None, **layers):
     "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`; `linear` holds the model still; grids of more than `most` cells are pooled"
@@ -352,7 +352,7 @@ def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most
         lens, cells = Lens(see, {s: set(layers.get(s, ())) for s in ('attn', 'keys', 'flow')}, linear, flow), []
         for site,ls in layers.items():
             for l in sorted(set(ls)): _watch(site, self.model, self.anat, l, see, lens, undo)
-        if linear: _still(self.model, self.anat.blocks[-1], lens, undo)
+        if grad: _inside(self.model, self.anat.blocks[-1], lens, undo)
         undo.callback(self.anat.layers[-1].tokens.watch(lambda t: (cells.append(t.shape), t)[1] if mine() else t).remove)
         with lens, answering(self.model, self.x.shape): logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
         class_logits(logits)

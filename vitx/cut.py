@@ -16,7 +16,7 @@ from .core import *
 from .capture import *
 from .relation import *
 
-# %% ../nbs/08_cut.ipynb #5ac26f73
+# %% ../nbs/08_cut.ipynb #bd3175d3
 def unit(v:torch.Tensor)->torch.Tensor:
     "Vectors of length 1, over the last dimension"
     return torch.nn.functional.normalize(v, dim=-1)
@@ -37,7 +37,9 @@ def soft_affinity(t:torch.Tensor,   # (…,n,D)
                   power:float=2.,   # larger: weak ties count less
                  )->torch.Tensor:   # (…,n,n) in 0..1
     "The cosine itself, clipped at 0 and raised to a power, of tokens centred by their mean"
-    return cosine(t - t.mean(-2, keepdim=True)).clamp_min(0)**power
+    A = cosine(t - t.mean(-2, keepdim=True)).clamp_min_(0)
+    while power > 1 and power % 2 == 0: A, power = A.mul_(A), power/2   # squares are cheaper than powers
+    return A if power == 1 else A**power
 
 # %% ../nbs/08_cut.ipynb #1b20ed9d
 def ncut(A:torch.Tensor, # (…,n,n) affinity, symmetric, ≥ 0
@@ -144,13 +146,13 @@ def position_affinity(grid:tuple,     # (h,w)
     y, x = ((torch.arange(n)+.5)/n for n in grid)
     return tie(torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1), sigma)
 
-# %% ../nbs/08_cut.ipynb #375d805a
+# %% ../nbs/08_cut.ipynb #a768228a
 def pixel_patches(x:torch.Tensor, # (B,3,H,W), preprocessed: only its order and proportions matter, channel by channel
                   grid:tuple,     # (h,w)
                  )->torch.Tensor: # (B,n,3,p,q) in 0..1
     "The pixels of each patch, every channel stretched to 0..1 between its 1st and 99th percentile over the picture"
-    ends = torch.tensor([.01, .99], device=x.device)
-    lo, hi = torch.stack([p.float().flatten(1).quantile(ends, dim=-1) for p in x], 1)[..., None, None]   # one by one: PyTorch takes no more than 2**24 numbers
+    v, at = x.float().flatten(2), .01*(x[0, 0].numel() - 1)
+    lo, hi = (torch.lerp(*v.topk(int(at) + 2, largest=top).values[..., -2:, None, None].unbind(2), at % 1) for top in (False, True))   # sorts less than `quantile`, and takes any number of pixels
     x = ((x.float() - lo)/(hi - lo).clamp_min(1e-6)).clamp(0, 1)
     p, q = (max(1, round(side/n)) for side,n in zip(x.shape[-2:], grid))
     size = (p*grid[0], q*grid[1])
