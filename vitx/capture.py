@@ -189,7 +189,7 @@ def _hidden(site, anat, l):
     return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {why}, "
             "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
 
-# %% ../nbs/06_capture.ipynb #b61de1fd
+# %% ../nbs/06_capture.ipynb #76bb7072
 def hold_gate(x:torch.Tensor, gate, few=False)->torch.Tensor: # gate: a function of single elements; few: going back, look for tokens to which nothing comes
     "gate(x) as x times a constant"
     with torch.no_grad(): y = gate(x)
@@ -217,6 +217,7 @@ def hold_norm(x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5
         return g.sub_(g.mean(tuple(range(-len(shape), 0)), keepdim=True)).mul_(scale.to(g))
     return _Held.apply(x, y, back, scale, *([] if weight is None else [weight.detach()]))
 
+# %% ../nbs/06_capture.ipynb #4dfd63aa
 class _Held(torch.autograd.Function):
     "y, whose gradient goes to x by `back`"
     @staticmethod

@@ -87,14 +87,16 @@ def mend(v:torch.Tensor,   # (B,C,n)
     everywhere = (v*good.flatten(-2)).sum(-1, keepdim=True)/good.flatten(-2).sum(-1, keepdim=True)
     return torch.where(bad[:, None], torch.where(count > 0, near/count.clamp_min(1e-6), everywhere), v)
 
-# %% ../nbs/14_rcut.ipynb #2c99c74c
+# %% ../nbs/14_rcut.ipynb #9e398adc
 def key_graph(keys:list,       # per block: (B,n,d) keys of the patches, heads side by side
               power:float=4.,  # larger: only strong ties hold
              )->torch.Tensor:  # (B,n,n) in 0..1
     "Mean over blocks of the soft affinity of their keys, without ties to oneself"
     return _others(sum(soft_affinity(k, power) for k in keys)/len(keys))
 
-def _others(A): return A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
+def _others(A): # writes into A
+    A.diagonal(dim1=-2, dim2=-1).zero_()
+    return A
 
 # %% ../nbs/14_rcut.ipynb #c7a95e6d
 def rcut_map(own:torch.Tensor,  # (…,T,n) what tokens carry, standardised
@@ -138,7 +140,7 @@ def ties(run, b:int, heal)->torch.Tensor: # (B,n,d)
     if ('keys', b) in run.at: return heal(run.patches(run.at['keys', b]).transpose(-1, -2).flatten(1, 2)).mT
     return heal(run.patches(run.at['normed', b]).mT).mT
 
-# %% ../nbs/14_rcut.ipynb #52642223
+# %% ../nbs/14_rcut.ipynb #f9043071
 OPTIONS = dict(                  # lowest, highest, step and what it does: what a slider offers
     rivals=(0, 50, 1, 'so many other classes whose mean logit is taken off; 0: none'),
     power=(1., 8., .5, 'larger: only strong ties between patches hold'),
@@ -164,6 +166,7 @@ def _factors(x, grid, colour, position, texture): # widths; 0: without this fact
     if position: yield position_affinity(grid, position)
     if texture: yield texture_affinity(x, grid, texture)
 
+# %% ../nbs/14_rcut.ipynb #d766fba0
 def _parts(run, layers, cure, power, factors): # → own (B,L,T,n), flow the same or None, graph (B,L,n,n)
     joined, keyed = ((site, max(layers)) in run.at for site in ('flow', 'keys'))
     share = {b: run.patches(carried(run.at['tokens', b], run.grad['tokens', b]), -1) for b in {b for l in layers for b in second_half(l)}}
@@ -173,10 +176,14 @@ def _parts(run, layers, cure, power, factors): # → own (B,L,T,n), flow the sam
         own.append(torch.stack([standard(heal(share[b])) for b in second_half(l)]).mean(0))
         if joined: flow[:, :, i] = heal(flow[:, :, i])
         same = None if bad is None else bytes(bad.cpu().numpy())   # most layers have the same artefacts, so their graphs have blocks in common
-        blocks = range(l+1) if keyed else second_half(l)
+        blocks, graph = range(l+1) if keyed else second_half(l), None
         for b in blocks:
-            if (b, same) not in known: known[b, same] = soft_affinity(ties(run, b, heal), power if keyed else power/2)   # tokens are less sharp than keys
-        graphs.append(factored(_others(sum(known[b, same] for b in blocks)/len(blocks)), factors))
+            A = known.pop((b, same), None)
+            if A is None: A = soft_affinity(ties(run, b, heal), power if keyed else power/2)   # tokens are less sharp than keys
+            if i + 1 < len(layers): known[b, same] = A
+            graph = torch.zeros_like(A) if graph is None else graph
+            graph += A
+        graphs.append(factored(_others(graph.div_(len(blocks))), factors))
     return torch.stack(own, 1), flow.transpose(1, 2) if joined else None, torch.stack(graphs, 1)
 
 # %% ../nbs/14_rcut.ipynb #87415571
