@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'UNKNOWN', 'KEY', 'METHODS', 'METRICS', 'Case', 'score_sample', 'read_rows', 'write_rows', 'bench',
            'interval', 'by_picture', 'report', 'pareto', 'show_report', 'write_report']
 
-# %% ../nbs/21_bench.ipynb #4b1240cc
+# %% ../nbs/21_bench.ipynb #50a84359
 import csv, io
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,8 +25,9 @@ from .explain import *
 from .metrics import *
 from .models import *
 from .rcut import on_pixels
+import vitx.layouts   # whose datasets are known from then on
 
-# %% ../nbs/21_bench.ipynb #4f0a0e38
+# %% ../nbs/21_bench.ipynb #314e6ed1
 @dataclass
 class Case:
     "One map, and all that a metric may ask about it"
@@ -37,6 +38,7 @@ class Case:
     explain: object     # model, pictures (b,3,H,W) → maps (b,h,w) of the same class by the same method
     black: torch.Tensor = None # (3,1,1): black as the model sees it
     twins: list = None  # randomised copies of the model
+    blind: str = ''     # why there is no mask, where there should be one
     scores: dict = field(default_factory=dict)
 
     def score(self, name:str)->float:
@@ -50,10 +52,10 @@ class Case:
         if meta['needs'] == 'scores': return [self.score(k) for k in meta['of']]
         if meta['needs'] == 'method': return self.explain, self.capture.model, self.capture.x[0]
         if meta['needs'] == 'model': return self.m, self.capture.predict, self.capture.x[0], self.target
-        if self.mask is None: raise VitxError("this dataset has no masks: ask for metrics that need none")
+        if self.mask is None: raise VitxError(self.blind or "this dataset has no masks: ask for metrics that need none")
         return self.m, self.mask.to(self.m.device)
 
-# %% ../nbs/21_bench.ipynb #83299b13
+# %% ../nbs/21_bench.ipynb #c94dae15
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
 UNKNOWN = "not a class of this model: its top class instead"  # how the note of such a row begins
 
@@ -67,20 +69,23 @@ def _question(ex, sample, capture):
     except VitxError: return capture.logits.argmax().item(), UNKNOWN
 
 def _open(ex, sample):
-    "The picture as the model sees it, captured, and the mask on it"
+    "The picture as the model sees it, captured, the mask on it, or why there is none, and the question"
     x = ex.transform(sample.image)[None]
-    mask = None if sample.mask is None else torch.from_numpy(np.array(Image.fromarray(sample.mask).resize(x.shape[:1:-1], Image.NEAREST)))
     capture = Capture(ex.model, x, ex.anat, ex.score)
-    return capture, mask, *_question(ex, sample, capture)
+    return capture, *_mask_on(x, sample), *_question(ex, sample, capture)
+
+def _mask_on(x, sample): # a picture whose annotation is broken can still be asked what needs none
+    try: return None if sample.mask is None else torch.from_numpy(np.array(Image.fromarray(sample.mask).resize(x.shape[:1:-1], Image.NEAREST))), ''
+    except VitxError as e: return None, str(e)
 
 def _why(e): return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
-# %% ../nbs/21_bench.ipynb #70efbea1
+# %% ../nbs/21_bench.ipynb #638c603a
 def score_sample(ex, sample, methods, metrics,
                  twins=None, # randomised copies of the model, for metrics that ask for them
                 ):
     "Rows (target, method, metric, value, note) for one sample; where there is no value, it is None and the note says why"
-    try: capture, mask, t, note = _open(ex, sample)
+    try: capture, mask, blind, t, note = _open(ex, sample)
     except Exception as e:
         yield from ((None, n, k, None, _why(e)) for n in methods for k in metrics)
         return
@@ -90,7 +95,7 @@ def score_sample(ex, sample, methods, metrics,
             m = _map(ex, n, t, ex.model, None, capture)
             m, wrong = on_pixels(n, m[None], capture.x, capture.lie)[0, 0], ''
         except Exception as e: m, wrong = None, _why(e)
-        case = Case(m, mask, capture, t, partial(_map, ex, n, t), black, twins)
+        case = Case(m, mask, capture, t, partial(_map, ex, n, t), black, twins, blind=blind)
         for k in metrics: yield t, n, k, *((None, _also(note, wrong)) if wrong else _score(case, k, note))
 
 def _score(case, k, note):
