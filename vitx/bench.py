@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'UNKNOWN', 'KEY', 'METHODS', 'METRICS', 'Case', 'score_sample', 'read_rows', 'write_rows', 'bench',
            'interval', 'by_picture', 'report', 'pareto', 'show_report', 'write_report']
 
-# %% ../nbs/21_bench.ipynb #50a84359
+# %% ../nbs/21_bench.ipynb #735bb7a5
 import csv, io
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from .explain import *
 from .metrics import *
 from .models import *
 from .rcut import on_pixels
-import vitx.layouts   # whose datasets are known from then on
+import vitx.layouts, vitx.roads   # whose datasets are known from then on
 
 # %% ../nbs/21_bench.ipynb #314e6ed1
 @dataclass
