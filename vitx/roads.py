@@ -19,12 +19,14 @@ from PIL import Image, ImageDraw
 from .core import *
 from .data import *
 
-# %% ../nbs/28_roads.ipynb #d66087a5
+# %% ../nbs/28_roads.ipynb #08154209
 SIZE, FINE = 128, 3           # pixels of a picture, which is drawn so many times larger
 LANE, EYE = 3.2, 1.35         # metres: width of a lane, height of the camera
 DANGERS = ('cutting in', 'braking car', 'pedestrian', 'child and ball', 'cyclist', 'oncoming overtaker', 'red light', 'roadworks', 'animal', 'obstacle')
 
-def pick(rng, of): return of[rng.integers(len(of))]
+def pick(rng, of):
+    "One of these, by chance"
+    return of[rng.integers(len(of))]
 
 class View:
     "A camera over the road, the hour and the weather"
