@@ -189,7 +189,7 @@ def _hidden(site, anat, l):
     return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {why}, "
             "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
 
-# %% ../nbs/06_capture.ipynb #76bb7072
+# %% ../nbs/06_capture.ipynb #c7d87279
 def hold_gate(x:torch.Tensor, gate, few=False)->torch.Tensor: # gate: a function of single elements; few: going back, look for tokens to which nothing comes
     "gate(x) as x times a constant"
     with torch.no_grad(): y = gate(x)
@@ -203,7 +203,7 @@ def hold_linear(input:torch.Tensor, weight:torch.Tensor, bias=None)->torch.Tenso
 
 def _few(back, g, *kept): # (…,D) each; back: row by row
     live = g.any(-1)
-    if live.all(): return back(g, *kept)
+    if g.ndim < 2 or live.all(): return back(g, *kept)
     some = back(g[live], *(k[live] for k in kept))
     return some.new_zeros(*g.shape[:-1], some.shape[-1]).index_put_((live,), some)
 

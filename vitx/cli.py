@@ -57,11 +57,11 @@ def print_json(d):
     "One line of JSON"
     print(json.dumps(d, ensure_ascii=False))
 
-# %% ../nbs/24_cli.ipynb #a4e299bb
+# %% ../nbs/24_cli.ipynb #b8bad246
 def _split(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None
 
 @commands('bench')
-def bench_command(data:str='scenes',      # dataset, or dataset:PATH: scenes, pairs:FOLDER, grid, grid:pairs:FOLDER
+def bench_command(data:str='scenes',      # dataset, or dataset:PATH: scenes, roads, grid, pairs:FOLDER, grid:pairs:FOLDER, and folder, masks, imagenet, imagenet-seg, voc, coco, cub, lrn, each with its FOLDER
                   model:str=None,         # timm names or folders, joined by commas; without it, the shipped model
                   methods:str=None,       # joined by commas, or all; without it, the usual ones
                   metrics:str=None,       # joined by commas, or all; without it, those that suit the dataset

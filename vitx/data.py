@@ -71,13 +71,14 @@ def _read_mask(path, image):
     "A mask file, brought to the size of its image, as (H,W) bool"
     return np.asarray(read_image(path).convert('L').resize(image.size, Image.NEAREST)) > 127
 
-# %% ../nbs/13_data.ipynb #a603f8ce
+# %% ../nbs/13_data.ipynb #94941e9b
 def samples(data:str,       # NAME or NAME:PATH
             limit:int=None, # so many; None: all
             ex=None,        # explainer, for datasets that depend on the model
            ):
     "The samples of a dataset, by name"
     name, _, path = data.partition(':')
+    if path.startswith('~'): path = str(Path(path).expanduser())   # shells do so before a colon only
     f = dataset[name]
     if limit is not None and limit < 1: raise VitxError(f"a limit of {limit} leaves no samples: give at least 1")
     return islice(f(path or None, limit, **({'ex': ex} if f.meta.get('explainer') else {})), limit)

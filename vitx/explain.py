@@ -6,14 +6,15 @@
 __all__ = ['PICTURES', 'Explanation', 'check_output', 'find_class', 'method_named', 'method_names', 'Explainer', 'scale_map',
            'option_defaults']
 
-# %% ../nbs/18_explain.ipynb #2dc7a499
+# %% ../nbs/18_explain.ipynb #856af207
 import json, re
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from inspect import signature
-from itertools import islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np, torch
@@ -334,7 +335,7 @@ def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, a
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
     return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie)
 
-# %% ../nbs/18_explain.ipynb #1cd9be82
+# %% ../nbs/18_explain.ipynb #e1ffbe80
 @patch
 def stream(self:Explainer, pictures,    # whatever gives pictures one after another, or a folder
            target=None,       # index, label or None for the top class of each
@@ -346,31 +347,49 @@ def stream(self:Explainer, pictures,    # whatever gives pictures one after anot
     "Explanations of pictures that come one after another, in their order"
     method_named(method)
     layers, ask = self._layers(layer), dict(target=self._class(target), method=method, layer=layer, against=self._class(against))
-    if len(layers) != 1 or batch < 1 or workers < 1: raise VitxError("a stream explains one layer in batches of at least one picture, read by at least one worker")
+    if len(layers) != 1 or any(type(v) is not int or v < 1 for v in (batch, workers)): raise VitxError("a stream explains one layer in batches of at least one picture, read by at least one worker")
     return _answers(self, _read_ahead(_files(pictures), workers, batch, broken), batch, ask)
 
 def _files(pictures):
+    one = isinstance(pictures, (bytes, bytearray, Image.Image)) or getattr(pictures, 'ndim', 4) < 4 or isinstance(pictures, (str, Path)) and Path(pictures).is_file()
+    if one or not isinstance(pictures, (str, Path, Iterable)): raise VitxError("a stream takes pictures one after another, or a folder: for one picture call the explainer with it")
     if not isinstance(pictures, (str, Path)): return pictures
-    if not Path(pictures).is_dir(): raise VitxError(f"there is no folder {pictures}: a stream takes a folder or pictures one after another")
-    known = Image.registered_extensions()
-    if not (found := sorted(p for p in Path(pictures).iterdir() if p.suffix.lower() in known)): raise VitxError(f"the folder {pictures} holds no picture")
+    if not Path(pictures).is_dir(): raise VitxError(f"there is no folder {pictures}: a stream takes a folder, or pictures one after another such as Path.glob gives")
+    if not (found := picture_files(pictures)): raise VitxError(f"the folder {pictures} holds no picture")
     return found
 
+# %% ../nbs/18_explain.ipynb #9c50893d
 def _read_ahead(pictures, workers, ahead, broken):
-    waiting = deque()
+    waiting, n = deque(), count()
     def first():
+        i = next(n)
         try: yield waiting.popleft().result()
         except VitxError as e:
-            if broken is None: raise
+            e = VitxError(f"picture {i} of the stream: {e}")
+            if broken is None: raise e from None
             broken(e)
     with ThreadPoolExecutor(workers) as pool:
         for p in pictures:
-            waiting.append(pool.submit(read_image, p))
+            if isinstance(p, (str, Path, bytes, bytearray)): waiting.append(pool.submit(read_image, p))
+            else: waiting.append(_at_once(p))
             if len(waiting) > ahead: yield from first()
         while waiting: yield from first()
 
+def _at_once(picture): # a camera may write its next frame into the same array, so this one is copied
+    told = Future()
+    try: told.set_result(read_image(picture).copy())
+    except VitxError as e: told.set_exception(e)
+    return told
+
 def _answers(ex, images, batch, ask):
-    while some := list(islice(images, batch)): yield from ex(some, batch=batch, **ask)
+    some, error = [], None
+    while error is None:
+        try: some.append(next(images))
+        except (StopIteration, VitxError) as e: error = e    # what is in hand comes first
+        if some and (error or len(some) == batch):
+            yield from ex(some, batch=batch, **ask)
+            some = []
+    if isinstance(error, VitxError): raise error
 
 # %% ../nbs/18_explain.ipynb #5f0ed1f5
 @patch

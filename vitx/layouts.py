@@ -6,8 +6,8 @@
 __all__ = ['VOC', 'drawn', 'pictures_in', 'missing', 'wanted', 'folder', 'masks', 'imagenet', 'voc', 'coco', 'imagenet_seg',
            'cub', 'lrn']
 
-# %% ../nbs/27_layouts.ipynb #7e31cfcf
-import json
+# %% ../nbs/27_layouts.ipynb #013bb5d8
+import json, math, re
 import xml.etree.ElementTree as ET
 from functools import partial
 from importlib import import_module
@@ -21,27 +21,34 @@ from .core import *
 from .data import *
 from .images import *
 
-# %% ../nbs/27_layouts.ipynb #3392244b
+# %% ../nbs/27_layouts.ipynb #3336131a
 def drawn(shapes,           # each a list of points (x, y): two are opposite corners of a box, more an outline
           image,            # on which they lie
           first:int=0,      # what the file calls the first pixel
+          size:tuple=None,  # width and height of the picture that was annotated; None: not told
          )->np.ndarray:     # (H,W) bool
     "The union of boxes and outlines; a VitxError where one lies outside the picture"
     (W, H), mask = image.size, Image.new('1', image.size)
+    if size and abs(size[0]*H/(size[1]*W) - 1) > .03: raise VitxError(f"the annotation is of a picture of {size[0]}×{size[1]}, this one is {W}×{H}: turned or cut?")
+    scale = W/size[0] if size else 1
     for points in shapes:
-        points = [(x - first, y - first) for x,y in points]
+        points = [((x - first)*scale, (y - first)*scale) for x,y in points]
         if len(points) < 2: raise VitxError("a shape of one point is neither a box nor an outline")
         over = max(max(-x, -y, x - W, y - H) for x,y in points)
-        if over > 1: raise VitxError(f"a shape reaches {over:.0f} pixels outside its picture of {W}×{H}")
+        if over > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {over:.0f} pixels outside its picture of {W}×{H}")
         if len(points) == 2: ImageDraw.Draw(mask).rectangle([f(v) for f in (min, max) for v in zip(*points)], fill=1)
         else: ImageDraw.Draw(mask).polygon(points, fill=1)
     return np.array(mask)
 
-# %% ../nbs/27_layouts.ipynb #f2a865d4
+# %% ../nbs/27_layouts.ipynb #745f7458
 def pictures_in(folder)->dict: # {path without suffix, relative: path}
-    "All pictures of a folder and its subfolders, by name"
-    known = Image.registered_extensions()
-    return {p.relative_to(folder).with_suffix('').as_posix(): p for p in sorted(Path(folder).rglob('*')) if p.suffix.lower() in known and p.is_file() and not p.name.startswith('.')}
+    "All pictures of a folder and its subfolders, by name; no two may have the same"
+    found = {}
+    for p in picture_files(folder):
+        name = p.relative_to(folder).with_suffix('').as_posix()
+        if name in found: raise VitxError(f"{found[name]} and {p.name} have the same name, so it isn't clear whose annotation is whose: rename one")
+        found[name] = p
+    return found
 
 def _fail(text, *_): raise VitxError(text)
 def missing(text:str):
@@ -59,57 +66,66 @@ def _folder(path, name, *parts): # the first of these subfolders that is there
     found = next((p for p in (Path(path)/part for part in parts) if p.is_dir()), None)
     if parts and not found: raise VitxError(f"{path} holds none of {', '.join(parts)}, so it isn't laid out as {name}")
     return found or Path(path)
+def _at_split(path, split): # FOLDER@SPLIT, or the usual one
+    head, at, tail = str(path).rpartition('@')
+    return (head, tail) if at and path is not None and not Path(path).exists() else (path, split)
 
-# %% ../nbs/27_layouts.ipynb #bae728c0
+# %% ../nbs/27_layouts.ipynb #7b274b21
 @dataset('folder', metrics=('ins-del', 'cost'))
 def folder(path, limit:int=None):
     "Any folder of pictures; a subfolder's name is their class"
-    for name,p in pictures_in(_folder(path, 'folder')).items():
-        yield Sample(p.relative_to(path).as_posix(), partial(read_image, p), None, name.split('/')[0] if '/' in name else None)
+    for p in picture_files(_folder(path, 'folder')):
+        name = p.relative_to(path).as_posix()
+        yield Sample(name, partial(read_image, p), None, name.split('/')[0] if '/' in name else None)
 
 @dataset('masks')
 def masks(path, limit:int=None):
     "Folders images and masks with files of the same names, whose bright pixels are the object; subfolders are classes"
     images, found = (pictures_in(_folder(path, 'masks', part)) for part in ('images', 'masks'))
     for name in sorted({*images, *found}):
-        yield Sample(name, partial(read_image, images[name]) if name in images else missing(f"masks/{name} has no picture"),
-                     partial(_bright, found[name]) if name in found else missing(f"images/{name} has no mask"), name.split('/')[0] if '/' in name else None)
+        yield Sample(name, partial(read_image, images[name]) if name in images else missing('a mask without a picture'),
+                     partial(_bright, found[name]) if name in found else missing('no mask'), name.split('/')[0] if '/' in name else None)
 
-def _bright(path, image): return np.asarray(read_image(path).convert('L').resize(image.size, Image.NEAREST)) > 127
+def _bright(path, image): # of any kind of mask: opaque, or not 0 where there are few numbers, or light
+    try:
+        with Image.open(path) as f: m = np.asarray(f.getchannel('A') if 'A' in f.getbands() and f.getchannel('A').getextrema()[0] < 255 else f if f.mode in ('P', '1', 'I', 'I;16') else f.convert('L'))
+    except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
+    (W, H), (h, w) = image.size, m.shape
+    if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"a mask of {w}×{h} on a picture of {W}×{H}")
+    return np.asarray(Image.fromarray(m > (127 if m.max() > 20 and m.dtype == np.uint8 else 0)).resize(image.size, Image.NEAREST))
 
-# %% ../nbs/27_layouts.ipynb #63f428d0
+# %% ../nbs/27_layouts.ipynb #21d341fd
 @dataset('imagenet', explainer=True)
 def imagenet(path, limit:int=None, ex=None):
     "ImageNet's validation pictures, flat or in a folder per WordNet id, with boxes where their XML files are there"
     root = _folder(path, 'imagenet')
-    images = pictures_in(_folder(path, 'imagenet', 'Data/CLS-LOC/val', 'ILSVRC/Data/CLS-LOC/val', 'val', 'images', '.'))
-    notes = {p.stem: p for p in sorted(root.rglob('ILSVRC2012_val_*.xml'))}
-    kit = _devkit(root)
-    for name,p in images.items():
-        stem, xml = p.stem, notes.get(p.stem)
-        wnid = name.split('/')[-2] if '/' in name else kit.get(stem) or _named(xml)
-        mask = partial(_boxes, xml) if xml else missing(f"{stem} has no annotation") if notes else None
-        yield Sample(p.relative_to(root).as_posix(), partial(read_image, p), mask, _imagenet_class(wnid, ex))
-    for stem in sorted(notes.keys() - {p.stem for p in images.values()}): yield Sample(stem, missing(f"{stem}.xml has no picture"))
+    place = _folder(path, 'imagenet', 'Data/CLS-LOC/val', 'ILSVRC/Data/CLS-LOC/val', 'ILSVRC2012_img_val', 'val', 'images', '.')
+    notes = {p.stem: p for part in ('Annotations', 'ILSVRC/Annotations', 'annotations', 'bbox', '.') for p in sorted((place if part == '.' else root/part).rglob('ILSVRC2012_val_*.xml'))}
+    kit, left = _devkit(root), set(notes)
+    for p in picture_files(place):
+        xml, own = notes.get(p.stem), p.parent.name
+        left.discard(p.stem)
+        wnid = own if re.fullmatch(r'n\d{8}', own) else kit.get(p.stem) or _named(xml)
+        yield Sample(p.relative_to(root).as_posix(), partial(read_image, p), partial(_boxes, xml) if xml else missing('no annotation') if notes else None, _imagenet_class(wnid, ex))
+    for stem in sorted(left): yield Sample(stem, missing('an annotation without a picture'))
 
 def _devkit(root): # → {stem: WordNet id}, of a flat folder
-    truth = next(root.rglob('ILSVRC2012_validation_ground_truth.txt'), None)
-    meta = truth and next(root.rglob('meta.mat'), None)
-    if not meta: return {}
-    loadmat = wanted('scipy.io').loadmat
-    ids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in loadmat(meta, squeeze_me=True)['synsets']}
+    found = {name: next((p for at in ('', 'data/', '*devkit*/', '*devkit*/data/') for p in root.glob(at + name)), None) for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat')}
+    if not all(found.values()): return {}
+    truth, meta = found.values()
+    ids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in wanted('scipy.io').loadmat(meta, squeeze_me=True)['synsets']}
     return {f'ILSVRC2012_val_{i:08d}': ids[int(line)] for i,line in enumerate(truth.read_text().split(), 1)}
 
-# %% ../nbs/27_layouts.ipynb #0bbcba45
+# %% ../nbs/27_layouts.ipynb #66d7d286
 def _read_xml(path):
     try: return ET.parse(path).getroot()
-    except (ET.ParseError, OSError, UnicodeDecodeError) as e: raise VitxError(f"{path.name} can't be read: {e}") from None
+    except (ET.ParseError, OSError, UnicodeDecodeError) as e: raise VitxError(f"the annotation can't be read: {e}") from None
 
 def _boxes(path, image):
-    objects = list(_read_xml(path).iter('object'))
+    objects, size = list((note := _read_xml(path)).iter('object')), [note.findtext(f'size/{k}') or '0' for k in ('width', 'height')]
     try: boxes = [[float(o.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax')] for o in objects]
-    except (TypeError, ValueError): raise VitxError(f"{path.name} has a box without four numbers") from None
-    return drawn([[b[:2], b[2:]] for b in boxes], image, first=1)
+    except (TypeError, ValueError): raise VitxError("a box without four numbers") from None
+    return drawn([[b[:2], b[2:]] for b in boxes], image, 1, tuple(map(int, size)) if all(v.isdigit() and int(v) for v in size) else None)
 
 def _named(xml):
     try: return xml and _read_xml(xml).findtext('object/name')
@@ -120,66 +136,78 @@ def _imagenet_class(wnid, ex):
     if wnid not in (ids := info.label_names()): return None
     return ids.index(wnid) if ex is None or len(ex.labels) == 1000 else info.index_to_description(ids.index(wnid))
 
-# %% ../nbs/27_layouts.ipynb #5d880de5
+# %% ../nbs/27_layouts.ipynb #bcdcc72b
 VOC = 'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor'.split()
 
 @dataset('voc')
 def voc(path, limit:int=None, split:str='val'):
-    "Pascal VOC's segmentation, of one split: a sample for each class of a picture"
+    "Pascal VOC's segmentation: a sample for each class of a picture; FOLDER@SPLIT for another split than val"
+    path, split = _at_split(path, split)
     root = _folder(path, 'voc', 'VOCdevkit/VOC2012', 'VOC2012', 'VOCdevkit/VOC2007', 'VOC2007', '.')
-    for part in ('JPEGImages', 'SegmentationClass'): _folder(root, 'voc', part)
-    images, found = pictures_in(root/'JPEGImages'), pictures_in(root/'SegmentationClass')
-    names = (listed := root/f'ImageSets/Segmentation/{split}.txt').is_file() and listed.read_text().split() or sorted({*images, *found})
-    for name in names:
-        image = partial(read_image, images[name]) if name in images else missing(f"SegmentationClass/{name} has no picture")
-        try: classes = sorted({*np.unique(_palette(found[name]))} - {0, 255}) if name in found else missing(f"JPEGImages/{name} has no mask")()
-        except VitxError as e: yield Sample(name, image, missing(str(e)))
-        else: yield from (Sample(f'{name}/{VOC[c-1]}' if c <= len(VOC) else f'{name}/{c}', image, partial(_class_mask, found[name], c), VOC[c-1] if c <= len(VOC) else None) for c in classes)
+    images, found = (pictures_in(_folder(root, 'voc', part)) for part in ('JPEGImages', 'SegmentationClass'))
+    listed = root/f'ImageSets/Segmentation/{split}.txt'
+    if not listed.is_file() and listed.parent.is_dir(): raise VitxError(f"there is no split {split!r}: {listed.parent} has {', '.join(sorted(p.stem for p in listed.parent.glob('*.txt')))}")
+    for name in [line.split()[0] for line in listed.read_text(encoding='utf-8-sig').splitlines() if line.strip()] if listed.is_file() else sorted({*images, *found}):
+        image = partial(read_image, images[name]) if name in images else missing('a mask without a picture')
+        try: classes, why = sorted({*np.unique(_palette(found[name]))} - {0, 255}) if name in found else missing('no mask')(), 'a mask that shows none of the classes'
+        except VitxError as e: classes, why = [], str(e)
+        if not classes: yield Sample(name, image, missing(why))
+        for c in classes: yield Sample(f'{name}/{VOC[c-1] if c <= len(VOC) else c}', image, partial(_class_mask, found[name], c), VOC[c-1] if c <= len(VOC) else None)
 
 def _palette(path): # the numbers, not their colours
     try:
-        with Image.open(path) as f: return np.array(f)
-    except OSError as e: raise VitxError(f"{path.name} can't be read: {e}") from None
-
-def _class_mask(path, c, image):
-    if (m := _palette(path) == c).shape != image.size[::-1]: raise VitxError(f"{path.name} is {m.shape[1]}×{m.shape[0]}, its picture {image.size[0]}×{image.size[1]}")
+        with Image.open(path) as f: m = np.array(f)
+    except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
+    if m.ndim != 2: raise VitxError("a mask of colours, not of class numbers")
     return m
 
-# %% ../nbs/27_layouts.ipynb #d4c6ffee
+def _class_mask(path, c, image):
+    if (m := _palette(path) == c).shape != image.size[::-1]: raise VitxError(f"a mask of {m.shape[1]}×{m.shape[0]} on a picture of {image.size[0]}×{image.size[1]}")
+    return m
+
+# %% ../nbs/27_layouts.ipynb #d5771354
 @dataset('coco')
 def coco(path, limit:int=None, split:str='val2017'):
-    "COCO's instances: a sample for each category of a picture"
+    "COCO's instances: a sample for each category of a picture; FOLDER@SPLIT for another split than val2017"
+    path, split = _at_split(path, split)
     root = _folder(path, 'coco')
-    file = root/f'annotations/instances_{split}.json'
-    if not file.is_file(): raise VitxError(f"{root} holds no annotations/{file.name}, so it isn't laid out as coco")
-    try: book = json.loads(file.read_text())
-    except ValueError as e: raise VitxError(f"{file.name} is no JSON: {e}") from None
-    folder, kinds, parts = root/split, {c['id']: c['name'] for c in book['categories']}, {}
-    for a in book['annotations']: parts.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a['segmentation'])
-    for image in book['images']:
-        read = partial(read_image, folder/image['file_name'])
-        if not (own := parts.pop(image['id'], {})): yield Sample(image['file_name'], read, missing(f"{image['file_name']} has no annotation"))
-        for c,shapes in sorted(own.items()): yield Sample(f"{image['file_name']}/{kinds.get(c, c)}", read, partial(_instances, shapes), kinds.get(c))
-    for i in parts: yield Sample(f'image {i}', missing(f"{file.name} has annotations of a picture {i} that it doesn't list"))
+    file, there = root/f'annotations/instances_{split}.json', [p.stem.removeprefix('instances_') for p in sorted(root.glob('annotations/instances_*.json'))]
+    if not file.is_file(): raise VitxError(f"{root} holds no annotations/{file.name}" + (f": coco:FOLDER@{there[0]} asks for {there[0]}" if there else ", so it isn't laid out as coco"))
+    folder = _folder(root, 'coco', split, f'images/{split}')
+    try:
+        book, parts = json.loads(file.read_text(encoding='utf-8-sig')), {}
+        kinds, images = {c['id']: c['name'] for c in book['categories']}, [(i['id'], i['file_name']) for i in book['images']]
+        for a in book['annotations']: parts.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
+    except (ValueError, KeyError, TypeError, AttributeError) as e: raise VitxError(f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
+    for i,name in images:
+        read, own = partial(read_image, folder/name) if (folder/name).is_file() else missing('no such picture'), parts.pop(i, {})
+        if not own: yield Sample(name, read, missing('no annotation'))
+        for c,shapes in sorted(own.items()): yield Sample(f'{name}/{kinds.get(c, c)}', read, partial(_instances, shapes), kinds.get(c))
+    for i in parts: yield Sample(f'image {i}', missing("annotations of a picture that isn't listed"))
 
-def _instances(shapes, image): # outlines, or run lengths, plain or compressed
-    rle, (W, H) = wanted('pycocotools.mask'), image.size
-    mask = np.zeros((H, W), bool)
+def _instances(shapes, image): # boxes, outlines, or run lengths, plain or compressed
+    rle, (W, H), mask = wanted('pycocotools.mask'), image.size, np.zeros(image.size[::-1], bool)
     for s in shapes:
-        if isinstance(s, list): drawn([[*zip(p[::2], p[1::2])] for p in s], image)    # where they lie
+        if not s: raise VitxError("an annotation that shows no place")
+        if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box alone
+        if isinstance(s, list):
+            if any(len(p) < 6 or len(p) % 2 for p in s): raise VitxError("an outline of less than three points")
+            drawn([[*zip(p[::2], p[1::2])] for p in s], image)    # inside the picture?
         elif s['size'] != [H, W]: raise VitxError(f"a mask of {s['size'][1]}×{s['size'][0]} on a picture of {W}×{H}")
         coded = rle.frPyObjects(s, H, W) if isinstance(s, list) or isinstance(s['counts'], list) else s
         mask |= rle.decode(rle.merge(coded) if isinstance(coded, list) else coded).astype(bool)
     return mask
 
-# %% ../nbs/27_layouts.ipynb #3dac5e09
+# %% ../nbs/27_layouts.ipynb #d9a3f3ff
 @dataset('imagenet-seg')
 def imagenet_seg(path, limit:int=None):
     "ImageNet-Segmentation, `gtsegs_ijcv.mat`: the file, or its folder"
     if path is None: raise VitxError("imagenet-seg needs its file: imagenet-seg:FOLDER/gtsegs_ijcv.mat")
     file = Path(path)/'gtsegs_ijcv.mat' if Path(path).is_dir() else Path(path)
     if not file.is_file(): raise VitxError(f"there is no file {file}")
-    with _hdf5(file) as f: n = len(f['value/img'])
+    with _hdf5(file) as f:
+        if any(k not in f for k in ('value/img', 'value/gt')): raise VitxError(f"{file.name} has no value/img and value/gt, so it isn't ImageNet-Segmentation")
+        n = len(f['value/img'])
     for i in range(n): yield Sample(f'{i:05d}', partial(_matlab_image, file, i), partial(_matlab_mask, file, i))
 
 def _hdf5(file):
@@ -190,7 +218,7 @@ def _matlab_image(file, i):
 def _matlab_mask(file, i, image):
     with _hdf5(file) as f: return f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
 
-# %% ../nbs/27_layouts.ipynb #4eb7e33c
+# %% ../nbs/27_layouts.ipynb #5ed06ab0
 @dataset('cub')
 def cub(path, limit:int=None):
     "CUB-200-2011: birds with a box each, of the test split"
@@ -201,32 +229,42 @@ def cub(path, limit:int=None):
             return {}
         return {row[0]: cast(row[1:]) for row in (line.split() for line in (root/name).read_text().splitlines()) if row}
     files, classes = column('images.txt', lambda r: r[0]), column('image_class_labels.txt', lambda r: r[0])
-    names, boxes, training = column('classes.txt', lambda r: r[0]), column('bounding_boxes.txt', lambda r: [float(v) for v in r]), column('train_test_split.txt', lambda r: r[0] == '1', False)
+    names, boxes, training = column('classes.txt', lambda r: r[0]), column('bounding_boxes.txt', list), column('train_test_split.txt', lambda r: r[0] == '1', False)
     for i,file in files.items():
         if training.get(i): continue
         kind = names.get(classes.get(i), '').partition('.')[2].replace('_', ' ')
-        yield Sample(file, partial(read_image, root/'images'/file), partial(_bird, boxes[i]) if i in boxes else missing(f"{file} has no box"), kind or None)
+        yield Sample(file, partial(read_image, root/'images'/file), partial(_bird, boxes[i]) if i in boxes else missing('no box'), kind or None)
 
 def _bird(box, image):
-    x, y, w, h = box
+    try: x, y, w, h = map(float, box)
+    except ValueError: raise VitxError(f"a box of {' '.join(box)}") from None
     return drawn([[(x, y), (x + w - 1, y + h - 1)]], image)
 
-# %% ../nbs/27_layouts.ipynb #4ed39fb3
+# %% ../nbs/27_layouts.ipynb #82a6f9e7
 @dataset('lrn')
 def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _folder(path, 'lrn')
-    images, notes = pictures_in(root), {p.relative_to(root).with_suffix('').as_posix(): p for p in sorted(root.rglob('*.json'))}
+    images, notes = pictures_in(root), {p.relative_to(root).with_suffix('').as_posix(): p for p in sorted(root.glob('*/**/*')) if p.suffix.lower() == '.json' and not any(part.startswith(('.', '__MACOSX')) for part in p.relative_to(root).parts)}
     for name in sorted({*images, *notes}):
-        image = partial(read_image, images[name]) if name in images else missing(f"{name}.json has no picture")
+        image = partial(read_image, images[name]) if name in images else missing('an annotation without a picture')
         kind = name.split('/')[0] if '/' in name else None
-        try: kind, shapes = _labelme(notes[name]) if name in notes else missing(f"{name} has no annotation")()
+        try: kind, mask = _labelme(notes[name]) if name in notes else missing('no annotation')()
         except VitxError as e: mask = missing(str(e))
-        else: mask = partial(drawn, shapes)
         yield Sample(images.get(name, notes.get(name)).relative_to(root).as_posix(), image, mask, kind)
 
-def _labelme(path): # → class, its shapes
+def _labelme(path): # → class, and what draws its shapes
     try:
-        shapes = [(str(s['label']).partition('_')[0], [(float(x), float(y)) for x,y in s['points']]) for s in json.loads(path.read_text())['shapes']]
-        return shapes[0][0], [points for kind,points in shapes if kind == shapes[0][0]]
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as e: raise VitxError(f"{path.name} isn't LabelMe's: {type(e).__name__} {e}") from None
+        note = json.loads(path.read_text(encoding='utf-8-sig'))
+        shapes = [(str(s['label']).partition('_')[0], s.get('shape_type'), [(float(x), float(y)) for x,y in s['points']]) for s in note['shapes']]
+        size = (int(note['imageWidth']), int(note['imageHeight'])) if note.get('imageWidth') and note.get('imageHeight') else None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e: raise VitxError(f"the annotation isn't LabelMe's: {type(e).__name__} {e}") from None
+    if not shapes: raise VitxError("an annotation without shapes")
+    return shapes[0][0], partial(drawn, [_outline(*s) for kind,*s in shapes if kind == shapes[0][0]], size=size)
+
+def _outline(kind, points):
+    if kind == 'circle': # its centre and a point of its rim
+        (x, y), r = points[0], math.dist(*points)
+        return [(x + r*math.cos(a), y + r*math.sin(a)) for a in np.linspace(0, 2*math.pi, 48, endpoint=False)]
+    if kind not in (None, 'rectangle', 'polygon'): raise VitxError(f"a shape of kind {kind!r}: there are rectangle, polygon and circle")
+    return points
