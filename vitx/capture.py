@@ -217,7 +217,7 @@ def hold_norm(x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5
         return g.sub_(g.mean(tuple(range(-len(shape), 0)), keepdim=True)).mul_(scale.to(g))
     return _Held.apply(x, y, back, scale, *([] if weight is None else [weight.detach()]))
 
-# %% ../nbs/06_capture.ipynb #4dfd63aa
+# %% ../nbs/06_capture.ipynb #37a3b1e8
 class _Held(torch.autograd.Function):
     "y, whose gradient goes to x by `back`"
     @staticmethod
@@ -230,7 +230,7 @@ class _Held(torch.autograd.Function):
 
 def _alone(v, made): # values (B,H,N,d), and the last linear layer: its input, weight and output (B,N,…)
     "The same values, with a way back of their own where one layer makes queries, keys and values: zeros for the others needn't be carried along"
-    if made is None or not made[0].requires_grad or made[2]._version != made[3] or made[2].untyped_storage().data_ptr() != v.untyped_storage().data_ptr(): return v
+    if made is None or v.ndim != 4 or not made[0].requires_grad or made[2]._version != made[3] or made[2].untyped_storage().data_ptr() != v.untyped_storage().data_ptr(): return v
     x, W, y, _ = made
     (B, H, N, d), first = v.shape, v.storage_offset() - y.storage_offset()
     if y.shape != (B, N, len(W)) or v.stride() != (y.stride(0), d, y.stride(1), 1) or not 0 <= first <= len(W) - H*d: return v
