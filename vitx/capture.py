@@ -33,7 +33,7 @@ def matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None)-
     if mask is not None: a = a.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else a + mask
     return a.softmax(-1)
 
-# %% ../nbs/06_capture.ipynb #c4fde373
+# %% ../nbs/06_capture.ipynb #d996cdce
 class Lens(TorchFunctionMode):
     "Opens attention, whoever wrote it: `see(site, layer, t)` is shown keys and matrices of the wanted layers, and what it answers goes on"
     def __init__(self, see, wanted:dict, # site → layers
@@ -46,9 +46,9 @@ class Lens(TorchFunctionMode):
         if name == 'scaled_dot_product_attention': return self._fused(func, *args, **kw)
         if name == 'multi_head_attention_forward': return self._heads(func, args, kw)
         if name == 'softmax': return self._shown(func(*args, **kw))
-        if self.still and (rule := STILL.get(name)) and args and torch.is_tensor(args[0]): return (_factor if self.gated and rule is _gate else rule)(func, args, kw, bool(self.late))
-        out = hold_linear(*args, **kw) if name == 'linear' and self.late else func(*args, **kw)
-        if name == 'linear' and self.still and len(args) > 1: self.made = *args[:2], out, out._version
+        if self.still and (rule := STILL.get(name)) and args and torch.is_tensor(args[0]): return (_factor if self.gated and rule is _gate else rule)(func, args, kw)
+        if func is F.linear: return self._linear(func, *args, **kw)
+        out = func(*args, **kw)
         if name == 'batch_norm' and out.requires_grad: out.register_hook(torch.Tensor.contiguous)   # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
         return out
     def into(self, stack, what): # called by hooks, which hear of other threads, too
@@ -61,9 +61,13 @@ class Lens(TorchFunctionMode):
     def _take(self, site, shape): # the same, and from now on it was shown
         if (l := self._wants(site, shape)) is not None: self.done.add((site, l))
         return l
+    def _linear(self, func, input, weight, bias=None):
+        out = hold_linear(input, weight, bias) if self.late else func(input, weight, bias)
+        if self.still: self.made = input, weight, out, out._version     # perhaps what attention reads
+        return out
     def _show(self, site, t): return t if (l := self._take(site, t.shape)) is None else self.see(site, l, t)
 
-# %% ../nbs/06_capture.ipynb #ebee7925
+# %% ../nbs/06_capture.ipynb #7e1faf9a
 @patch
 def _shown(self:Lens, a): # a softmax in the open
     if a.ndim < 3: return a      # of the answer, not of attention
@@ -89,7 +93,7 @@ def _fused(self:Lens, func, query, key, value, attn_mask=None, dropout_p=0., is_
 def _passed(self:Lens, q, k, v, *how): # fused, and what it passes on
     l = self._take('flow', q.shape)
     if self.flow: return _Attention.apply(self.flow.anchor, q, k, v, how, partial(self.flow.hear, l))
-    mean = q.new_empty(len(q), *q.shape[2:3]*2)
+    mean = _empty_mean(q)
     for at,rows,a in opened(q, k, *how): mean[at, rows] = a.mean(1)
     self.see('flow', l, mean)
     return F.scaled_dot_product_attention(q, k, v, how[0], 0., how[1], scale=how[2])
@@ -110,7 +114,7 @@ def _heads(self:Lens, func, args, kw): # as `F.multi_head_attention_forward`: (N
 
 _mha = signature(F.multi_head_attention_forward)
 
-# %% ../nbs/06_capture.ipynb #52f1459d
+# %% ../nbs/06_capture.ipynb #51ca4234
 ROOM = dict(cpu=2**19, cuda=2**25)   # entries of attention matrices that are held at a time: on a CPU what its caches hold, elsewhere what keeps it busy
 FEWEST = 128                         # rows: products of fewer are slow
 
@@ -125,13 +129,15 @@ def opened(q, k, mask=None, causal=False, scale=None): # (B,H,N,d) each → pict
             at = slice(b, b+some), slice(i, i+rows)
             yield *at, matrix(q[at[0], :, at[1]], k[at[0]], None if mask is None else mask[at[0], :, at[1]], scale=scale)
 
+def _empty_mean(q): return q.new_empty(q.shape[0], q.shape[2], q.shape[2])   # over heads, to be filled
+
 class Flow:
     "What attention passes on in favour of each class, heard on the way back"
     def __init__(self, like): self.anchor, self.mean, self.steps, self.target = torch.zeros((), device=like.device, requires_grad=True), {}, {}, 0
     def hear(self, l, mean, step): # (B,N,N) each: attention, and attention times gradient, averaged over heads
         self.mean[l], self.steps[l, self.target] = mean, step.clamp_min_(0)
 
-# %% ../nbs/06_capture.ipynb #97df730f
+# %% ../nbs/06_capture.ipynb #e1b36da1
 class _Attention(torch.autograd.Function):
     "Fused attention whose matrix is a constant"
     @staticmethod
@@ -143,7 +149,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, g):
         q, k, v = ctx.saved_tensors
         dv = torch.empty_like(v.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) if ctx.needs_input_grad[3] else None
-        mean, step = (q.new_empty(len(q), *q.shape[2:3]*2) for _ in range(2))
+        mean, step = _empty_mean(q), _empty_mean(q)
         for at,rows,a in opened(q, k, *ctx.how):
             d = g[at, :, rows]
             if dv is not None:
@@ -189,22 +195,22 @@ def _hidden(site, anat, l):
     return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {why}, "
             "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
 
-# %% ../nbs/06_capture.ipynb #c7d87279
-def hold_gate(x:torch.Tensor, gate, few=False)->torch.Tensor: # gate: a function of single elements; few: going back, look for tokens to which nothing comes
+# %% ../nbs/06_capture.ipynb #357edb8c
+def hold_gate(x:torch.Tensor, gate)->torch.Tensor: # gate: a function of single elements
     "gate(x) as x times a constant"
     with torch.no_grad(): y = gate(x)
     def back(g, x): return gate(x).div_(x).nan_to_num_(0, 0, 0).mul_(g)   # the constant anew: cheaper than to keep it. 0 where x is
-    return _Held.apply(x, y, partial(_few, back) if few else back, x.detach()) if x.requires_grad else y
+    return _Held.apply(x, y, back, x.detach()) if x.requires_grad else y
 
 def hold_linear(input:torch.Tensor, weight:torch.Tensor, bias=None)->torch.Tensor:
     "A linear layer that, going back, leaves out tokens to which nothing comes: in the last block often all but CLS"
     with torch.no_grad(): y = F.linear(input, weight, bias)
     return _Held.apply(input, y, partial(_few, lambda g: g @ weight.detach().to(g))) if input.requires_grad else y
 
-def _few(back, g, *kept): # (…,D) each; back: row by row
+def _few(back, g): # (…,D); back: row by row
     live = g.any(-1)
-    if g.ndim < 2 or live.all(): return back(g, *kept)
-    some = back(g[live], *(k[live] for k in kept))
+    if g.ndim < 2 or live.all(): return back(g)
+    some = back(g[live])
     return some.new_zeros(*g.shape[:-1], some.shape[-1]).index_put_((live,), some)
 
 def hold_norm(x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5)->torch.Tensor: # shape: of the dimensions that are normalised, the last ones
@@ -237,10 +243,10 @@ def _alone(v, made): # values (B,H,N,d), and the last linear layer: its input, w
     rows = slice(first, first + H*d)
     return _Held.apply(x, y.detach()[..., rows], lambda g: g @ W.detach()[rows].to(g)).unflatten(-1, (H, d)).transpose(1, 2)
 
-# %% ../nbs/06_capture.ipynb #479dc39a
-def _gate(func, args, kw, few): return hold_gate(args[0], lambda x: func(x, *args[1:], **{k: v for k,v in kw.items() if k != 'inplace'}), few and func is F.gelu)
-def _factor(func, args, kw, few): return func(*args, **kw).detach()   # what others are multiplied by
-def _layer_norm(func, args, kw, few): return hold_norm(*args, **{'shape' if k == 'normalized_shape' else k: v for k,v in kw.items() if k != 'input'})
+# %% ../nbs/06_capture.ipynb #421f1cdc
+def _gate(func, args, kw): return hold_gate(args[0], lambda x: func(x, *args[1:], **{k: v for k,v in kw.items() if k != 'inplace'}))
+def _factor(func, args, kw): return func(*args, **kw).detach()   # what others are multiplied by
+def _layer_norm(func, args, kw): return hold_norm(*args, **{'shape' if k == 'normalized_shape' else k: v for k,v in kw.items() if k != 'input'})
 
 STILL = {'layer_norm': _layer_norm} | dict.fromkeys('sigmoid hardsigmoid rsqrt std var var_mean softmax'.split(), _factor) \
       | dict.fromkeys('gelu relu relu6 silu hardswish hardtanh leaky_relu elu celu selu mish softplus tanh prelu rms_norm normalize'.split(), _gate)

@@ -53,7 +53,7 @@ def _count(path):
     if str(path) not in '1234': raise VitxError(f"scenes:{path}: after the colon stands how many objects each scene has, 1 to 4")
     return int(path)
 
-# %% ../nbs/13_data.ipynb #fe28a1ba
+# %% ../nbs/13_data.ipynb #3ca4a304
 @dataset('pairs')
 def pairs(path, # folder that holds pairs.json
           limit:int=None):
@@ -65,11 +65,7 @@ def pairs(path, # folder that holds pairs.json
     except ValueError as e: raise VitxError(f"{path/'pairs.json'} is no JSON: {e}") from None
     for i,row in enumerate(rows[:limit]):
         if not isinstance(row, dict) or not {'image', 'mask', 'target'} <= row.keys(): raise VitxError(f"{path/'pairs.json'}: entry {i} lacks image, mask or target")
-        yield Sample(row['mask'], partial(read_image, path/row['image']), partial(_read_mask, path/row['mask']), row['target'])
-
-def _read_mask(path, image):
-    "A mask file, brought to the size of its image, as (H,W) bool"
-    return np.asarray(read_image(path).convert('L').resize(image.size, Image.NEAREST)) > 127
+        yield Sample(row['mask'], partial(read_image, path/row['image']), partial(read_mask, path/row['mask']), row['target'])
 
 # %% ../nbs/13_data.ipynb #94941e9b
 def samples(data:str,       # NAME or NAME:PATH

@@ -21,7 +21,7 @@ from .core import *
 from .data import *
 from .images import *
 
-# %% ../nbs/27_layouts.ipynb #3336131a
+# %% ../nbs/27_layouts.ipynb #70ba0bb2
 def drawn(shapes,           # each a list of points (x, y): two are opposite corners of a box, more an outline
           image,            # on which they lie
           first:int=0,      # what the file calls the first pixel
@@ -32,15 +32,17 @@ def drawn(shapes,           # each a list of points (x, y): two are opposite cor
     if size and abs(size[0]*H/(size[1]*W) - 1) > .03: raise VitxError(f"the annotation is of a picture of {size[0]}×{size[1]}, this one is {W}×{H}: turned or cut?")
     scale = W/size[0] if size else 1
     for points in shapes:
-        points = [((x - first)*scale, (y - first)*scale) for x,y in points]
+        points = _inside([((x - first)*scale, (y - first)*scale) for x,y in points], W, H)
         if len(points) < 2: raise VitxError("a shape of one point is neither a box nor an outline")
-        over = max(max(-x, -y, x - W, y - H) for x,y in points)
-        if over > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {over:.0f} pixels outside its picture of {W}×{H}")
         if len(points) == 2: ImageDraw.Draw(mask).rectangle([f(v) for f in (min, max) for v in zip(*points)], fill=1)
         else: ImageDraw.Draw(mask).polygon(points, fill=1)
     return np.array(mask)
 
-# %% ../nbs/27_layouts.ipynb #745f7458
+def _inside(points, W, H): # the same, or a VitxError
+    if (over := max(max(-x, -y, x - W, y - H) for x,y in points)) > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {over:.0f} pixels outside its picture of {W}×{H}")
+    return points
+
+# %% ../nbs/27_layouts.ipynb #f0a6f612
 def pictures_in(folder)->dict: # {path without suffix, relative: path}
     "All pictures of a folder and its subfolders, by name; no two may have the same"
     found = {}
@@ -66,11 +68,12 @@ def _folder(path, name, *parts): # the first of these subfolders that is there
     found = next((p for p in (Path(path)/part for part in parts) if p.is_dir()), None)
     if parts and not found: raise VitxError(f"{path} holds none of {', '.join(parts)}, so it isn't laid out as {name}")
     return found or Path(path)
+
 def _at_split(path, split): # FOLDER@SPLIT, or the usual one
     head, at, tail = str(path).rpartition('@')
     return (head, tail) if at and path is not None and not Path(path).exists() else (path, split)
 
-# %% ../nbs/27_layouts.ipynb #7b274b21
+# %% ../nbs/27_layouts.ipynb #b8652206
 @dataset('folder', metrics=('ins-del', 'cost'))
 def folder(path, limit:int=None):
     "Any folder of pictures; a subfolder's name is their class"
@@ -84,23 +87,16 @@ def masks(path, limit:int=None):
     images, found = (pictures_in(_folder(path, 'masks', part)) for part in ('images', 'masks'))
     for name in sorted({*images, *found}):
         yield Sample(name, partial(read_image, images[name]) if name in images else missing('a mask without a picture'),
-                     partial(_bright, found[name]) if name in found else missing('no mask'), name.split('/')[0] if '/' in name else None)
+                     partial(read_mask, found[name]) if name in found else missing('no mask'), name.split('/')[0] if '/' in name else None)
 
-def _bright(path, image): # of any kind of mask: opaque, or not 0 where there are few numbers, or light
-    try:
-        with Image.open(path) as f: m = np.asarray(f.getchannel('A') if 'A' in f.getbands() and f.getchannel('A').getextrema()[0] < 255 else f if f.mode in ('P', '1', 'I', 'I;16') else f.convert('L'))
-    except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
-    (W, H), (h, w) = image.size, m.shape
-    if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"a mask of {w}×{h} on a picture of {W}×{H}")
-    return np.asarray(Image.fromarray(m > (127 if m.max() > 20 and m.dtype == np.uint8 else 0)).resize(image.size, Image.NEAREST))
-
-# %% ../nbs/27_layouts.ipynb #21d341fd
+# %% ../nbs/27_layouts.ipynb #b3a268c5
 @dataset('imagenet', explainer=True)
 def imagenet(path, limit:int=None, ex=None):
     "ImageNet's validation pictures, flat or in a folder per WordNet id, with boxes where their XML files are there"
     root = _folder(path, 'imagenet')
     place = _folder(path, 'imagenet', 'Data/CLS-LOC/val', 'ILSVRC/Data/CLS-LOC/val', 'ILSVRC2012_img_val', 'val', 'images', '.')
-    notes = {p.stem: p for part in ('Annotations', 'ILSVRC/Annotations', 'annotations', 'bbox', '.') for p in sorted((place if part == '.' else root/part).rglob('ILSVRC2012_val_*.xml'))}
+    beside = next((p for part in ('Annotations/CLS-LOC/val', 'ILSVRC/Annotations/CLS-LOC/val', 'Annotations', 'annotations', 'bbox') if (p := root/part).is_dir()), place)
+    notes = {p.stem: p for p in files_in(beside, {'.xml'})}
     kit, left = _devkit(root), set(notes)
     for p in picture_files(place):
         xml, own = notes.get(p.stem), p.parent.name
@@ -165,7 +161,7 @@ def _class_mask(path, c, image):
     if (m := _palette(path) == c).shape != image.size[::-1]: raise VitxError(f"a mask of {m.shape[1]}×{m.shape[0]} on a picture of {image.size[0]}×{image.size[1]}")
     return m
 
-# %% ../nbs/27_layouts.ipynb #d5771354
+# %% ../nbs/27_layouts.ipynb #96375de5
 @dataset('coco')
 def coco(path, limit:int=None, split:str='val2017'):
     "COCO's instances: a sample for each category of a picture; FOLDER@SPLIT for another split than val2017"
@@ -192,7 +188,7 @@ def _instances(shapes, image): # boxes, outlines, or run lengths, plain or compr
         if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box alone
         if isinstance(s, list):
             if any(len(p) < 6 or len(p) % 2 for p in s): raise VitxError("an outline of less than three points")
-            drawn([[*zip(p[::2], p[1::2])] for p in s], image)    # inside the picture?
+            for p in s: _inside([*zip(p[::2], p[1::2])], W, H)
         elif s['size'] != [H, W]: raise VitxError(f"a mask of {s['size'][1]}×{s['size'][0]} on a picture of {W}×{H}")
         coded = rle.frPyObjects(s, H, W) if isinstance(s, list) or isinstance(s['counts'], list) else s
         mask |= rle.decode(rle.merge(coded) if isinstance(coded, list) else coded).astype(bool)
@@ -240,12 +236,12 @@ def _bird(box, image):
     except ValueError: raise VitxError(f"a box of {' '.join(box)}") from None
     return drawn([[(x, y), (x + w - 1, y + h - 1)]], image)
 
-# %% ../nbs/27_layouts.ipynb #82a6f9e7
+# %% ../nbs/27_layouts.ipynb #abdf4933
 @dataset('lrn')
 def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _folder(path, 'lrn')
-    images, notes = pictures_in(root), {p.relative_to(root).with_suffix('').as_posix(): p for p in sorted(root.glob('*/**/*')) if p.suffix.lower() == '.json' and not any(part.startswith(('.', '__MACOSX')) for part in p.relative_to(root).parts)}
+    images, notes = pictures_in(root), {p.relative_to(root).with_suffix('').as_posix(): p for p in files_in(root, {'.json'}) if p.parent != root}
     for name in sorted({*images, *notes}):
         image = partial(read_image, images[name]) if name in images else missing('an annotation without a picture')
         kind = name.split('/')[0] if '/' in name else None

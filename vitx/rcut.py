@@ -166,7 +166,7 @@ def _factors(x, grid, colour, position, texture): # widths; 0: without this fact
     if position: yield position_affinity(grid, position)
     if texture: yield texture_affinity(x, grid, texture)
 
-# %% ../nbs/14_rcut.ipynb #d766fba0
+# %% ../nbs/14_rcut.ipynb #21682977
 def _parts(run, layers, cure, power, factors): # → own (B,L,T,n), flow the same or None, graph (B,L,n,n)
     joined, keyed = ((site, max(layers)) in run.at for site in ('flow', 'keys'))
     share = {b: run.patches(carried(run.at['tokens', b], run.grad['tokens', b]), -1) for b in {b for l in layers for b in second_half(l)}}
@@ -178,9 +178,8 @@ def _parts(run, layers, cure, power, factors): # → own (B,L,T,n), flow the sam
         same = None if bad is None else bytes(bad.cpu().numpy())   # most layers have the same artefacts, so their graphs have blocks in common
         blocks, graph = range(l+1) if keyed else second_half(l), None
         for b in blocks:
-            A = known.pop((b, same), None)
-            if A is None: A = soft_affinity(ties(run, b, heal), power if keyed else power/2)   # tokens are less sharp than keys
-            if i + 1 < len(layers): known[b, same] = A
+            A = known[b, same] if (b, same) in known else soft_affinity(ties(run, b, heal), power if keyed else power/2)   # tokens are less sharp than keys
+            if l != layers[-1]: known[b, same] = A
             graph = torch.zeros_like(A) if graph is None else graph
             graph += A
         graphs.append(factored(_others(graph.div_(len(blocks))), factors))
