@@ -8,18 +8,19 @@ __all__ = ['FIELDS', 'UNKNOWN', 'APART', 'KEY', 'METHODS', 'METRICS', 'engine', 
            'RayWorker', 'on_ray', 'bench', 'write_run', 'read_run']
 
 # %% ../nbs/31_bench.ipynb #735bb7a5
-import csv, io, json, platform, re, shutil
+import csv, io, json, logging, os, platform, re, shutil
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np, torch
 from PIL import Image
@@ -335,8 +336,12 @@ def _processes(ask, todo, done, workers, tries=3):
 def _begin(ask, done, threads):
     global _worker
     torch.set_num_threads(threads)
-    _worker = Worker(ask, done)
-def _score_group(*k): return _worker(*k)
+    Thread(target=_follow, daemon=True).start()
+    _worker = cache(partial(Worker, ask, done))   # made with the first group, where an error has somebody to hear it
+def _follow(): # the run into death: nobody else would tell its workers
+    parent_process().join()
+    os._exit(1)
+def _score_group(*k): return _worker()(*k)
 
 # %% ../nbs/31_bench.ipynb #4869b317
 class RayWorker:
@@ -354,11 +359,11 @@ def on_ray(ask:Ask, todo:list, done:dict, workers:int, explainers=None):
     try: import ray, ray.data
     except ImportError: raise VitxError("the engine ray needs Ray: pip install 'vitx[ray]'") from None
     if not ray.is_initialized(): ray.init(log_to_driver=False, logging_level='error', include_dashboard=False)
-    ctx = ray.data.DataContext.get_current()
-    ctx.enable_progress_bars, ctx.execution_options.preserve_order = False, False
+    logging.getLogger('ray.data').setLevel('WARNING')
+    ray.data.DataContext.get_current().enable_progress_bars = False     # the run has its own
     groups = ray.data.from_items([dict(model=m, start=s) for m,s in todo], override_num_blocks=len(todo))
     need = dict(num_gpus=1) if str(ask.device or '').startswith('cuda') else dict(num_cpus=1)
-    rows = groups.map_batches(RayWorker, batch_size=1, fn_constructor_args=(ask, done, max(1, torch.get_num_threads()//workers)), concurrency=workers, **need)
+    rows = groups.map_batches(RayWorker, batch_size=1, fn_constructor_args=(ask, done, max(1, torch.get_num_threads()//workers)), compute=ray.data.ActorPoolStrategy(size=workers), **need)
     for r in rows.iter_rows(): yield (r['model'], r['start']), json.loads(r['rows'])
 
 # %% ../nbs/31_bench.ipynb #4919a8da
@@ -432,7 +437,8 @@ def _fold(out, format):
     files, path = _files(out), out/f'rows.{format}'
     write_rows(path, None, _groups(files))
     for p in files: p == path or p.unlink()
-    shutil.rmtree(out/'parts')     # with what a kill left half-written
+    for p in out.glob('.r*'): p.unlink()        # with what a kill left half-written
+    shutil.rmtree(out/'parts')
     return path
 
 # %% ../nbs/31_bench.ipynb #3709ee3d
