@@ -230,11 +230,11 @@ def _apart(by, k, own, name, most=3):
 # %% ../nbs/32_report.ipynb #25ea6b27
 def outlined(img:Image.Image, mask, # (H,W) bool, or None
             )->np.ndarray:          # (H,W,3) uint8
-    "A picture with the outline of a mask: white inside, black outside, so that it is seen on any ground"
+    "A picture with the outline of a mask: two pixels white inside, two black outside, so that it is seen on any ground"
     px = np.array(img)
     if mask is None: return px
     m = torch.from_numpy(np.array(Image.fromarray(mask).resize(img.size, Image.NEAREST))).float()[None, None]
-    wider, narrower = (f*torch.nn.functional.max_pool2d(f*m, 3, 1, 1)[0, 0] > .5 for f in (1, -1))
+    wider, narrower = (f*torch.nn.functional.max_pool2d(f*m, 5, 1, 2)[0, 0] > .5 for f in (1, -1))
     m = m[0, 0] > .5
     px[(m & ~narrower).numpy()], px[(wider & ~m).numpy()] = 255, 0
     return px
