@@ -77,7 +77,7 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH: scenes, ro
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
         raise
-    rows, runs = read_runs(path.parent)
+    rows, runs = read_runs(out)
     print(report(rows))
     print(f'rows: {path}')
     if rows: _wrote(write_report(rows, path.parent, runs))      # without galleries: they explain again, which `vitx report --out` does when asked
