@@ -77,20 +77,25 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH: scenes, ro
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
         raise
-    print(report(rows := read_rows(path)))
+    rows, runs = read_runs(out)
+    print(report(rows))
     print(f'rows: {path}')
-    if rows: print('report: {}, {}'.format(*write_report(rows, path.parent)))
+    if rows: _wrote(write_report(rows, path.parent, runs))      # without galleries: they explain again, which `vitx report --out` does when asked
+
+def _wrote(paths): print(f"report: {', '.join(map(str, paths))}")
 
 @commands('report', positional='folder', many=True)
 def report_command(folder:str='bench', # folder of a bench run, or several
-                   out:str=None,       # folder for report.md and report.png, made if missing; without it, nothing is written
+                   out:str=None,       # folder for report.md, .tex, .html and .png, made if missing; the page has galleries, for which some pictures are explained again; without it, nothing is written
                   ):
-    "Print the tables of bench runs as Markdown"
-    rows = [r for f in ([folder] if isinstance(folder, str) else folder) for r in read_rows(f)]
-    print(report(rows))
-    if out is None: return
+    "Print the tables of bench runs as Markdown; --out writes Markdown, LaTeX and a page with galleries"
+    rows, runs = read_runs(folder)
+    if out is None: return print(report(rows, runs))
+    if not rows: raise VitxError("these runs hold no rows yet: nothing to report")
     if not Path(out).is_dir(): Path(writable(out)).mkdir()
-    print('report: {}, {}'.format(*write_report(rows, out)))
+    paths = write_report(rows, out, runs, pictures=True)
+    print(paths[0].read_text(encoding='utf8'))
+    _wrote(paths)
 
 # %% ../nbs/33_cli.ipynb #f93b5732
 def _table(rows, json):
