@@ -37,7 +37,7 @@ class Sample:
         return self.target.get(model) if isinstance(self.target, dict) else self.target
 
 # %% ../nbs/13_data.ipynb #bce6781d
-@dataset('scenes', size=200)
+@dataset('scenes', path='[:OBJECTS]', size=200)
 def scenes(path=None,      # objects in each scene; None: 2
            limit:int=None, # samples; None: 200
            first:int=5000, # seed of the first
@@ -54,7 +54,7 @@ def _count(path):
     return int(path)
 
 # %% ../nbs/13_data.ipynb #3ca4a304
-@dataset('pairs')
+@dataset('pairs', path=':FOLDER')
 def pairs(path, # folder that holds pairs.json
           limit:int=None):
     "A folder of images with one mask each, listed in its pairs.json"
@@ -89,7 +89,7 @@ def confident(source, ex, above:float=.5):
         if p.argmax() == t and p[t] > above: yield s, t
 
 # %% ../nbs/13_data.ipynb #186199f4
-@dataset('grid', explainer=True, metrics=('own-cell',), size=200)
+@dataset('grid', path='[:DATASET]', explainer=True, metrics=('own-cell',), size=200)
 def grid(path=None,      # where the pictures come from, NAME or NAME:PATH; None: scenes:1
          limit:int=None, # samples; None: 200
          ex=None,        # explainer: which pictures the model knows

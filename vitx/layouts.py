@@ -74,14 +74,14 @@ def _at_split(path, split): # FOLDER@SPLIT, or the usual one
     return (head, tail) if at and path is not None and not Path(path).exists() else (path, split)
 
 # %% ../nbs/27_layouts.ipynb #b8652206
-@dataset('folder', metrics=('ins-del', 'cost'))
+@dataset('folder', path=':FOLDER', metrics=('ins-del', 'cost'))
 def folder(path, limit:int=None):
     "Any folder of pictures; a subfolder's name is their class"
     for p in picture_files(_folder(path, 'folder')):
         name = p.relative_to(path).as_posix()
         yield Sample(name, partial(read_image, p), None, name.split('/')[0] if '/' in name else None)
 
-@dataset('masks')
+@dataset('masks', path=':FOLDER')
 def masks(path, limit:int=None):
     "Folders images and masks with files of the same names, whose bright pixels are the object; subfolders are classes"
     images, found = (pictures_in(_folder(path, 'masks', part)) for part in ('images', 'masks'))
@@ -90,7 +90,7 @@ def masks(path, limit:int=None):
                      partial(read_mask, found[name]) if name in found else missing('no mask'), name.split('/')[0] if '/' in name else None)
 
 # %% ../nbs/27_layouts.ipynb #b3a268c5
-@dataset('imagenet', explainer=True)
+@dataset('imagenet', path=':FOLDER', explainer=True)
 def imagenet(path, limit:int=None, ex=None):
     "ImageNet's validation pictures, flat or in a folder per WordNet id, with boxes where their XML files are there"
     root = _folder(path, 'imagenet')
@@ -135,7 +135,7 @@ def _imagenet_class(wnid, ex):
 # %% ../nbs/27_layouts.ipynb #bcdcc72b
 VOC = 'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor'.split()
 
-@dataset('voc')
+@dataset('voc', path=':FOLDER[@SPLIT]')
 def voc(path, limit:int=None, split:str='val'):
     "Pascal VOC's segmentation: a sample for each class of a picture; FOLDER@SPLIT for another split than val"
     path, split = _at_split(path, split)
@@ -162,7 +162,7 @@ def _class_mask(path, c, image):
     return m
 
 # %% ../nbs/27_layouts.ipynb #96375de5
-@dataset('coco')
+@dataset('coco', path=':FOLDER[@SPLIT]')
 def coco(path, limit:int=None, split:str='val2017'):
     "COCO's instances: a sample for each category of a picture; FOLDER@SPLIT for another split than val2017"
     path, split = _at_split(path, split)
@@ -195,7 +195,7 @@ def _instances(shapes, image): # boxes, outlines, or run lengths, plain or compr
     return mask
 
 # %% ../nbs/27_layouts.ipynb #d9a3f3ff
-@dataset('imagenet-seg')
+@dataset('imagenet-seg', path=':FILE')
 def imagenet_seg(path, limit:int=None):
     "ImageNet-Segmentation, `gtsegs_ijcv.mat`: the file, or its folder"
     if path is None: raise VitxError("imagenet-seg needs its file: imagenet-seg:FOLDER/gtsegs_ijcv.mat")
@@ -215,7 +215,7 @@ def _matlab_mask(file, i, image):
     with _hdf5(file) as f: return f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
 
 # %% ../nbs/27_layouts.ipynb #5ed06ab0
-@dataset('cub')
+@dataset('cub', path=':FOLDER')
 def cub(path, limit:int=None):
     "CUB-200-2011: birds with a box each, of the test split"
     root = _folder(path, 'cub', 'CUB_200_2011', '.')
@@ -237,7 +237,7 @@ def _bird(box, image):
     return drawn([[(x, y), (x + w - 1, y + h - 1)]], image)
 
 # %% ../nbs/27_layouts.ipynb #abdf4933
-@dataset('lrn')
+@dataset('lrn', path=':FOLDER')
 def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _folder(path, 'lrn')
