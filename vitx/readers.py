@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo
-from timm.data.readers import create_reader
 
 from .core import *
 from .data import *
@@ -66,7 +65,7 @@ def _hub(name): # a VitxError, soon, where the hub can't be asked about a name; 
 
 def _unreached(name): return f"{name} is no folder here, and the hub can't be reached: load it once with a network (HF_HUB_OFFLINE=1 reads it from then on), or bring its files and give hfds:FOLDER"
 
-def _loaded(name, f, *args, **options): # of datasets or timm
+def _loaded(name, f, *args, **options): # of datasets
     try: return f(*args, **options)
     except ConnectionError: raise VitxError(_unreached(name)) from None
     except Exception as e:
@@ -96,32 +95,31 @@ def hfds(path, limit:int=None, ex=None):
     _loaded(name, table.download_and_prepare)
     picture, mask, label = _columns(table.info.features)
     if not picture: raise VitxError(f"{name} has no column of pictures: its columns are {', '.join(table.info.features)}")
-    open_ = partial(_loaded, name, _reader, name, split)
-    rows, masks = open_(picture, label), mask and open_(mask)
-    values = rows.dataset.select_columns([label])[label] if label else [None]*len(rows)
+    rows = _loaded(name, table.as_dataset, split=split)
+    values = rows.select_columns([label])[label] if label else [None]*len(rows)
+    pictures, masks = _undecoded(rows, picture), mask and _undecoded(rows, mask)
     names = getattr(table.info.features.get(label), 'names', None)
-    for i,v in enumerate(values): yield Sample(f'{split}/{i}', partial(_picture, rows, i), mask and partial(_mask, masks, i), class_of(v, names, ex))
+    for i,v in enumerate(values): yield Sample(f'{split}/{i}', partial(_picture, pictures, i), mask and partial(_mask, masks, i), class_of(v, names, ex))
 
-def _reader(name, split, column, label=None):
-    reader = create_reader(f'hfds/{name}', split=split, input_key=column, target_key=label or column)
-    reader.dataset = reader.dataset.select_columns([column, label] if label else [column])   # a row is read whole: without what else is in it
-    return reader
+def _undecoded(rows, column): # alone: a row is read whole, and what else is in it may be damaged
+    return rows.select_columns([column]).cast_column(column, wanted('datasets').Image(decode=False))
 
-# %% ../nbs/24_readers.ipynb #4f38a4e4
-def _file(reader, i, what):
-    try: return reader[i][0]
-    except (TypeError, AssertionError): raise VitxError(f"a record without a {what}") from None
+# %% ../nbs/24_readers.ipynb #beec1916
+def _file(rows, i, what):
+    cell, = rows[i].values()
+    if not cell or not (cell['bytes'] or cell['path']): raise VitxError(f"a record without a {what}")
+    try: return io.BytesIO(cell['bytes']) if cell['bytes'] else open(cell['path'], 'rb')
     except OSError as e: raise VitxError(f"the {what} can't be read: {e.strerror or e}") from None
 
-def _picture(reader, i):
-    with _file(reader, i, 'picture') as f: return _read(f)
+def _picture(rows, i):
+    with _file(rows, i, 'picture') as f: return _read(f)
 
 def _read(f):
     if not hasattr(f, 'name'): f.name = 'the picture'   # of bytes, for what is said of them
     return read_image(f)
 
-def _mask(reader, i, image):
-    with _file(reader, i, 'mask') as f:
+def _mask(rows, i, image):
+    with _file(rows, i, 'mask') as f:
         try: tones = np.asarray(Image.open(f).convert('L'))
         except OSError: raise VitxError("the mask is damaged or no picture") from None
         if np.isin(tones, (tones.min(), tones.max())).mean() < .9: raise VitxError(f"a mask of {len(np.unique(tones))} tones: of many classes, or none")
