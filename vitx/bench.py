@@ -36,6 +36,7 @@ from .models import *
 from .rcut import on_pixels
 from .layouts import *
 from .protocols import *
+from .readers import *
 from .roads import *
 
 # %% ../nbs/31_bench.ipynb #314e6ed1
@@ -279,6 +280,7 @@ class Pictures:
         skip, self.at = part.start - self.at, part.stop
         return list(islice(self.stream, skip, skip + part.stop - part.start))
 
+# %% ../nbs/31_bench.ipynb #fa354b4f
 class Worker:
     "Scores groups of pictures"
     def __init__(self, ask:Ask,

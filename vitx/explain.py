@@ -53,6 +53,7 @@ class Explanation:
     score: str = 'logit' # what was explained
     source: object = field(default=None, repr=False) # the Explainer, for questions that come later; not pickled
     lie: tuple = field(default=None, repr=False) # where the cells of the grid lie on what the model saw; None: they tile it
+    file: str = field(default=None, repr=False)  # that the picture was read from; None: not known
 
     def __getstate__(self): return self.__dict__ | dict(source=None)
     @property
@@ -333,7 +334,7 @@ def _explain(self:Explainer, images, targets, name, layer, against):
 @patch
 def _answer(self:Explainer, img, grid_map, fine, place, probs, t, name, layer, against, lie=None):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
-    return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie)
+    return Explanation(img, grid_map, fine, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie, getattr(img, 'filename', None))
 
 # %% ../nbs/18_explain.ipynb #e1ffbe80
 @patch

@@ -66,15 +66,19 @@ def _decode(src, name):
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             im = src if isinstance(src, Image.Image) else Image.open(src)
             im.load()
-            return to_rgb(im)
+            return _from(getattr(src, 'filename', None), to_rgb(im))
     except VitxError: raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise VitxError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from None
     except Image.UnidentifiedImageError: raise VitxError(f"{name} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, EOFError) as e: raise VitxError(f"{name} is damaged or cut short: {e}") from None
 
+def _from(file, im): # Pillow tells where a picture came from, but not of copies
+    if file: im.filename = str(file)
+    return im
+
 def read_image(src, # path, bytes, file object, PIL image, array (H,W[,C]) or tensor ([C,]H,W)
-              )->Image.Image: # RGB, upright
+              )->Image.Image: # RGB, upright; `filename` is its file's, where that is known
     "Anything people call a picture, as a PIL image; `VitxError` says what is wrong with it"
     if isinstance(src, Image.Image): return _decode(src, 'this PIL image')
     if isinstance(src, (np.ndarray, torch.Tensor)): return from_array(src)
@@ -89,7 +93,7 @@ def read_image(src, # path, bytes, file object, PIL image, array (H,W[,C]) or te
     if not path.stat().st_size: _empty(path)
     try: f = path.open('rb')
     except OSError as e: raise VitxError(f"{path} can't be read: {e.strerror}") from None
-    with f: return _decode(f, str(path))
+    with f: return _from(path, _decode(f, str(path)))
 
 def _empty(name): raise VitxError(f"{name} is empty")
 

@@ -292,7 +292,7 @@ def approach(seed:int, danger:str=None, frames:int=12, metres:float=8., calm:boo
     return [road(seed, danger, calm, back) for back in np.linspace(-metres, 0, frames)]
 
 # %% ../nbs/28_roads.ipynb #f92d3ae1
-@dataset('roads', size=200)
+@dataset('roads', path='[:calm]', size=200)
 def roads(path=None,      # 'calm': nothing but the danger
           limit:int=None, # samples; None: 200
           first:int=9000):# seed of the first
