@@ -92,6 +92,7 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
 
 def _wrote(paths): print(f"report: {', '.join(map(str, paths))}")
 
+# %% ../nbs/33_cli.ipynb #b0866294
 @commands('report', positional='folder', many=True)
 def report_command(folder:str='bench', # folder of a bench run, or several
                    out:str=None,       # folder for report.md, .tex, .html and .png, made if missing; the page has galleries, for which some pictures are explained again; without it, nothing is written
@@ -126,8 +127,8 @@ def metrics(json:bool=False # print JSON
 @commands('protocols')
 def protocols(json:bool=False # print JSON
              ):
-    "List the frozen protocols, with what they fix"
-    _table([dict(name=p.title, does=f"{', '.join(k for k in p.metrics if not metric[k].meta.get('count'))}. {p.says} ({p.source})", metrics=list(p.metrics), source=p.source) for p in protocol.values()], json)
+    "List the frozen protocols; --json adds what they fix"
+    _table([dict(name=p.title, does=f"{', '.join(k for k in p.metrics if not metric[k].meta.get('count'))} ({p.source})", metrics=p.metrics, source=p.source, says=p.says) for p in protocol.values()], json)
 
 @commands('models', positional='pattern')
 def models(pattern:str='*',        # part of a name, * and ? allowed
