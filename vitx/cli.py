@@ -30,7 +30,7 @@ commands = Registry('command')
 
 @commands('explain', positional='image')
 def explain(image:str=None,      # picture; without it, the shipped one
-            model:str=None,      # timm name, hf:NAME, torchvision:NAME, open_clip:NAME, or a folder; without it, the shipped model
+            model:str=None,      # timm name, hf:NAME, torchvision:NAME, open_clip:NAME, a folder, or road_vit, shipped like scene_vit; without it, scene_vit
             labels:str=None,     # names of the classes: a JSON file, or texts joined by commas
             device:str=None,     # where to run, such as cuda; without it, the CPU
             target:str=None,     # class: index, label or part of one; without it, the top class
@@ -47,7 +47,7 @@ def explain(image:str=None,      # picture; without it, the shipped one
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another --out")
     e = Explainer(model, labels=_texts(labels), device=device)(src, target, method, layer, against)
     e.save(out)
-    if image is not None and model is None: print("vitx: the shipped model knows nothing but drawn scenes; for a photo, name another with --model", file=sys.stderr)
+    if image is not None and model in (None, *SHIPPED): print(f"vitx: {model or 'the shipped model'} knows nothing but drawn {'roads' if model == 'road_vit' else 'scenes'}; for a photo, name another with --model", file=sys.stderr)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
     else:
         for label,p in e.top: print(f'{p:7.3f}  {label}')

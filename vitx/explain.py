@@ -161,7 +161,7 @@ def method_names()->list:
 class Explainer:
     "Explains a classifier: call it with a picture, or `maps` with a preprocessed batch"
     def __init__(self,
-                 model=None,         # timm name, folder saved by timm, nn.Module; None: the shipped model
+                 model=None,         # timm name, folder saved by timm, nn.Module, 'scene_vit' or 'road_vit'; None: the first shipped one, scene_vit
                  *, labels=None,     # list of texts, or a JSON file with one; default: the model's own
                  transform=None,     # PIL image → (3,h,w); default: the model's own
                  device=None,        # where to move the model; default: where it is

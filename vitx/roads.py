@@ -261,18 +261,20 @@ class Road:
 def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn
          calm:bool=False,           # nothing around it, on a clear day
          ahead:float=0.,            # metres driven on; negative: further back
+         cleared:bool=False,        # the same danger in the same place, and all around it taken away
         )->Road:
     "A street scene from a seed"
     rng = np.random.default_rng(seed)
     kind = pick(rng, DANGERS) if danger is None else danger
     if kind not in DANGERS: raise VitxError(f"there is no danger {kind!r}: there are {', '.join(DANGERS)}")
-    view = View(rng, calm, ahead)
+    view, bare = View(rng, calm or cleared, ahead), calm or cleared
     things = ([] if calm else the_others(kind, rng)) + [the_danger(kind, rng)]
     things[-1].X = float(np.clip(things[-1].X, *((np.array([.13, .87])*SIZE*FINE - view.vx)*things[-1].Z/view.f)))   # in sight
     img = _ground(view, np.random.default_rng([seed, 1]))
-    if not calm: _buildings(view, np.random.default_rng([seed, 2]), img)
+    if not bare: _buildings(view, np.random.default_rng([seed, 2]), img)
     mask = np.zeros((SIZE*FINE,)*2, np.float32)
     for i,t in sorted(enumerate(things), key=lambda it: -it[1].Z):
+        if cleared and not t.danger: continue
         p = Pen(view, t.X, t.Z, t.flip)
         if t.draw in (tree, lamp, sign): p.draw.ellipse([*view.at(t.X - .3, t.Z*1.02), *view.at(t.X + .3, t.Z*.98)], fill=(0, 0, 0, 60))
         t.draw(p, np.random.default_rng([seed, 3, i]))
@@ -293,21 +295,21 @@ def approach(seed:int, danger:str=None, frames:int=12, metres:float=8., calm:boo
 
 # %% ../nbs/28_roads.ipynb #f92d3ae1
 @dataset('roads', path='[:calm]', size=200)
-def roads(path=None,      # 'calm': nothing but the danger
+def roads(path=None,      # 'calm': the same, cleared of all but the danger
           limit:int=None, # samples; None: 200
           first:int=9000):# seed of the first
     "Drawn street scenes, one danger in each"
     if path not in (None, 'calm', 'complex'): raise VitxError(f"roads:{path}: after the colon stands calm or complex, or nothing")
     for i in range(200 if limit is None else limit):
-        r = road(first + i, DANGERS[i%len(DANGERS)], path == 'calm')
+        r = road(first + i, DANGERS[i%len(DANGERS)], cleared=path == 'calm')
         yield Sample(f'{path or "complex"}/{first + i}', r.pil, r.mask, r.label)
 
 def write_lrn(folder, n:int=100, first:int=0, calm:bool=False)->Path:
-    "n roads in LRN's layout, in a new folder"
+    "n roads in LRN's layout, in a new folder; the calm ones are cleared of all but the danger"
     folder = Path(folder)
     if folder.exists(): raise VitxError(f"{folder} is there already: name a new one")
     for i in track(range(n), 'roads'):
-        r = road(first + i, DANGERS[i%len(DANGERS)], calm)
+        r = road(first + i, DANGERS[i%len(DANGERS)], cleared=calm)
         place = folder/r.label.replace(' ', '-')/f'{first + i:06d}.png'
         place.parent.mkdir(parents=True, exist_ok=True)
         r.pil.save(place)
