@@ -65,11 +65,12 @@ def _split(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s e
 @commands('bench')
 def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as scenes, coco:FOLDER, hfds:NAME@SPLIT; `vitx datasets` lists them
                   model:str=None,         # timm names or folders, joined by commas; without it, the shipped model
-                  methods:str=None,       # joined by commas, or all; without it, the usual ones
+                  methods:str=None,       # joined by commas, or all; without it, rcut, chefer, gradcam, rollout, attention, rcut-code, cut and two controls
                   metrics:str=None,       # joined by commas, or all; without it, those that suit the dataset
                   limit:int=None,         # so many samples
                   out:str='bench',        # folder for rows and report, made if missing
                   resume:bool=False,      # go on with the rows that are there
+                  retry:bool=False,       # go on, and ask again what has no value, after its cause was mended
                   format:str='csv',       # of the rows: csv or parquet
                   device:str=None,        # where to run, such as cuda; without it, the CPU
                   protocol:str=None,      # a frozen protocol, with metrics of its own; `vitx protocols` lists them
@@ -80,13 +81,14 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
                   engine:str='local',     # local, or ray: the cluster at RAY_ADDRESS, or one begun here
                  ):
     "Score methods on a dataset, one row per image, method and metric"
-    try: path = bench(data, _split(model) or (None,), _split(methods), _split(metrics), limit, out, resume, format, device, protocol, batch, group, shard, workers, engine)
+    try: path = bench(data, _split(model) or (None,), _split(methods), _split(metrics), limit, out, resume, retry, format, device, protocol, batch, group, shard, workers, engine)
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
         raise
     if shard: return print(f'rows of shard {shard}: {path}; when all are there, the same command with --resume and without --shard puts them together')
     rows, runs = read_runs(out)
     print(report(rows))
+    if any(r['value'] is None for r in rows): print('What has no value is asked again by the same command with --retry.')
     print(f'rows: {path}')
     if rows: _wrote(write_report(rows, out, runs))      # without galleries: they explain again, which `vitx report --out` does when asked
 

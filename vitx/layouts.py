@@ -35,6 +35,9 @@ def drawn(shapes,           # each a list of points (x, y): two are opposite cor
         else: ImageDraw.Draw(mask).polygon(points, fill=1)
     return np.array(mask)
 
+def _fits(m, image): # the same, or a VitxError
+    if m.shape != image.size[::-1]: raise VitxError(f"a mask of {m.shape[1]}×{m.shape[0]} on a picture of {image.size[0]}×{image.size[1]}")
+    return m
 def _inside(points, W, H): # the same, or a VitxError
     if (over := max(max(-x, -y, x - W, y - H) for x,y in points)) > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {over:.0f} pixels outside its picture of {W}×{H}")
     return points
@@ -80,8 +83,9 @@ def imagenet(path, limit:int=None, ex=None):
     place = _folder(path, 'imagenet', 'Data/CLS-LOC/val', 'ILSVRC/Data/CLS-LOC/val', 'ILSVRC2012_img_val', 'val', 'images', '.')
     beside = next((p for part in ('Annotations/CLS-LOC/val', 'ILSVRC/Annotations/CLS-LOC/val', 'Annotations', 'annotations', 'bbox') if (p := root/part).is_dir()), place)
     notes = {p.stem: p for p in files_in(beside, {'.xml'})}
-    kit, left = _devkit(root), set(notes)
-    for p in picture_files(place):
+    kit, left, pictures = _devkit(root), set(notes), picture_files(place)
+    if pictures and not (notes or kit or any(re.match(r'n\d{8}|ILSVRC2012_val_', n) for n in (pictures[0].parent.name, pictures[0].name))): raise VitxError(f"{path} has no folders named by WordNet id, no ILSVRC2012_val pictures, annotations or kit, so it isn't laid out as imagenet; folder:{path} takes any pictures")
+    for p in pictures:
         xml, own = notes.get(p.stem), p.parent.name
         left.discard(p.stem)
         wnid = own if re.fullmatch(r'n\d{8}', own) else kit.get(p.stem) or _named(xml)
@@ -135,9 +139,7 @@ def _palette(path): # the numbers, not their colours
     if m.ndim != 2: raise VitxError("a mask of colours, not of class numbers")
     return m
 
-def _class_mask(path, c, image):
-    if (m := _palette(path) == c).shape != image.size[::-1]: raise VitxError(f"a mask of {m.shape[1]}×{m.shape[0]} on a picture of {image.size[0]}×{image.size[1]}")
-    return m
+def _class_mask(path, c, image): return _fits(_palette(path) == c, image)
 
 # %% ../nbs/27_layouts.ipynb #96375de5
 @dataset('coco', path=':FOLDER[@SPLIT]')
@@ -153,14 +155,24 @@ def coco(path, limit:int=None, split:str='val2017'):
         kinds, images = {c['id']: c['name'] for c in book['categories']}, [(i['id'], i['file_name']) for i in book['images']]
         for a in book['annotations']: parts.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
     except (ValueError, KeyError, TypeError, AttributeError) as e: raise VitxError(f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
+    listed = {name for _,name in images}
     for i,name in images:
         read, own = partial(read_image, folder/name) if (folder/name).is_file() else missing('no such picture'), parts.pop(i, {})
         if not own: yield Sample(name, read, missing('no annotation'))
         for c,shapes in sorted(own.items()): yield Sample(f'{name}/{kinds.get(c, c)}', read, partial(_instances, shapes), kinds.get(c))
     for i in parts: yield Sample(f'image {i}', missing("annotations of a picture that isn't listed"))
+    for p in picture_files(folder):
+        if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p), missing("a picture that isn't listed"))
 
-def _instances(shapes, image): # boxes, outlines, or run lengths, plain or compressed
-    rle, (W, H), mask = wanted('pycocotools.mask'), image.size, np.zeros(image.size[::-1], bool)
+def _instances(shapes, image):
+    rle = wanted('pycocotools.mask')
+    try: return _united(rle, shapes, image)
+    except (TypeError, KeyError, ValueError, AttributeError) as e:
+        if isinstance(e, VitxError): raise
+        raise VitxError(f"the segmentation isn't COCO's: {type(e).__name__} {e}") from None
+
+def _united(rle, shapes, image): # boxes, outlines, or run lengths, plain or compressed
+    (W, H), mask = image.size, np.zeros(image.size[::-1], bool)
     for s in shapes:
         if not s: raise VitxError("an annotation that shows no place")
         if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box alone
@@ -190,7 +202,10 @@ def _hdf5(file):
 def _matlab_image(file, i):
     with _hdf5(file) as f: return Image.fromarray(f[f['value/img'][i, 0]][()].transpose(2, 1, 0))   # MATLAB's order: columns first
 def _matlab_mask(file, i, image):
-    with _hdf5(file) as f: return f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
+    try:
+        with _hdf5(file) as f: m = f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
+    except (ValueError, KeyError, TypeError) as e: raise VitxError(f"the mask can't be read: {e}") from None
+    return _fits(m, image)
 
 # %% ../nbs/27_layouts.ipynb #5ed06ab0
 @dataset('cub', path=':FOLDER')
@@ -202,12 +217,17 @@ def cub(path, limit:int=None):
             if needed: raise VitxError(f"{root} holds no {name}, so it isn't laid out as cub")
             return {}
         return {row[0]: cast(row[1:]) for row in (line.split() for line in (root/name).read_text().splitlines()) if row}
+    if not (root/'images').is_dir(): raise VitxError(f"{root} holds no images, so it isn't laid out as cub")
     files, classes = column('images.txt', lambda r: r[0]), column('image_class_labels.txt', lambda r: r[0])
     names, boxes, training = column('classes.txt', lambda r: r[0]), column('bounding_boxes.txt', list), column('train_test_split.txt', lambda r: r[0] == '1', False)
+    listed = set(files.values())
     for i,file in files.items():
         if training.get(i): continue
         kind = names.get(classes.get(i), '').partition('.')[2].replace('_', ' ')
         yield Sample(file, partial(read_image, root/'images'/file), partial(_bird, boxes[i]) if i in boxes else missing('no box'), kind or None)
+    for i in sorted(boxes.keys() - files.keys()): yield Sample(f'image {i}', missing("a box of a picture that isn't listed"))
+    for p in picture_files(root/'images'):
+        if (name := p.relative_to(root/'images').as_posix()) not in listed: yield Sample(name, partial(read_image, p), missing("a picture that isn't listed"))
 
 def _bird(box, image):
     try: x, y, w, h = map(float, box)
@@ -220,6 +240,7 @@ def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _folder(path, 'lrn')
     images, notes = pictures_in(root), {p.relative_to(root).with_suffix('').as_posix(): p for p in files_in(root, {'.json'}) if p.parent != root}
+    if images and not notes: raise VitxError(f"{path} has no folder with LabelMe's JSON files, so it isn't laid out as lrn; folder:{path} takes any pictures")
     for name in sorted({*images, *notes}):
         image = partial(read_image, images[name]) if name in images else missing('an annotation without a picture')
         kind = name.split('/')[0] if '/' in name else None

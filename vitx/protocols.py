@@ -6,6 +6,7 @@
 __all__ = ['protocol', 'Protocol', 'protocol_named', 'freeze']
 
 # %% ../nbs/30_protocols.ipynb #b9b7625d
+import inspect
 from dataclasses import dataclass
 
 from .core import *
@@ -40,9 +41,11 @@ def protocol_named(name:str # 'rise2018', or with its version, 'rise2018@1'
 
 def freeze(name:str, **what)->Protocol:
     "Register a protocol"
-    p = protocol[name] = Protocol(name, **what)
-    for k in p.metrics: metric[k]
+    p = Protocol(name, **what)
+    for k,how in p.metrics.items():
+        if other := how.keys() - inspect.signature(metric[k]).parameters.keys(): raise VitxError(f"{k} has no setting {', '.join(other)}")
     if p.explain not in ('label', 'top'): raise VitxError(f"explain is 'label' or 'top', not {p.explain!r}")
+    protocol[name] = p
     return p
 
 # %% ../nbs/30_protocols.ipynb #72fa75f1
@@ -51,7 +54,7 @@ freeze('chefer2021', version=1, source='Chefer, Gur & Wolf, CVPR 2021, and their
        says="The whole picture is squashed to the model's size. The model's top class is explained. Perturbation: the most (positive) or least (negative) important 10, 20, … 90 % of pixels turn black before "
             "normalisation; an answer is right if it is the picture's class; area by trapezoids over 0 to 90 %, so 90 is the most there is. Segmentation: the signed map cut at its mean; pixel accuracy and IoU from counts that are "
             "added up over the data set, average precision for each picture. Pictures without a class have no perturbation values, those without a mask no segmentation values. Maps come to pixels as their methods ask, where the source stretches all bilinearly.");
-freeze('rcut2024-code', version=1, source="R-Cut's released code (Sensors 2024)", apart=True, limit=2000, metrics={'box-iou': {}},
+freeze('rcut2024-code', version=1, source="R-Cut's released code (Sensors 2024)", apart=True, limit=2000, metrics={'box-iou': dict(share=.2)},
        says="The picture's class is explained. The map above 0.2 of its maximum, holes filled, against the union of the boxes round the mask's parts: intersection over union. Pictures that the model names right and wrong are two tables. "
             "The first 2,000 pictures of the data set; which ones the source took isn't known.");
 freeze('pointing-ebpg', version=1, source='Zhang et al., 2018 (pointing game); Wang et al., 2020 (energy)', metrics={'hit': {}, 'hit-small': {}, 'energy': {}},

@@ -7,9 +7,10 @@ __all__ = ['interval', 'by_picture', 'pooled', 'report', 'sign_flip', 'holm', 'r
            'pareto', 'show_report', 'write_report']
 
 # %% ../nbs/32_report.ipynb #baa00e11
-import io
+import io, re
 from collections import Counter
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np, torch
@@ -71,15 +72,17 @@ def pooled(rows:list,    # of one dataset and model
     return out
 
 # %% ../nbs/32_report.ipynb #9c000488
-def _standing(data, model, by, own): # the first table
+def _standing(data, model, by, own, run=None, reasons=5): # the first table
     k, *_ = by
+    there = len({r['image'] for r in own})
+    due = run['models'][model].get('samples', there) if run and run.get('label') == data else there      # a protocol that keeps right and wrong apart has two tables
     names, rows, over = _ranked(by, k), [], pooled(own)
     more = ['pixel accuracy', 'mean IoU'] if over else []
     for n,below in zip(names, names[1:] + [None]):
         lead = _said(list(_pairs(by[k][n], by[k][below], k).values()), '{:+.3f} [{:+.3f}, {:+.3f}]') if below else ''
         rows.append([marked(n), str(len(by[k][n])), *(_said(list(by[m].get(n, {}).values())) for m in by), *('{:.2f} [{:.2f}, {:.2f}]'.format(*over[n][m]) if n in over else '–' for m in more), lead])
-    return Table(f"**{marked(model)}** on {marked(data)}, {len({r['image'] for r in own})} samples", ['method', 'n', *(f'{marked(m)} {chr(8593 if _sign(m) > 0 else 8595)}' for m in by), *(f'{m} over all ↑' for m in more), f'{marked(k)}: lead over the next'],
-                 rows, [*_losses(by[k], k, names), *_gaps(own)])
+    return Table(f"**{marked(model)}** on {marked(data)}, {there} samples" + f" of {due}"*(there < due), ['method', 'n', *(f'{marked(m)} {chr(8593 if _sign(m) > 0 else 8595)}' for m in by), *(f'{m} over all ↑' for m in more), f'{marked(k)}: lead over the next'],
+                 rows, [*_losses(by[k], k, names), *_gaps(own, reasons), *[f"{due - there} samples haven't been asked yet: `vitx bench … --resume` goes on."]*(there < due)])
 
 def _scored(by): # without what is a sum over a data set and no score
     return {k: v for k,v in by.items() if not metric[k].meta.get('count')} or by
@@ -105,30 +108,35 @@ def _losses(values, k, names, default=_DEFAULT, worst=3):
     return [f"{as_code(default)} against {as_code(others[0])}, the best of the others, by {marked(k)}: better on {sum(v > 0 for v in lead.values())} of {len(lead)}, worse on {sum(v < 0 for v in lead.values())}"
             + (', most on ' + ', '.join(f'{marked(i)} ({v:+.2f})' for v,i in lost) if lost else '') + '.']
 
-def _gaps(rows, most=5):
-    "How many rows have no value, and why; how many were asked about another class"
-    gaps = Counter(r['note'] for r in rows if r['value'] is None)
-    other = {r['image'] for r in rows if r['value'] is not None and r['note'].startswith(UNKNOWN)}
-    text, reasons = [f"{sum(gaps.values())} of {len(rows)} values missing" + (':' if gaps else '.')], []
-    for note,n in gaps.most_common(most):
-        r = next(r for r in rows if r['value'] is None and r['note'] == note)
-        reasons.append(f"{n} × {marked(note)} (first: {marked(r['image'])}, {marked(r['method'])}, {marked(r['metric'])})")
-    if len(gaps) > most: reasons.append(f'{len(gaps) - most} other reasons')
-    return text + [reasons]*bool(gaps) + ([f"{len(other)} samples explained for the model's top class, because it doesn't know theirs."] if other else [])
+def _alike(note): return re.sub(r'\d+', '', re.sub(r'\S*/\S*', '', note))    # the same fault of other files and sizes
+
+def _gaps(rows, most):
+    "How much has no value, and why; how many were asked about another class"
+    none, kinds = [r for r in rows if r['value'] is None], {}
+    for r in none: kinds.setdefault(_alike(r['note']), []).append(r)
+    some = sorted(kinds.values(), key=len, reverse=True)
+    def count(n, what): return f"{n} {what}{'s'*(n != 1)}"
+    text = [f"{len(none)} of {len(rows)} values missing" + (f", of {count(len({r['image'] for r in none}), 'sample')}:" if none else '.')]
+    reasons = [f"{count(len({r['image'] for r in v}), 'sample')}, {count(len(v), 'value')}: {marked(v[0]['note'])} (first: {marked(v[0]['image'])}, {marked(v[0]['method'])}, {marked(v[0]['metric'])})" for v in some[:most]]
+    if len(some) > most: reasons.append(f"{count(len(some) - most, 'other reason')}: `vitx report … --out` has all")
+    told = [(len({r['image'] for r in rows if r['value'] is not None and r['note'].startswith(why)}), because) for why,because in ((UNKNOWN, "it doesn't know theirs"), (UNTOLD, 'none is told'))]
+    return text + [reasons]*bool(some) + [f"{count(n, 'sample')} explained for the model's top class, because {because}." for n,because in told if n]
 
 # %% ../nbs/32_report.ipynb #69c83554
 def sign_flip(d:np.ndarray,    # (n,) differences, one per picture
               draws:int=10_000, seed:int=0,
-             )->float:         # 1/(1+draws)..1; nan where n is 0
-    "Two-sided p of a mean difference by random signs: (1 + draws at least as far from 0)/(1 + draws)"
+             )->float:         # 0..1; nan where n is 0
+    "Two-sided p of a mean difference under random signs: all of them, where there are no more than draws, else (1 + draws at least as far from 0)/(1 + draws)"
     d = np.asarray(d, dtype=float)
     if not len(d): return float('nan')
+    far = lambda flipped: int((abs(flipped) >= abs(d.sum())*(1 - 1e-9)).sum())   # sums in another order may differ in their last digits
+    if 2**len(d) <= draws: return far((1 - 2*(np.arange(2**len(d))[:, None] >> np.arange(len(d)) & 1)) @ d)/2**len(d)
     rng, count, total = np.random.default_rng(seed), 0, d.sum()
     step = max(1, 4_000_000//len(d))                      # draws at a time, so that many pictures don't fill the memory
     for at in range(0, draws, step):
         bits = rng.integers(0, 256, (min(step, draws-at), -(-len(d)//8)), dtype=np.uint8)
         flipped = total - 2*np.unpackbits(bits, axis=1, count=len(d)) @ d
-        count += int((abs(flipped) >= abs(total)*(1 - 1e-9)).sum())   # sums in another order may differ in their last digits
+        count += far(flipped)
     return (1 + count)/(1 + draws)
 
 def holm(p:list)->list: # as many, 0..1
@@ -149,7 +157,7 @@ def _tests(by, k, draws=10_000):
     leads = [np.array(list(_pairs(by[k][a], by[k][b], k).values())) for a,b in pairs]
     p = [sign_flip(d, draws) for d in leads]
     rows = [[marked(a), marked(b), str(len(d)), _said(d, '{:+.3f} [{:+.3f}, {:+.3f}]'), str((d > 0).sum()), str((d < 0).sum()), *('–' if v != v else f'{v:.4f}' for v in (v, h))] for (a, b),d,v,h in zip(pairs, leads, p, holm(p))]
-    note = f"Lead: mean difference on pictures where both have a value, positive where the method is better. p: two-sided sign-flip test, {draws:,} draws; Holm over the {sum(v == v for v in p)} comparisons of this table."
+    note = f"Lead: mean difference on pictures where both have a value, positive where the method is better. p: two-sided sign-flip test; Holm over the {sum(v == v for v in p)} comparisons of this table."
     return [Table(f'Paired tests by **{marked(k)}**', ['method', 'against', 'n', 'lead', 'better', 'worse', 'p', 'p, Holm'], rows, [note])] if pairs else []
 
 # %% ../nbs/32_report.ipynb #d0e3bbaf
@@ -165,8 +173,11 @@ def run_of(path # folder of a run, or a file of rows in it
 def read_runs(folders)->tuple: # rows, {folder: run or None}
     "The rows of several runs, and what each run says of itself; of rows that stand in several the last counts"
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    rows = {tuple(r[k] for k in KEY): r for f in folders for r in read_rows(f)}
-    return list(rows.values()), {str(f): run_of(f) for f in folders}
+    rows, runs = {tuple(r[k] for k in KEY): r for f in folders for r in read_rows(f)}, {str(f): run_of(f) for f in folders}
+    for (a, r),(b, q) in combinations(((f, r) for f,r in runs.items() if r), 2):
+        other = [m for m in r['models'].keys() & q['models'].keys() if not same_data(r['models'][m].get('first'), q['models'][m].get('first'))]
+        if other and r['label'] == q['label']: raise VitxError(f"{a} and {b} are both runs on {r['label']}, but of other pictures ({r['data']}, {q['data']}): report one after the other")
+    return list(rows.values()), runs
 
 def _run_for(runs, data, model): # the run of these rows, the one with most samples where there are several; or None
     mine = [r for r in runs.values() if r and data in (r.get('label'), *(f"{r.get('label')}{part}" for part in APART)) and model in r.get('models', {})]
@@ -193,8 +204,13 @@ def _made(name, run):
 
 def _how(runs):
     "Sentences and tables about the making of all numbers"
-    notes = [f"Intervals: 95 %, from 2,000 bootstrap draws over pictures. Tests: sign flips of paired differences, 10,000 draws, with Holm's correction. Both with seed 0, by vitx {__version__}. The smallest p that so many draws can give is 0.0001."]
+    notes = [f"In brackets 95 % intervals from 2,000 bootstrap draws over pictures; with fewer than some twenty pictures they are too narrow. Tests: sign flips of paired differences, all of them for up to 13 pictures, else 10,000 draws, with Holm's correction. Both with seed 0, by vitx {__version__}."]
     return [Table('', notes=notes), *(_made(n, r) for n,r in runs.items())]
+
+def _meanings(rows):
+    "What the columns are, as a table"
+    of = {k: None for by in by_picture(rows).values() for k in by if not metric[k].meta.get('count')}
+    return [Table('What was measured', ['metric', 'better', 'what it is'], [[marked(k), metric[k].meta['better'], marked(metric[k].__doc__)] for k in of], long=True)]*bool(of)
 
 # %% ../nbs/32_report.ipynb #2a40566d
 def _control(n): return n in method and 'control' in str(method[n].meta.get('source'))
@@ -207,7 +223,7 @@ def _shown(names, values, most): # methods with values: the reference, then the 
     return sorted((n for n in names if values[n]), key=lambda n: (n != first, _control(n)))[:most]
 
 def _targets(own, top=True): # {image: class}; top: also where the model doesn't know the picture's own and its top class was explained
-    return {r['image']: r['target'] for r in own if r['target'] is not None and (top or not r['note'].startswith(UNKNOWN))}
+    return {r['image']: r['target'] for r in own if r['target'] is not None and (top or not r['note'].startswith((UNKNOWN, UNTOLD)))}
 
 def _called(own, run, model): # {image: its class in words}
     known = _targets(own, top=False)
@@ -224,7 +240,7 @@ def _classes(by, k, own, name, most=10, columns=6):
         means[n] = {t: np.mean(values[t]) if t in values else np.nan for t in size}
     hard = sorted(size, key=lambda t: (np.isnan(v := means[shown[0]][t]), _sign(k)*np.nan_to_num(v), t))
     rows = [[name(t), str(size[t]), *('–' if means[n][t] != means[n][t] else f'{means[n][t]:.2f}' for n in shown)] for t in hard[:most]]
-    left = [f'the hardest {most} of {len(size)} classes']*(len(size) > most) + [f'{columns} of {have} methods']*(have > columns) + [f"samples left out because the model doesn't know their class: {unknown}"]*(unknown > 0)
+    left = [f'the hardest {most} of {len(size)} classes']*(len(size) > most) + [f'{columns} of {have} methods']*(have > columns) + [f"samples left out whose class isn't told or isn't the model's: {unknown}"]*(unknown > 0)
     return [Table(f'Means of **{marked(k)}** by class', ['class', 'n', *map(marked, shown)], rows, [f"Hardest for {as_code(shown[0])} first" + (f": {', '.join(left)}" if left else '') + '.'])]
 
 # %% ../nbs/32_report.ipynb #270ef2c6
@@ -331,8 +347,8 @@ def sections(rows:list, runs:dict=None,  # what `read_runs` says of them
     for data, model, by, own in _groups(rows):
         k, run = next(iter(by)), _run_for(runs, data, model)
         tests = [t for m in by for t in _tests(by, m)]
-        out.append((marked(f'{model} on {data}'), [_standing(data, model, by, own), *tests, *_classes(by, k, own, partial(_class, run, model)), *_galleries(by, own, run, model, pictures)]))
-    return out + [('How these numbers were made', _how(runs))]
+        out.append((marked(f'{model} on {data}'), [_standing(data, model, by, own, run, 99), *tests, *_classes(by, k, own, partial(_class, run, model)), *_galleries(by, own, run, model, pictures)]))
+    return out + [('How these numbers were made', _meanings(rows) + _how(runs))]
 
 # %% ../nbs/32_report.ipynb #912686e5
 def pareto(points:dict, # name → (x, y), more is better in both
@@ -400,7 +416,7 @@ def show_report(rows:list,
 # %% ../nbs/32_report.ipynb #f437c27d
 def _caption(rows):
     both = any({'ap', 'ins-del'} <= by.keys() for by in by_picture(rows).values())
-    return "The first metric of each table with its 95 % interval" + ("; beside it average precision against insertion minus deletion, with a line through the methods that no other beats in both." if both else ".")
+    return "The first metric of each table with its 95 % interval; a diamond for `rcut`, dots for other methods, hollow squares for controls, which don't look at the model" + ("; beside it average precision against insertion minus deletion, with a line through the methods that no other beats in both." if both else ".")
 
 def write_report(rows:list, folder,
                  runs:dict=None,      # what `read_runs` says of the rows

@@ -76,7 +76,7 @@ def _line(cells): return f"| {' | '.join(cells)} |"
 # %% ../nbs/21_tables.ipynb #bdea0bf4
 _TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '`': r'\textasciigrave{}', '"': r'\textquotedbl{}',
        **{c: '\\' + c for c in '{}$&%#_'}, '↑': r'$\uparrow$', '↓': r'$\downarrow$', '→': r'$\to$', '×': r'$\times$', '−': '$-$', '–': '--', '—': '---', '…': r'\ldots{}', '·': r'$\cdot$',
-       '±': r'$\pm$', '≤': r'$\leq$', '≥': r'$\geq$', 'ℓ': r'$\ell$', 'σ': r'$\sigma$', 'α': r'$\alpha$', 'τ': r'$\tau$', '\u2011': '-', '\u00a0': '~'}
+       '±': r'$\pm$', '≤': r'$\leq$', '≥': r'$\geq$', 'ℓ': r'$\ell$', 'σ': r'$\sigma$', 'α': r'$\alpha$', 'δ': r'$\delta$', 'Σ': r'$\Sigma$', '‖': r'$\|$', '÷': r'$\div$', 'τ': r'$\tau$', '\u2011': '-', '\u00a0': '~'}
 
 def _tex_plain(text):
     text = re.sub(r"(?<!\w)-(?=\d)", '−', re.sub(r"([-',])(?=\1)", '\\1\0', text))      # a number's sign is a minus; pairs stay apart
