@@ -432,6 +432,7 @@ def _shard(shard): # '2/8' → 2, 8
     if not found or not 1 <= int(found[1]) <= int(found[2]): raise VitxError(f"a shard is i/n, the i-th of n, such as 2/8, not {shard!r}")
     return int(found[1]), int(found[2])
 
+# %% ../nbs/31_bench.ipynb #6ffee6b8
 def _survey(ask, ex): # how many samples there are, and the first at a glance
     d = dataset[ask.data.partition(':')[0]]
     stream = samples(ask.data, ask.limit, ex)
@@ -447,6 +448,7 @@ def same_data(a, b)->bool: # glances, or None
     if not a or not b: return True
     return a[0] == b[0] and (min(len(a), len(b)) == 1 or a[1:3] == b[1:3] and max(abs(x - y) for x,y in zip(a[3:], b[3:])) < 4)   # decoders differ a little
 
+# %% ../nbs/31_bench.ipynb #6ffee6b9
 def _done(ask, out): # (model, image) → {(method, metric), …}, equal sets kept once
     done, same = {}, {}
     for r in (r for rows in _groups(_files(out)) for r in rows if r['dataset'] in ask.tables):

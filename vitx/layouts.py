@@ -164,6 +164,7 @@ def coco(path, limit:int=None, split:str='val2017'):
     for p in picture_files(folder):
         if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p), missing("a picture that isn't listed"))
 
+# %% ../nbs/27_layouts.ipynb #96375de6
 def _instances(shapes, image):
     rle = wanted('pycocotools.mask')
     try: return _united(rle, shapes, image)
