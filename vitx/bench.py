@@ -73,7 +73,7 @@ class Case:
 
 # %% ../nbs/31_bench.ipynb #c94dae15
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
-UNKNOWN, UNTOLD = (f"{why}: the model's top class instead" for why in ("not a class of this model", "no class is told"))  # how the note of such a row begins
+UNKNOWN, UNTOLD = "not a class of this model: its top class instead", "no class is told: the model's top class instead"  # how the note of such a row begins
 APART = (', said right', ', said wrong')                       # what a protocol may add to a dataset's name
 
 @dataclass
@@ -83,16 +83,17 @@ class Question:
     mask: torch.Tensor # (H,W) bool; None: not known
     blind: str      # why there is none
     label: object   # what is there: a class, or None
+    told: bool      # is a class told, be it one that this model hasn't?
     def ask(self, ex, top, protocol): # → the class to explain, the class by which answers are right, what to note
         try: known = None if self.label is None else ex.target(self.label)
         except VitxError: known = None
         if protocol and protocol.explain == 'top': return top, known if protocol.judged else top, ''
-        return (top, top, UNTOLD if self.label is None else UNKNOWN) if known is None else (known, known, '')
+        return (top, top, UNKNOWN if self.told else UNTOLD) if known is None else (known, known, '')
 
 def _open(ex, sample): # → a Question, or why not
     try:
         x = ex.transform(sample.image)
-        return Question(x, *_mask_on(x, sample), sample.target_for(ex.name))
+        return Question(x, *_mask_on(x, sample), sample.target_for(ex.name), sample.target is not None)
     except Exception as e: return _why(e)
 
 def _mask_on(x, sample): # a picture whose annotation is broken can still be asked what needs none
