@@ -181,6 +181,7 @@ def check_network(page):
 def check_text(page):
     "Is there Markdown, or a directive, that nobody understood?"
     body = BeautifulSoup(str(page.soup.main or ''), 'html.parser')
+    for t in body.find_all(string=re.compile(r'^\s*<(IPython\.core\.display|ipywidgets)\.')): page.say(f'an output that nobody drew: {t.strip()[:60]!r}')
     for t in body.find_all(('pre', 'code', 'script', 'style', 'math')): t.decompose()
     text = body.get_text()
     for odd in re.findall(r'.{0,40}(?:\]\(|\{\.|:::|```|(?<!\w)\*\*\w).{0,40}', text): page.say(f'Markdown is left in the text: {odd.strip()!r}')

@@ -81,6 +81,7 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
                   engine:str='local',     # local, or ray: the cluster at RAY_ADDRESS, or one begun here
                  ):
     "Score methods on a dataset, one row per image, method and metric"
+    if not model and data.partition(':')[0] not in ('scenes', 'grid'): print('vitx: without --model it is the shipped one that is asked, which knows drawn scenes and nothing else', file=sys.stderr)
     try: path = bench(data, _split(model) or (None,), _split(methods), _split(metrics), limit, out, resume, retry, format, device, protocol, batch, group, shard, workers, engine)
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
