@@ -23,6 +23,7 @@ from .data import *
 from .explain import *
 from .metrics import *
 from .models import *
+from .protocols import *
 from .show import *
 from .tables import *
 
@@ -212,6 +213,19 @@ def _meanings(rows):
     of = {k: None for by in by_picture(rows).values() for k in by if not metric[k].meta.get('count')}
     return [Table('What was measured', ['metric', 'better', 'what it is'], [[marked(k), metric[k].meta['better'], marked(metric[k].__doc__)] for k in of], long=True)]*bool(of)
 
+# %% ../nbs/32_report.ipynb #1a4e8cd8
+def _published(model, by, run):
+    "Published values beside ours, as a list; empty where they are of something else"
+    p, rows = run and run['protocol'], []
+    try: known = protocol_named(f"{p['name']}@{p['version']}").published if p else ()
+    except VitxError: known = ()
+    for v in known:
+        ours = list(by.get(v.metric, {}).get(v.method, {}).values())
+        if (v.data, v.samples, v.model) != (run['data'].partition(':')[0], len(ours), model): continue
+        off = np.mean(ours) - v.value
+        rows.append([marked(v.method), marked(v.metric), f'{v.value:g}', _said(ours), f'{off:+.2f}', f'{v.within:g}', 'no' if abs(off) > v.within else 'yes', marked(v.source)])
+    return [Table('Beside published values', ['method', 'metric', 'published', 'ours', 'off by', 'may be', 'agrees', 'read in'], rows, ["May be: how far others came out who made the published value again."])]*bool(rows)
+
 # %% ../nbs/32_report.ipynb #2a40566d
 def _control(n): return n in method and 'control' in str(method[n].meta.get('source'))
 
@@ -347,7 +361,7 @@ def sections(rows:list, runs:dict=None,  # what `read_runs` says of them
     for data, model, by, own in _groups(rows):
         k, run = next(iter(by)), _run_for(runs, data, model)
         tests = [t for m in by for t in _tests(by, m)]
-        out.append((marked(f'{model} on {data}'), [_standing(data, model, by, own, run, 99), *tests, *_classes(by, k, own, partial(_class, run, model)), *_galleries(by, own, run, model, pictures)]))
+        out.append((marked(f'{model} on {data}'), [_standing(data, model, by, own, run, 99), *_published(model, by, run), *tests, *_classes(by, k, own, partial(_class, run, model)), *_galleries(by, own, run, model, pictures)]))
     return out + [('How these numbers were made', _meanings(rows) + _how(runs))]
 
 # %% ../nbs/32_report.ipynb #912686e5
