@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .core import *
 from .metrics import *
 
-# %% ../nbs/30_protocols.ipynb #773ee96d
+# %% ../nbs/30_protocols.ipynb #91a07d42
 @dataclass(frozen=True)
 class Published:
     "A mean that somebody else published, and what it is of"
@@ -25,6 +25,7 @@ class Published:
     within: float  # how far others came out who made it again
     source: str    # where it was read
 
+# %% ../nbs/30_protocols.ipynb #773ee96d
 @dataclass(frozen=True)
 class Protocol:
     "What a measurement fixes"
