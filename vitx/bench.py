@@ -73,7 +73,7 @@ class Case:
 
 # %% ../nbs/31_bench.ipynb #c94dae15
 FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
-UNKNOWN, UNTOLD = "not a class of this model: its top class instead", "no class is told: the model's top class instead"  # how the note of such a row begins
+UNKNOWN, UNTOLD = "not a class of this model", "no class is told"   # how the note of such a row begins
 APART = (', said right', ', said wrong')                       # what a protocol may add to a dataset's name
 
 @dataclass
@@ -85,10 +85,11 @@ class Question:
     label: object   # what is there: a class, or None
     told: bool      # is a class told, be it one that this model hasn't?
     def ask(self, ex, top, protocol): # → the class to explain, the class by which answers are right, what to note
-        try: known = None if self.label is None else ex.target(self.label)
+        try: known = None if self.label is None else ex.target(self.label, whole=True)
         except VitxError: known = None
-        if protocol and protocol.explain == 'top': return top, known if protocol.judged else top, ''
-        return (top, top, UNKNOWN if self.told else UNTOLD) if known is None else (known, known, '')
+        note = '' if known is not None else (UNKNOWN + f' ({self.label})'*(self.label is not None) if self.told else UNTOLD) + ': its top class instead'
+        if protocol and protocol.explain == 'top': return top, known if protocol.judged else top, note if protocol.judged and self.told else ''
+        return (top, top, note) if known is None else (known, known, '')
 
 def _open(ex, sample): # → a Question, or why not
     try:
@@ -98,7 +99,7 @@ def _open(ex, sample): # → a Question, or why not
 
 def _mask_on(x, sample): # a picture whose annotation is broken can still be asked what needs none
     try: return None if sample.mask is None else torch.from_numpy(np.array(Image.fromarray(sample.mask).resize(x.shape[:0:-1], Image.NEAREST))), ''
-    except VitxError as e: return None, str(e)
+    except Exception as e: return None, str(e) if isinstance(e, VitxError) else _why(e)
 
 def _why(e): return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
@@ -270,7 +271,8 @@ def asked(data, models=(None,), methods=None, metrics=None, limit=None, protocol
     d = dataset[data.partition(':')[0]]
     methods, metrics = _several(methods) or METHODS, _several(metrics) or tuple(frozen.metrics if frozen else d.meta.get('metrics', METRICS))
     if methods == ('all',): methods = tuple(method_names())
-    if metrics == ('all',): metrics = tuple(k for k,f in metric.items() if not f.meta.get('count'))
+    if metrics == ('all',): metrics = tuple(k for k,f in metric.items() if not f.meta.get('count') and f.meta.get('data', d.meta['name']) == d.meta['name'])
+    if odd := [k for k in metrics if metric[k].meta.get('data', d.meta['name']) != d.meta['name']]: raise VitxError(f"{odd[0]} is for data named {metric[odd[0]].meta['data']}: or {metric[odd[0]].meta['data']}:NAME:PATH, not for {data}")
     if frozen and (other := [k for k in metrics if k not in frozen.metrics]): raise VitxError(f"{frozen.title} has metrics of its own, {', '.join(frozen.metrics)}, and not {other[0]}")
     named = [d, *(registry[n] for registry,names in ((method, methods), (metric, metrics)) for n in names)]
     modules = sorted({getattr(f, '__module__', None) or '__main__' for f in named} - {'functools'})
@@ -438,6 +440,7 @@ def _survey(ask, ex): # how many samples there are, and the first at a glance
     d = dataset[ask.data.partition(':')[0]]
     stream = samples(ask.data, ask.limit, ex)
     if (first := next(stream, None)) is None: raise VitxError(f"{ask.data} has no samples: is it the right place?")
+    if first.blank and all(metric[k].meta['needs'] == 'mask' for k in ask.metrics): raise VitxError(f"{ask.data} has no masks, without which {', '.join(ask.metrics)} can't be told: ask for ins-del and cost")
     if 'size' in d.meta: return d.meta['size'] if ask.limit is None else ask.limit, _glance(first)   # made as they are asked for
     return 1 + sum(1 for _ in stream), _glance(first)
 

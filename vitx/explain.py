@@ -131,6 +131,7 @@ def to_dict(self:Explanation)->dict:
 # %% ../nbs/18_explain.ipynb #4147570a
 def find_class(target,      # index, label or part of a label
                labels:list, # one per class
+               whole:bool=False, # only names in full, as a dataset gives them: its bird isn't an indigo bird
               )->int:
     "The index of a class"
     if isinstance(target, str) and target not in labels and re.fullmatch(r'-?[0-9]+', target.strip()): target = int(target)
@@ -140,8 +141,9 @@ def find_class(target,      # index, label or part of a label
     if not isinstance(target, str): raise VitxError(f"a target is a class index or a label, not {type(target).__name__}")
     want = target.strip().lower()
     names = [[l.lower()] + [part.strip().lower() for part in l.split(',')] for l in labels]
-    word = re.compile(rf'\b{re.escape(want)}\b')
-    found = next(filter(None, ([i for i,n in enumerate(names) if fits(n)] for fits in (lambda n: want == n[0], lambda n: want in n, lambda n: want and word.search(n[0])))), [])
+    word, plain = re.compile(rf'\b{re.escape(want)}\b'), lambda s: re.sub(r'[\s_-]+', ' ', s)       # golden_retriever, as a folder's name
+    ways = (lambda n: want == n[0], lambda n: want in n, lambda n: want and plain(want) in map(plain, n), lambda n: want and not whole and word.search(n[0]))
+    found = next(filter(None, ([i for i,n in enumerate(names) if fits(n)] for fits in ways)), [])
     if len(found) == 1: return found[0]
     if found: raise VitxError(f"{target!r} names {len(found)} classes: " + '; '.join(f'{i} ({labels[i]})' for i in found[:12]) + (f'; and {len(found)-12} more' if len(found) > 12 else '') + ": give the number")
     parts = {part: l for l in labels for part in [l, *map(str.strip, l.split(','))]}
@@ -191,9 +193,9 @@ class Explainer:
     @property
     def labels(self)->list: return model_labels(self.model) if self._labels is None else self._labels   # texts may be added to a model that compares pictures with them
     def methods(self)->list: return method_names()
-    def target(self, t)->int: # the index of a class
-        "By index, label or part of a label; a model that compares pictures with texts takes any text, which is a class from then on"
-        try: return find_class(t, self.labels)
+    def target(self, t, whole:bool=False)->int: # the index of a class
+        "By index, label or, if not `whole`, part of a label; a model that compares pictures with texts takes any text, which is a class from then on"
+        try: return find_class(t, self.labels, whole)
         except VitxError:
             if not isinstance(self.model, ZeroShot) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
             return self.model.add(t)

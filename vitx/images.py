@@ -18,10 +18,12 @@ from PIL import Image, ImageOps
 from .core import *
 
 # %% ../nbs/02_images.ipynb #3d6f20ed
-def to_rgb(im:Image.Image)->Image.Image:
-    "A PIL image of any mode as upright RGB: transparency on white, deep grey scaled to 8 bits, EXIF rotation applied"
+def to_rgb(im:Image.Image,
+           upright:bool=True, # turn it as its EXIF data say; False: as it is stored
+          )->Image.Image:
+    "A PIL image of any mode as RGB: transparency on white, deep grey scaled to 8 bits"
     if 0 in im.size: raise VitxError(f"a picture of {im.width}×{im.height} has no pixels")
-    im = ImageOps.exif_transpose(im)
+    if upright: im = ImageOps.exif_transpose(im)
     if im.mode.startswith('I') or im.mode == 'F':
         deep = np.asarray(im, dtype=np.float64)
         if not np.isfinite(deep).all(): raise VitxError("the picture holds NaN or infinite values: clean it first, e.g. with nan_to_num")
@@ -59,14 +61,14 @@ def from_array(a, # NumPy array or tensor: (H,W), (H,W,C) or (C,H,W), uint8 or f
     return to_rgb(Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)))
 
 # %% ../nbs/02_images.ipynb #51962b37
-def _decode(src, name):
+def _decode(src, name, upright=True):
     "Decode fully, so that damage shows here and not later; `src` is a PIL image or what `Image.open` takes"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             im = src if isinstance(src, Image.Image) else Image.open(src)
             im.load()
-            return _from(getattr(src, 'filename', None), to_rgb(im))
+            return _from(getattr(src, 'filename', None), to_rgb(im, upright))
     except VitxError: raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise VitxError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from None
@@ -78,12 +80,13 @@ def _from(file, im): # Pillow tells where a picture came from, but not of copies
     return im
 
 def read_image(src, # path, bytes, file object, PIL image, array (H,W[,C]) or tensor ([C,]H,W)
-              )->Image.Image: # RGB, upright; `filename` is its file's, where that is known
+               upright:bool=True, # turn it as its EXIF data say; False: as it is stored, where annotations are of that
+              )->Image.Image: # RGB; `filename` is its file's, where that is known
     "Anything people call a picture, as a PIL image; `VitxError` says what is wrong with it"
-    if isinstance(src, Image.Image): return _decode(src, 'this PIL image')
+    if isinstance(src, Image.Image): return _decode(src, 'this PIL image', upright)
     if isinstance(src, (np.ndarray, torch.Tensor)): return from_array(src)
-    if isinstance(src, (bytes, bytearray)): return _decode(io.BytesIO(src), 'this byte string') if src else _empty('this byte string')
-    if hasattr(src, 'read'): return _decode(src, getattr(src, 'name', 'this file object'))
+    if isinstance(src, (bytes, bytearray)): return _decode(io.BytesIO(src), 'this byte string', upright) if src else _empty('this byte string')
+    if hasattr(src, 'read'): return _decode(src, getattr(src, 'name', 'this file object'), upright)
     if not isinstance(src, (str, os.PathLike)): raise VitxError(f"a {type(src).__name__} is no picture: give a path, bytes, a PIL image, an array or a tensor")
     path = Path(src)
     try: kind = 'folder' if path.is_dir() else 'file' if path.is_file() else None
@@ -93,15 +96,21 @@ def read_image(src, # path, bytes, file object, PIL image, array (H,W[,C]) or te
     if not path.stat().st_size: _empty(path)
     try: f = path.open('rb')
     except OSError as e: raise VitxError(f"{path} can't be read: {e.strerror}") from None
-    with f: return _from(path, _decode(f, str(path)))
+    with f: return _from(path, _decode(f, str(path), upright))
 
 def _empty(name): raise VitxError(f"{name} is empty")
 
 # %% ../nbs/02_images.ipynb #b8a1c583
 def files_in(folder, suffixes)->list: # of paths, sorted
-    "All files in a folder and its subfolders that end so, in capitals or not; hidden ones aside"
-    def seen(p): return p.suffix.lower() in suffixes and p.is_file() and not any(part.startswith(('.', '__MACOSX')) for part in p.relative_to(folder).parts)
-    return sorted(p for p in Path(folder).rglob('*') if seen(p))
+    "All files in a folder and its subfolders, linked ones too, that end so, in capitals or not; hidden ones aside. A link to nothing is among them"
+    def seen(at, above): # above: the folders that hold this one, so that a link to one of them isn't followed for ever
+        try: here = [*os.scandir(at)]
+        except OSError as e: raise VitxError(f"the folder {at} can't be read: {e.strerror}") from None
+        for e in here:
+            if e.name.startswith(('.', '__MACOSX')): continue
+            if not e.is_dir(): yield from [Path(e.path)]*(Path(e.name).suffix.lower() in suffixes)
+            elif (real := os.path.realpath(e.path)) not in above: yield from seen(e.path, above | {real})
+    return sorted(seen(folder, {os.path.realpath(folder)}))
 
 def picture_files(folder)->list: # of paths, sorted
     "All pictures in a folder and its subfolders, by their suffix"
@@ -110,15 +119,23 @@ def picture_files(folder)->list: # of paths, sorted
 
 def read_mask(path, image:Image.Image, # the picture it belongs to
              )->np.ndarray:            # (H,W) bool, of the picture's size
-    "A mask file of any kind: what is opaque, or not 0 where its numbers are few, or light"
+    "A mask file of any kind: what is opaque; or numbered, but for 0 and what 255 leaves open; or light"
     try:
         with Image.open(path) as f:
             clear = 'A' in f.getbands() and f.getchannel('A').getextrema()[0] < 255
             m = np.asarray(f.getchannel('A') if clear else f if f.mode in ('P', '1', 'I', 'I;16') else f.convert('L'))
+            kind = 'lossy' if f.format in ('JPEG', 'WEBP') else 'P' if f.mode == 'P' and not clear else ''
     except OSError as e: raise VitxError(f"the mask {Path(path).name} can't be read: {e.strerror or e}") from None
     (W, H), (h, w) = image.size, m.shape
     if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"a mask of {w}×{h} on a picture of {W}×{H}")
-    return np.asarray(Image.fromarray(m > (127 if m.max() > 20 and m.dtype == np.uint8 else 0)).resize(image.size, Image.NEAREST))
+    if (shown := _shown(m, kind)).all(): raise VitxError("a mask that covers the whole picture: what isn't the object must be 0, or dark")
+    return np.asarray(Image.fromarray(shown).resize(image.size, Image.NEAREST))
+
+def _shown(m, kind): # (h,w) bool
+    if m.dtype != np.uint8: return m > (0 if m.min() <= 0 else m.max()/2)
+    low = m[m < 255]
+    if kind != 'lossy' and low.size and (kind == 'P' or low.max() <= 20): return (m > 0) & (m < 255) if low.any() else m > 0     # numbers of things
+    return m > (127 if m.max() > 20 else 0)
 
 # %% ../nbs/02_images.ipynb #9279ec2b
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['VOC', 'drawn', 'pictures_in', 'folder', 'masks', 'imagenet', 'voc', 'coco', 'imagenet_seg', 'cub', 'lrn']
 
 # %% ../nbs/27_layouts.ipynb #013bb5d8
-import json, math, re
+import csv, json, math, re
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,7 @@ def drawn(shapes,           # each a list of points (x, y): two are opposite cor
           size:tuple=None,  # width and height of the picture that was annotated; None: not told
          )->np.ndarray:     # (H,W) bool
     "The union of boxes and outlines; a VitxError where one lies outside the picture"
-    (W, H), mask = image.size, Image.new('1', image.size)
-    if size and abs(size[0]*H/(size[1]*W) - 1) > .03: raise VitxError(f"the annotation is of a picture of {size[0]}×{size[1]}, this one is {W}×{H}: turned or cut?")
-    scale = W/size[0] if size else 1
+    (W, H), mask, scale = image.size, Image.new('1', image.size), _scale(size, image)
     for points in shapes:
         points = _inside([((x - first)*scale, (y - first)*scale) for x,y in points], W, H)
         if len(points) < 2: raise VitxError("a shape of one point is neither a box nor an outline")
@@ -35,22 +33,29 @@ def drawn(shapes,           # each a list of points (x, y): two are opposite cor
         else: ImageDraw.Draw(mask).polygon(points, fill=1)
     return np.array(mask)
 
+def _scale(size, image): # from the picture that was annotated to this one
+    (W, H), (w, h) = image.size, size or image.size
+    if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"the annotation is of a picture of {w}×{h}, this one is {W}×{H}: turned or cut?")
+    return W/w
 def _fits(m, image): # the same, or a VitxError
     if m.shape != image.size[::-1]: raise VitxError(f"a mask of {m.shape[1]}×{m.shape[0]} on a picture of {image.size[0]}×{image.size[1]}")
     return m
 def _inside(points, W, H): # the same, or a VitxError
+    if not points: raise VitxError("a shape without points")
+    if not all(math.isfinite(v) for p in points for v in p): raise VitxError("a shape with a point that is no number")
     if (over := max(max(-x, -y, x - W, y - H) for x,y in points)) > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {over:.0f} pixels outside its picture of {W}×{H}")
     return points
 
 # %% ../nbs/27_layouts.ipynb #f0a6f612
-def pictures_in(folder)->dict: # {path without suffix, relative: path}
-    "All pictures of a folder and its subfolders, by name; no two may have the same"
+def pictures_in(folder)->dict: # {path without suffix, relative: paths}
+    "All pictures of a folder and its subfolders, by name"
     found = {}
-    for p in picture_files(folder):
-        name = p.relative_to(folder).with_suffix('').as_posix()
-        if name in found: raise VitxError(f"{found[name]} and {p.name} have the same name, so it isn't clear whose annotation is whose: rename one")
-        found[name] = p
+    for p in picture_files(folder): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
     return found
+
+def _one(read, paths, none, **how): # what reads the only one of these
+    if not paths: return missing(none)
+    return partial(read, paths[0], **how) if len(paths) == 1 else missing(f"{' and '.join(p.name for p in paths)} have the same name, so it isn't clear whose annotation is whose: rename one")
 
 def _folder(path, name, *parts): # the first of these subfolders that is there
     if path is None: raise VitxError(f"{name} needs a folder: {name}:FOLDER")
@@ -60,20 +65,23 @@ def _folder(path, name, *parts): # the first of these subfolders that is there
     return found or Path(path)
 
 # %% ../nbs/27_layouts.ipynb #b8652206
-@dataset('folder', path=':FOLDER', metrics=('ins-del', 'cost'))
-def folder(path, limit:int=None):
-    "Any folder of pictures; a subfolder's name is their class"
+def _class_of(name, ex=None): # the first folder, which may be a WordNet id
+    kind = name.split('/')[0] if '/' in name else None
+    return imagenet_class(kind, ex) if kind and re.fullmatch(r'n\d{8}', kind) else kind
+
+@dataset('folder', path=':FOLDER', explainer=True, metrics=('ins-del', 'cost'))
+def folder(path, limit:int=None, ex=None):
+    "Any folder of pictures; a subfolder's name (or WordNet id) is their class"
     for p in picture_files(_folder(path, 'folder')):
         name = p.relative_to(path).as_posix()
-        yield Sample(name, partial(read_image, p), None, name.split('/')[0] if '/' in name else None)
+        yield Sample(name, partial(read_image, p), None, _class_of(name, ex))
 
-@dataset('masks', path=':FOLDER')
-def masks(path, limit:int=None):
+@dataset('masks', path=':FOLDER', explainer=True)
+def masks(path, limit:int=None, ex=None):
     "Folders images and masks with files of the same names, whose bright pixels are the object; subfolders are classes"
     images, found = (pictures_in(_folder(path, 'masks', part)) for part in ('images', 'masks'))
     for name in sorted({*images, *found}):
-        yield Sample(name, partial(read_image, images[name]) if name in images else missing('a mask without a picture'),
-                     partial(read_mask, found[name]) if name in found else missing('no mask'), name.split('/')[0] if '/' in name else None)
+        yield Sample(name, _one(read_image, images.get(name), 'a mask without a picture'), _one(read_mask, found.get(name), 'no mask'), _class_of(name, ex))
 
 # %% ../nbs/27_layouts.ipynb #b3a268c5
 @dataset('imagenet', path=':FOLDER', explainer=True)
@@ -89,10 +97,12 @@ def imagenet(path, limit:int=None, ex=None):
         xml, own = notes.get(p.stem), p.parent.name
         left.discard(p.stem)
         wnid = own if re.fullmatch(r'n\d{8}', own) else kit.get(p.stem) or _named(xml)
-        yield Sample(p.relative_to(root).as_posix(), partial(read_image, p), partial(_boxes, xml) if xml else missing('no annotation') if notes else None, imagenet_class(wnid, ex))
+        yield Sample(p.relative_to(root).as_posix(), partial(read_image, p, upright=False), partial(_boxes, xml) if xml else missing('no annotation') if notes else None, imagenet_class(wnid, ex))
     for stem in sorted(left): yield Sample(stem, missing('an annotation without a picture'))
 
-def _devkit(root): # → {stem: WordNet id}, of a flat folder
+def _devkit(root): # → {stem: WordNet id}, of a flat folder, by the development kit or by Kaggle's table
+    if (table := root/'LOC_val_solution.csv').is_file():
+        with open(table, newline='', encoding='utf8', errors='replace') as f: return {r[0]: r[1].split()[0] for r in csv.reader(f) if len(r) > 1 and r[1].strip()}
     found = {name: next((p for at in ('', 'data/', '*devkit*/', '*devkit*/data/') for p in root.glob(at + name)), None) for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat')}
     if not all(found.values()): return {}
     truth, meta = found.values()
@@ -108,6 +118,7 @@ def _boxes(path, image):
     objects, size = list((note := _read_xml(path)).iter('object')), [note.findtext(f'size/{k}') or '0' for k in ('width', 'height')]
     try: boxes = [[float(o.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax')] for o in objects]
     except (TypeError, ValueError): raise VitxError("a box without four numbers") from None
+    if any(b[0] > b[2] or b[1] > b[3] for b in boxes): raise VitxError("a box that ends before it begins")
     return drawn([[b[:2], b[2:]] for b in boxes], image, 1, tuple(map(int, size)) if all(v.isdigit() and int(v) for v in size) else None)
 
 def _named(xml):
@@ -126,11 +137,11 @@ def voc(path, limit:int=None, split:str='val'):
     listed = root/f'ImageSets/Segmentation/{split}.txt'
     if not listed.is_file() and listed.parent.is_dir(): raise VitxError(f"there is no split {split!r}: {listed.parent} has {', '.join(sorted(p.stem for p in listed.parent.glob('*.txt')))}")
     for name in [line.split()[0] for line in listed.read_text(encoding='utf-8-sig').splitlines() if line.strip()] if listed.is_file() else sorted({*images, *found}):
-        image = partial(read_image, images[name]) if name in images else missing('a mask without a picture')
-        try: classes, why = sorted({*np.unique(_palette(found[name]))} - {0, 255}) if name in found else missing('no mask')(), 'a mask that shows none of the classes'
+        image = _one(read_image, images.get(name), 'a mask without a picture', upright=False)
+        try: classes, why = sorted({*np.unique(_one(_palette, found.get(name), 'no mask')())} - {0, 255}), 'a mask that shows none of the classes'
         except VitxError as e: classes, why = [], str(e)
         if not classes: yield Sample(name, image, missing(why))
-        for c in classes: yield Sample(f'{name}/{VOC[c-1] if c <= len(VOC) else c}', image, partial(_class_mask, found[name], c), VOC[c-1] if c <= len(VOC) else None)
+        for c in classes: yield Sample(f'{name}/{VOC[c-1] if c <= len(VOC) else c}', image, partial(_class_mask, found[name][0], c), VOC[c-1] if c <= len(VOC) else f'VOC class {c}')
 
 def _palette(path): # the numbers, not their colours
     try:
@@ -146,34 +157,43 @@ def _class_mask(path, c, image): return _fits(_palette(path) == c, image)
 def coco(path, limit:int=None, split:str='val2017'):
     "COCO's instances: a sample for each category of a picture; FOLDER@SPLIT for another split than val2017"
     path, split = at_split(path, split)
-    root = _folder(path, 'coco')
+    root, _ = _folder(path, 'coco'), wanted('pycocotools.mask')
     file, there = root/f'annotations/instances_{split}.json', [p.stem.removeprefix('instances_') for p in sorted(root.glob('annotations/instances_*.json'))]
     if not file.is_file(): raise VitxError(f"{root} holds no annotations/{file.name}" + (f": coco:FOLDER@{there[0]} asks for {there[0]}" if there else ", so it isn't laid out as coco"))
     folder = _folder(root, 'coco', split, f'images/{split}')
     try:
-        book, parts = json.loads(file.read_text(encoding='utf-8-sig')), {}
-        kinds, images = {c['id']: c['name'] for c in book['categories']}, [(i['id'], i['file_name']) for i in book['images']]
-        for a in book['annotations']: parts.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
+        book = json.loads(file.read_text(encoding='utf-8-sig'))
+        kinds, images = {c['id']: c['name'] for c in book['categories']}, [(i['id'], i['file_name'], (i.get('width'), i.get('height'))) for i in book['images']]
+        parts, broken = _by_picture(book['annotations'])
     except (ValueError, KeyError, TypeError, AttributeError) as e: raise VitxError(f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
-    listed = {name for _,name in images}
-    for i,name in images:
-        read, own = partial(read_image, folder/name) if (folder/name).is_file() else missing('no such picture'), parts.pop(i, {})
+    listed = {name for _,name,_ in images}
+    for i,name,size in images:
+        read, own = partial(read_image, folder/name, upright=False) if (folder/name).is_file() else missing('no such picture'), parts.pop(i, {})
         if not own: yield Sample(name, read, missing('no annotation'))
-        for c,shapes in sorted(own.items()): yield Sample(f'{name}/{kinds.get(c, c)}', read, partial(_instances, shapes), kinds.get(c))
+        for c,shapes in own.items(): yield Sample(f'{name}/{kinds.get(c, c)}', read, partial(_instances, shapes, size if all(isinstance(v, int) and v > 0 for v in size) else None), kinds.get(c, f'category {c}'))
+    for i,why in broken.items(): yield Sample(f'annotation {i}', missing(why))
     for i in parts: yield Sample(f'image {i}', missing("annotations of a picture that isn't listed"))
     for p in picture_files(folder):
-        if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p), missing("a picture that isn't listed"))
+        if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p, upright=False), missing("a picture that isn't listed"))
+
+def _by_picture(annotations): # → {picture: {category: shapes}}, {annotation: what is wrong with it}
+    parts, broken = {}, {}
+    for k,a in enumerate(annotations):
+        try: parts.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
+        except (KeyError, TypeError, AttributeError) as e: broken[a.get('id', f'no. {k}') if isinstance(a, dict) else f'no. {k}'] = f"a broken annotation: {type(e).__name__} {e}"
+    return {i: dict(sorted(own.items(), key=lambda v: (str(type(v[0])), v[0]))) for i,own in parts.items() if own}, broken
 
 # %% ../nbs/27_layouts.ipynb #96375de6
-def _instances(shapes, image):
-    rle = wanted('pycocotools.mask')
-    try: return _united(rle, shapes, image)
-    except (TypeError, KeyError, ValueError, AttributeError) as e:
+def _instances(shapes, size, image): # size: of the picture that was annotated; None: not told
+    _scale(size, image)
+    try: mask = _united(wanted('pycocotools.mask'), shapes, *(size or image.size))
+    except (TypeError, LookupError, ValueError, AttributeError) as e:
         if isinstance(e, VitxError): raise
         raise VitxError(f"the segmentation isn't COCO's: {type(e).__name__} {e}") from None
+    return np.asarray(Image.fromarray(mask).resize(image.size, Image.NEAREST))
 
-def _united(rle, shapes, image): # boxes, outlines, or run lengths, plain or compressed
-    (W, H), mask = image.size, np.zeros(image.size[::-1], bool)
+def _united(rle, shapes, W, H): # boxes, outlines, or run lengths, plain or compressed
+    mask = np.zeros((H, W), bool)
     for s in shapes:
         if not s: raise VitxError("an annotation that shows no place")
         if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box alone
@@ -181,8 +201,10 @@ def _united(rle, shapes, image): # boxes, outlines, or run lengths, plain or com
             if any(len(p) < 6 or len(p) % 2 for p in s): raise VitxError("an outline of less than three points")
             for p in s: _inside([*zip(p[::2], p[1::2])], W, H)
         elif s['size'] != [H, W]: raise VitxError(f"a mask of {s['size'][1]}×{s['size'][0]} on a picture of {W}×{H}")
+        elif isinstance(s['counts'], list) and (sum(s['counts']) != H*W or min(s['counts']) < 0): raise VitxError(f"run lengths of {sum(s['counts'])} pixels on a picture of {H*W}")
         coded = rle.frPyObjects(s, H, W) if isinstance(s, list) or isinstance(s['counts'], list) else s
-        mask |= rle.decode(rle.merge(coded) if isinstance(coded, list) else coded).astype(bool)
+        if (part := rle.decode(rle.merge(coded) if isinstance(coded, list) else coded)).max() > 1: raise VitxError("run lengths of another picture's size")
+        mask |= part.astype(bool)
     return mask
 
 # %% ../nbs/27_layouts.ipynb #d9a3f3ff
@@ -201,7 +223,7 @@ def _hdf5(file):
     try: return wanted('h5py').File(file)
     except OSError as e: raise VitxError(f"{file.name} is no HDF5 file: {e}") from None
 def _matlab_image(file, i):
-    with _hdf5(file) as f: return Image.fromarray(f[f['value/img'][i, 0]][()].transpose(2, 1, 0))   # MATLAB's order: columns first
+    with _hdf5(file) as f: return from_array(f[f['value/img'][i, 0]][()].T)   # MATLAB's order: columns first
 def _matlab_mask(file, i, image):
     try:
         with _hdf5(file) as f: m = f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
@@ -212,12 +234,14 @@ def _matlab_mask(file, i, image):
 @dataset('cub', path=':FOLDER')
 def cub(path, limit:int=None):
     "CUB-200-2011: birds with a box each, of the test split"
-    root = _folder(path, 'cub', 'CUB_200_2011', '.')
+    root, torn = _folder(path, 'cub', 'CUB_200_2011', '.'), []
     def column(name, cast, needed=True):
         if not (root/name).is_file():
             if needed: raise VitxError(f"{root} holds no {name}, so it isn't laid out as cub")
             return {}
-        return {row[0]: cast(row[1:]) for row in (line.split() for line in (root/name).read_text().splitlines()) if row}
+        rows = [line.split() for line in (root/name).read_text(encoding='utf8', errors='replace').splitlines() if line.strip()]
+        torn.extend(f'{name}, {row[0]}' for row in rows if len(row) < 2)
+        return {row[0]: cast(row[1:]) for row in rows if len(row) > 1}
     if not (root/'images').is_dir(): raise VitxError(f"{root} holds no images, so it isn't laid out as cub")
     files, classes = column('images.txt', lambda r: r[0]), column('image_class_labels.txt', lambda r: r[0])
     names, boxes, training = column('classes.txt', lambda r: r[0]), column('bounding_boxes.txt', list), column('train_test_split.txt', lambda r: r[0] == '1', False)
@@ -225,7 +249,8 @@ def cub(path, limit:int=None):
     for i,file in files.items():
         if training.get(i): continue
         kind = names.get(classes.get(i), '').partition('.')[2].replace('_', ' ')
-        yield Sample(file, partial(read_image, root/'images'/file), partial(_bird, boxes[i]) if i in boxes else missing('no box'), kind or None)
+        yield Sample(file, partial(read_image, root/'images'/file, upright=False), partial(_bird, boxes[i]) if i in boxes else missing('no box'), kind or None)
+    for line in torn: yield Sample(line, missing('a broken line'))
     for i in sorted(boxes.keys() - files.keys()): yield Sample(f'image {i}', missing("a box of a picture that isn't listed"))
     for p in picture_files(root/'images'):
         if (name := p.relative_to(root/'images').as_posix()) not in listed: yield Sample(name, partial(read_image, p), missing("a picture that isn't listed"))
@@ -233,6 +258,7 @@ def cub(path, limit:int=None):
 def _bird(box, image):
     try: x, y, w, h = map(float, box)
     except ValueError: raise VitxError(f"a box of {' '.join(box)}") from None
+    if w <= 0 or h <= 0: raise VitxError("a box that ends before it begins")
     return drawn([[(x, y), (x + w - 1, y + h - 1)]], image)
 
 # %% ../nbs/27_layouts.ipynb #abdf4933
@@ -240,26 +266,27 @@ def _bird(box, image):
 def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _folder(path, 'lrn')
-    images, notes = pictures_in(root), {p.relative_to(root).with_suffix('').as_posix(): p for p in files_in(root, {'.json'}) if p.parent != root}
+    images = pictures_in(root)
+    notes = {name: p for p in files_in(root, {'.json'}) if (name := p.relative_to(root).with_suffix('').as_posix()) in images or p.parent != root or 'shapes' in p.read_text(errors='replace')}   # others at the top are about the whole
     if images and not notes: raise VitxError(f"{path} has no folder with LabelMe's JSON files, so it isn't laid out as lrn; folder:{path} takes any pictures")
     for name in sorted({*images, *notes}):
-        image = partial(read_image, images[name]) if name in images else missing('an annotation without a picture')
-        kind = name.split('/')[0] if '/' in name else None
+        image, kind = _one(read_image, images.get(name), 'an annotation without a picture'), _class_of(name)
         try: kind, mask = _labelme(notes[name]) if name in notes else missing('no annotation')()
         except VitxError as e: mask = missing(str(e))
-        yield Sample(images.get(name, notes.get(name)).relative_to(root).as_posix(), image, mask, kind)
+        yield Sample([*images.get(name, ()), notes.get(name)][0].relative_to(root).as_posix(), image, mask, kind)
 
 def _labelme(path): # → class, and what draws its shapes
     try:
         note = json.loads(path.read_text(encoding='utf-8-sig'))
         shapes = [(str(s['label']).partition('_')[0], s.get('shape_type'), [(float(x), float(y)) for x,y in s['points']]) for s in note['shapes']]
         size = (int(note['imageWidth']), int(note['imageHeight'])) if note.get('imageWidth') and note.get('imageHeight') else None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e: raise VitxError(f"the annotation isn't LabelMe's: {type(e).__name__} {e}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as e: raise VitxError(f"the annotation isn't LabelMe's: {type(e).__name__} {e}") from None
     if not shapes: raise VitxError("an annotation without shapes")
     return shapes[0][0], partial(drawn, [_outline(*s) for kind,*s in shapes if kind == shapes[0][0]], size=size)
 
 def _outline(kind, points):
     if kind == 'circle': # its centre and a point of its rim
+        if len(points) != 2: raise VitxError(f"a circle of {len(points)} points")
         (x, y), r = points[0], math.dist(*points)
         return [(x + r*math.cos(a), y + r*math.sin(a)) for a in np.linspace(0, 2*math.pi, 48, endpoint=False)]
     if kind not in (None, 'rectangle', 'polygon'): raise VitxError(f"a shape of kind {kind!r}: there are rectangle, polygon and circle")

@@ -315,7 +315,7 @@ def cell_mass(m:torch.Tensor, # (4,H,W) signed: maps of the composite for the cl
     "Share of each map's positive mass in its own cell (grid pointing; Böhle et al., 2021)"
     return energy(m, cells(*m.shape[-2:]).to(m.device))
 
-@metric('own-cell', better='higher', needs='mask', range=(0, 1))
+@metric('own-cell', better='higher', needs='mask', data='grid', range=(0, 1))
 def own_cell(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W) → (…)
     "Grid pointing (Böhle et al., 2021): share of the positive mass of a composite's map in the cell of its class; chance is 1/4; 0 where nothing is positive"
     if not (mask.bool()[..., None, :, :] == cells(*mask.shape[-2:]).to(mask.device)).all((-2, -1)).any(-1).all():

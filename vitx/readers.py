@@ -48,8 +48,7 @@ def class_of(value,           # number or text; None: not told
     return class_of(names[value], ex=ex)
 
 def _imagenets(names): # its thousand classes, in its order
-    info = ImageNetInfo('imagenet-1k')
-    return len(names) == 1000 and all(names[i].split(',')[0] == info.index_to_description(i).split(',')[0] for i in (0, 1, 998, 999))
+    return len(names) == 1000 and all(a.split(',')[0] == b.split(',')[0] for a,b in zip(names, imagenet_names().values()) if a != b)
 
 # %% ../nbs/24_readers.ipynb #46f54693
 def _hub(name): # a VitxError, soon, where the hub can't be asked about a name; loading would try for half a minute

@@ -73,7 +73,7 @@ def pooled(rows:list,    # of one dataset and model
     return out
 
 # %% ../nbs/32_report.ipynb #9c000488
-def _standing(data, model, by, own, run=None, reasons=5): # the first table
+def _standing(data, model, by, own, run=None, whole=False): # the first table; whole: with all reasons
     k, *_ = by
     there = len({r['image'] for r in own})
     due = run['models'][model].get('samples', there) if run and run.get('label') == data else there      # a protocol that keeps right and wrong apart has two tables
@@ -83,7 +83,7 @@ def _standing(data, model, by, own, run=None, reasons=5): # the first table
         lead = _said(list(_pairs(by[k][n], by[k][below], k).values()), '{:+.3f} [{:+.3f}, {:+.3f}]') if below else ''
         rows.append([marked(n), str(len(by[k][n])), *(_said(list(by[m].get(n, {}).values())) for m in by), *('{:.2f} [{:.2f}, {:.2f}]'.format(*over[n][m]) if n in over else '–' for m in more), lead])
     return Table(f"**{marked(model)}** on {marked(data)}, {there} samples" + f" of {due}"*(there < due), ['method', 'n', *(f'{marked(m)} {chr(8593 if _sign(m) > 0 else 8595)}' for m in by), *(f'{m} over all ↑' for m in more), f'{marked(k)}: lead over the next'],
-                 rows, [*_losses(by[k], k, names), *_gaps(own, reasons), *[f"{due - there} samples haven't been asked yet: `vitx bench … --resume` goes on."]*(there < due)])
+                 rows, [*_losses(by[k], k, names), *(_gaps(own, 99, True) if whole else _gaps(own)), *[f"{due - there} samples haven't been asked yet: `vitx bench … --resume` goes on."]*(there < due)])
 
 def _scored(by): # without what is a sum over a data set and no score
     return {k: v for k,v in by.items() if not metric[k].meta.get('count')} or by
@@ -111,17 +111,25 @@ def _losses(values, k, names, default=_DEFAULT, worst=3):
 
 def _alike(note): return re.sub(r'\d+', '', re.sub(r'\S*/\S*', '', note))    # the same fault of other files and sizes
 
-def _gaps(rows, most):
+def _listed(names, most=20, times=False): # each once; how often
+    seen = Counter(names)
+    return ', '.join(marked(n) + f' ({c})'*times for n,c in seen.most_common(most)) + f' and {len(seen) - most} more'*(len(seen) > most)
+
+def _gaps(rows, most=5, whole=False): # whole: name the samples
     "How much has no value, and why; how many were asked about another class"
     none, kinds = [r for r in rows if r['value'] is None], {}
     for r in none: kinds.setdefault(_alike(r['note']), []).append(r)
     some = sorted(kinds.values(), key=len, reverse=True)
     def count(n, what): return f"{n} {what}{'s'*(n != 1)}"
     text = [f"{len(none)} of {len(rows)} values missing" + (f", of {count(len({r['image'] for r in none}), 'sample')}:" if none else '.')]
-    reasons = [f"{count(len({r['image'] for r in v}), 'sample')}, {count(len(v), 'value')}: {marked(v[0]['note'])} (first: {marked(v[0]['image'])}, {marked(v[0]['method'])}, {marked(v[0]['metric'])})" for v in some[:most]]
+    first = lambda v: f"first: {marked(v[0]['image'])}, {marked(v[0]['method'])}, {marked(v[0]['metric'])}"
+    reasons = [f"{count(len({r['image'] for r in v}), 'sample')}, {count(len(v), 'value')}: {marked(v[0]['note'])} ({_listed(r['image'] for r in v) if whole else first(v)})" for v in some[:most]]
     if len(some) > most: reasons.append(f"{count(len(some) - most, 'other reason')}: `vitx report … --out` has all")
-    told = [(len({r['image'] for r in rows if r['value'] is not None and r['note'].startswith(why)}), because) for why,because in ((UNKNOWN, "it doesn't know theirs"), (UNTOLD, 'none is told'))]
-    return text + [reasons]*bool(some) + [f"{count(n, 'sample')} explained for the model's top class, because {because}." for n,because in told if n]
+    told = {why: {r['image']: r['note'] for r in rows if r['value'] is not None and r['note'].startswith(why)} for why in (UNKNOWN, UNTOLD)}
+    because = {UNKNOWN: "it doesn't know theirs" + (f": {_listed(unknown, times=True)}" if (unknown := [n for n in map(_unknown, told[UNKNOWN].values()) if n]) else ''), UNTOLD: 'none is told'}
+    return text + [reasons]*bool(some) + [f"{count(len(v), 'sample')} explained for the model's top class, because {because[why]}." for why,v in told.items() if v]
+
+def _unknown(note): return note[len(UNKNOWN):].partition(': its top class')[0].strip(' ()')   # the class that the model hasn't
 
 # %% ../nbs/32_report.ipynb #69c83554
 def sign_flip(d:np.ndarray,    # (n,) differences, one per picture
@@ -361,7 +369,7 @@ def sections(rows:list, runs:dict=None,  # what `read_runs` says of them
     for data, model, by, own in _groups(rows):
         k, run = next(iter(by)), _run_for(runs, data, model)
         tests = [t for m in by for t in _tests(by, m)]
-        out.append((marked(f'{model} on {data}'), [_standing(data, model, by, own, run, 99), *_published(model, by, run), *tests, *_classes(by, k, own, partial(_class, run, model)), *_galleries(by, own, run, model, pictures)]))
+        out.append((marked(f'{model} on {data}'), [_standing(data, model, by, own, run, True), *_published(model, by, run), *tests, *_classes(by, k, own, partial(_class, run, model)), *_galleries(by, own, run, model, pictures)]))
     return out + [('How these numbers were made', _meanings(rows) + _how(runs))]
 
 # %% ../nbs/32_report.ipynb #912686e5
