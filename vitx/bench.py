@@ -254,9 +254,10 @@ class Ask:
 
 # %% ../nbs/31_bench.ipynb #fee552fb
 def _whole(data): # grid:voc:/some/folder@train → grid:voc, /some/folder, train
-    words = data.split(':')
-    at = next((i for i,w in enumerate(words) if w not in dataset and not w.isdigit()), len(words))
-    return ':'.join(words[:at]), *(at_split(path, '') if (path := ':'.join(words[at:])) else ('', ''))
+    name, _, rest = data.partition(':')
+    kind = dataset[name].meta.get('path', '')
+    if rest and kind == '[:DATASET]': return f'{name}:{(inner := _whole(rest))[0]}', *inner[1:]
+    return (data, '', '') if not rest or kind.startswith('[') else (name, *at_split(rest, ''))      # scenes:1 is a name
 
 def _settled(data): # the same, wherever the process goes
     name, path, split = _whole(data)
