@@ -8,16 +8,17 @@ __all__ = ['FIELDS', 'UNKNOWN', 'UNTOLD', 'APART', 'KEY', 'METHODS', 'METRICS', 
            'RayWorker', 'on_ray', 'bench', 'same_data', 'write_run', 'read_run']
 
 # %% ../nbs/31_bench.ipynb #735bb7a5
-import csv, io, json, logging, os, platform, re, shutil
+import csv, io, json, logging, os, platform, re, warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -205,7 +206,9 @@ def write_rows(path, rows:list,
               )->Path:
     "Write rows as CSV or Parquet, by suffix; the file is there whole or not at all"
     groups = [rows] if groups is None else groups
-    with atomic_path(path) as tmp: (_write_parquet if Path(path).suffix == '.parquet' else _write_csv)(tmp, groups)
+    try:
+        with atomic_path(path) as tmp: (_write_parquet if Path(path).suffix == '.parquet' else _write_csv)(tmp, groups)
+    except OSError as e: raise VitxError(f"can't write {path}: {e.strerror or e}; what was written before is whole") from None
     return Path(path)
 
 def _write_csv(path, groups):
@@ -264,6 +267,7 @@ def _settled(data): # the same, wherever the process goes
     if not path or not (here := Path(path).expanduser()).exists(): return data
     return f'{name}:{here.absolute()}' + f'@{split}'*bool(split)
 
+def _here(model): return Path(model).absolute() if isinstance(model, (str, Path)) and Path(model).is_dir() else model
 def _several(names): return (names,) if isinstance(names, str) else tuple(names or ())
 
 def asked(data, models=(None,), methods=None, metrics=None, limit=None, protocol=None, **rest)->Ask:
@@ -279,7 +283,7 @@ def asked(data, models=(None,), methods=None, metrics=None, limit=None, protocol
     modules = sorted({getattr(f, '__module__', None) or '__main__' for f in named} - {'functools'})
     if limit is None and frozen: limit = frozen.limit
     if rest.get('group', 1) < 1 or rest.get('batch', 1) < 1: raise VitxError("groups and batches hold one picture at least")
-    return Ask(_settled(data), (models,) if isinstance(models, (str, Path)) else tuple(models), tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(metrics)), limit, frozen and frozen.title, modules=tuple(modules), **rest)
+    return Ask(_settled(data), tuple(map(_here, (models,) if isinstance(models, (str, Path)) else models)), tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(metrics)), limit, frozen and frozen.title, modules=tuple(modules), **rest)
 
 # %% ../nbs/31_bench.ipynb #aeb0efdc
 def named(stream): # of samples → (name, sample), …
@@ -372,18 +376,29 @@ class RayWorker:
         k = int(groups['model'][0]), int(groups['start'][0])
         return dict(groups, rows=np.array([json.dumps(self.work(*k))], dtype=object))
 
-@engine('ray')
-def on_ray(ask:Ask, todo:list, done:dict, workers:int, explainers=None):
-    "Actors of a Ray cluster: the one at RAY_ADDRESS, or one begun here"
+def _ray():
+    if not os.environ.get('RAY_ADDRESS'): os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')   # elsewhere than there Ray would listen on all addresses
     try: import ray, ray.data
     except ImportError: raise VitxError("the engine ray needs Ray: pip install 'vitx[ray]'") from None
-    if not ray.is_initialized(): ray.init(log_to_driver=False, logging_level='error', include_dashboard=False)
+    return ray
+
+@engine('ray', needs=_ray)
+def on_ray(ask:Ask, todo:list, done:dict, workers:int, explainers=None):
+    "Actors of a Ray cluster: the one at RAY_ADDRESS, or one begun here"
+    ray, there = _ray(), os.environ.get('RAY_ADDRESS')
+    try:
+        if not ray.is_initialized(): ray.init(log_to_driver=False, logging_level='error', **(dict(address=there) if there else dict(address='local', include_dashboard=False, num_cpus=max(workers, os.cpu_count()))))
+    except Exception as e: raise VitxError(f"no Ray cluster {f'at {there}' if there else 'could be begun here'}: {_why(e)[:300]}") from None
+    kind = 'GPU' if str(ask.device or '').startswith('cuda') else 'CPU'
+    if (have := ray.cluster_resources().get(kind, 0)) < workers: warnings.warn(f"this cluster has {have:.0f} {kind}s, and each worker wants one: {workers - have:.0f} of {workers} wait until there are more")
     logging.getLogger('ray.data').setLevel('WARNING')
     ray.data.DataContext.get_current().enable_progress_bars = False     # the run has its own
     groups = ray.data.from_items([dict(model=m, start=s) for m,s in todo], override_num_blocks=len(todo))
-    need = dict(num_gpus=1) if str(ask.device or '').startswith('cuda') else dict(num_cpus=1)
-    rows = groups.map_batches(RayWorker, batch_size=1, fn_constructor_args=(ask, done, max(1, torch.get_num_threads()//workers)), compute=ray.data.ActorPoolStrategy(size=workers), **need)
-    for r in rows.iter_rows(): yield (r['model'], r['start']), json.loads(r['rows'])
+    need = {f'num_{kind.lower()}s': 1}
+    rows = groups.map_batches(RayWorker, batch_size=1, fn_constructor_args=(ask, done, max(1, torch.get_num_threads()//workers)), compute=ray.data.ActorPoolStrategy(size=workers), max_task_retries=100, **need)     # each unanswered call to a worker that is being replaced is one
+    try:
+        for r in rows.iter_rows(): yield (r['model'], r['start']), json.loads(r['rows'])
+    except ray.exceptions.RayError as e: raise VitxError(f"Ray gave up: {_why(getattr(e, 'cause', None) or e)[:300]}; go on with --resume, what is written stays") from e
 
 # %% ../nbs/31_bench.ipynb #4919a8da
 def bench(data:str='scenes',  # dataset, or dataset:PATH
@@ -398,17 +413,19 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
           device=None,        # where to move the models; None: where they are
           protocol:str=None,  # name of a frozen protocol, which has its own metrics
           batch:int=1,        # pictures explained at once
-          group:int=16,       # pictures that are written, or lost, together
+          group:int=16,       # pictures that are written, or lost, together; at least a batch
           shard:str=None,     # 'i/n': only every n-th group, from the i-th
           workers:int=1,      # processes, or actors of Ray
           by:str='local',     # engine: 'local' or 'ray'
          )->Path:             # rows.csv or rows.parquet; of a shard, the folder
     "Score methods on a dataset, one row per image, model, method and metric"
-    ask = asked(data, models, methods, metrics, limit, protocol, device=device, batch=batch, group=group)
+    ask = asked(data, models, methods, metrics, limit, protocol, device=device, batch=batch, group=(group := max(group, batch) if group > 0 else group))
     run, out, (i, n) = engine[by], _place(out, format, resume or retry), _shard(shard)
+    run.meta.get('needs', bool)()
     if workers < 1: raise VitxError(f"{workers} workers do nothing: give at least 1")
     if (workers > 1 or by != 'local') and '__main__' in ask.modules: raise VitxError("workers can't see what a notebook registers: put it into a module and import that")
-    explainers = [ask.explainer(m) for m in range(len(ask.models))]
+    near = ask if by == 'local' and workers == 1 else replace(ask, device=None)       # elsewhere these only know labels and sizes
+    explainers = [near.explainer(m) for m in range(len(ask.models))]
     if twice := [k for k,c in Counter(ex.name for ex in explainers).items() if c > 1]: raise VitxError(f"two models are called {twice[0]}: run them into folders of their own")
     sizes, firsts = zip(*[_survey(ask, ex) for ex in explainers])     # reads a little of the data: what is wrong shows before anything is written
     todo = [(m, start) for m,size in enumerate(sizes) for start in range(0, size, group)][i-1::n]
@@ -428,6 +445,7 @@ def _place(out, format, resume):
     if format not in ('csv', 'parquet'): raise VitxError(f"unknown format {format!r}: there are csv and parquet")
     if format == 'parquet': _arrow()
     if (old := _files(out := Path(out))) and not resume: raise VitxError(f"{old[0]} is there already: add --resume to go on with it, or name another folder")
+    if out.exists() and not out.is_dir(): raise VitxError(f"{out} is a file: name a folder")
     if not out.is_dir(): writable(next(p for p in out.absolute().parents if p.exists())/out.name)
     return out
 
@@ -460,18 +478,19 @@ def _done(ask, out): # (model, image) → {(method, metric), …}, equal sets ke
         done.setdefault((r['model'], r['image']), set()).add((r['method'], r['metric']))
     return {k: same.setdefault(v, v) for k,v in ((k, frozenset(v)) for k,v in done.items())}
 
-def _part(out, ask, m, model, start, format): # what else is asked of the same pictures has a name of its own
-    digest = sha256(repr((ask.label, ask.methods, ask.metrics, ask.group)).encode()).hexdigest()[:8]
+def _part(out, ask, m, model, start, format): # what else is asked of the same pictures has a name of its own, and so has what is asked later: no part replaces another
+    digest = sha256(repr((ask.label, model, ask.methods, ask.metrics, ask.group)).encode()).hexdigest()[:8]
     name = re.sub(r'[^\w.-]+', '-', f'{ask.label}-{m:03d}-{model}')[:80]
-    return out/'parts'/f"{name}-{digest}-{start:08d}.{format}"
+    (out/'parts').mkdir(exist_ok=True)              # another run may have put the parts together meanwhile
+    return next(p for k in count() if not (p := out/'parts'/f"{name}-{digest}-{start:08d}.{k}.{format}").exists())
 
 def _fold(out, format, keep=lambda r: True):
     "All rows into one file; until that is there whole, the parts stay"
     files, path = _files(out), out/f'rows.{format}'
     write_rows(path, None, (some for rows in _groups(files) if (some := [*filter(keep, rows)])))
-    for p in files: p == path or p.unlink()
-    for p in out.glob('.r*'): p.unlink()        # with what a kill left half-written
-    shutil.rmtree(out/'parts', ignore_errors=True)
+    for p in files: p == path or p.unlink(missing_ok=True)
+    for p in (*out.glob('.r*'), *out.glob('parts/.*')): p.unlink(missing_ok=True)       # what a kill left half-written
+    with suppress(OSError): (out/'parts').rmdir()                                       # if another run hasn't written there since
     return path
 
 # %% ../nbs/31_bench.ipynb #3709ee3d
@@ -481,9 +500,9 @@ def write_run(out, ask:Ask, explainers, sizes, firsts):
     was = {e.name: old.get('models', {}).get(e.name, {}) for e in explainers}
     if old and old['label'] != ask.label: raise VitxError(f"{out} holds a run on {old['label']}, not on {ask.label}: name another folder")
     if any(not same_data(was[e.name].get('first'), f) for e,f in zip(explainers, firsts)): raise VitxError(f"{out} holds a run on {old['data']}, which began with another picture than {ask.data}: name another folder, or delete {out}/run.json if the rows are of these data all the same")
-    device = next(ex.model.parameters()).device
+    device = torch.device(ask.device) if ask.device else next(ex.model.parameters()).device
     here = dict(vitx=__version__, torch=torch.__version__, timm=version('timm'), python=platform.python_version(), platform=platform.platform(),
-                device=torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device), threads=torch.get_num_threads(), seed=0)
+                device=torch.cuda.get_device_name(device) if device.type == 'cuda' and torch.cuda.is_available() else str(device), threads=torch.get_num_threads(), seed=0)
     asked = lambda key, new: list(dict.fromkeys([*old.get(key, ()), *new]))
     models = {e.name: dict(spec=_spec(m), labels=list(e.labels), samples=max(n, was[e.name].get('samples') or 0), first=f) for m,e,n,f in zip(ask.models, explainers, sizes, firsts)}
     run = dict(data=ask.data, label=ask.label, limit=max(ask.limit, old.get('limit', 0)) if ask.limit and old.get('limit', 1) else None, protocol=p and dict(name=p.name, version=p.version, says=p.says, source=p.source),
