@@ -201,6 +201,7 @@ def read_rows(path)->list: # of dicts; value and target are numbers or None
     if not files: raise VitxError(f"there are no rows in {path}: vitx bench writes rows.csv or rows.parquet")
     return [r for rows in _groups(files) for r in rows]
 
+# %% ../nbs/31_bench.ipynb #d5a54796
 def write_rows(path, rows:list,
                groups=None, # lists of rows, one after another, in place of `rows`: each becomes a row group of a Parquet file
               )->Path:
