@@ -241,7 +241,7 @@ class Site:
                 (self.out/p.relative_to(self.proc)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(p, self.out/p.relative_to(self.proc))
         light, dark = (HtmlFormatter(style=s).get_style_defs('.highlight') for s in ('default', 'github-dark'))
-        (self.out/'page.css').write_text((HERE/'page.css').read_text() + f'\n/* colours of code */\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n')
+        (self.out/'page.css').write_text((HERE/'page.css').read_text() + f'\n/* colors of code */\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n')
         rows, links = [], 0
         for p in self.pages.values():
             try:

@@ -90,7 +90,7 @@ class Layer:
     normed: Spot = None     # default: what enters its attention
     whole: bool = True      # attention is one matrix (B,heads,N,N) over all tokens
     keys: bool = True       # and its keys can be seen
-    steps: tuple = None     # rows, columns: (a, b); the patch i has its centre at pixel a·(i+½)+b; None: cells tile the picture
+    steps: tuple = None     # rows, columns: (a, b); the patch i has its center at pixel a·(i+½)+b; None: cells tile the picture
     def __post_init__(self): self.tokens, self.normed = self.tokens or Spot(self.block), self.normed or Spot(self.attn)
 
 # %% ../nbs/05_anatomy.ipynb #203df78d
@@ -314,7 +314,7 @@ def step_of(seen:Watch, attns:list, # names of attention modules
             i:int, # 0: rows, 1: columns
             n:int, # cells
            )->tuple: # (a, b)
-    "Where cell u = index + ½ has its centre: pixel a·u + b. Steps that no module shows merge or split cells evenly"
+    "Where cell u = index + ½ has its center: pixel a·u + b. Steps that no module shows merge or split cells evenly"
     ways, size = _strides(seen, attns, i), seen.size[i]
     a, b = 1., 0.
     while size > n:

@@ -50,7 +50,7 @@ class Case:
     target: int         # whose map it is
     explain: object     # model, pictures (b,3,H,W) → maps (b,h,w) of the same class by the same method
     black: torch.Tensor = None # (3,1,1): black as the model sees it
-    twins: list = None  # randomised copies of the model
+    twins: list = None  # randomized copies of the model
     blind: str = ''     # why there is no mask, where there should be one
     at: int = 0         # which picture of the capture
     judged: int = None  # the class by which answers are right; None: the target
@@ -121,7 +121,7 @@ def maps_on_pixels(ex, name:str,     # an Explainer, a method
 
 # %% ../nbs/31_bench.ipynb #638c603a
 def score_samples(ex, some, methods, metrics, # an Explainer, a few samples, names
-                  twins=None,    # randomised copies of the model, for metrics that ask for them
+                  twins=None,    # randomized copies of the model, for metrics that ask for them
                   protocol=None, # a `Protocol`
                  )->list:        # of (apart, rows) for each sample; rows of (target, method, metric, value, note)
     "Scores for a few samples, explained at once; where there is no value, it is None and the note says why"
@@ -225,7 +225,7 @@ def _write_parquet(path, groups):
         for rows in groups: f.write_table(pa.Table.from_pylist(rows, schema))
 
 # %% ../nbs/31_bench.ipynb #b9cf5b7e
-METHODS = ('rcut', 'chefer', 'gradcam', 'rollout', 'attention', 'rcut-code', 'cut', 'centre', 'random')
+METHODS = ('rcut', 'chefer', 'gradcam', 'rollout', 'attention', 'rcut-code', 'cut', 'center', 'random')
 METRICS = ('ap', 'iou', 'hit', 'energy')
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ class Worker:
     def _turn(self, m): # to another model
         if self.model == m: return
         self.model, self.ex = m, self.explainers[m] if self.explainers else self.ask.explainer(m)
-        self.twins = [randomised(self.ex.model, s) for s in range(3)] if any(metric[k].meta.get('twins') for k in self.ask.metrics) else None
+        self.twins = [randomized(self.ex.model, s) for s in range(3)] if any(metric[k].meta.get('twins') for k in self.ask.metrics) else None
         self.pictures = Pictures(partial(samples, self.ask.data, self.ask.limit, self.ex))
 
     def __call__(self, m:int, start:int)->list: # model, first picture → rows
@@ -464,7 +464,7 @@ def _survey(ask, ex): # how many samples there are, and the first at a glance
     if 'size' in d.meta: return d.meta['size'] if ask.limit is None else ask.limit, _glance(first)   # made as they are asked for
     return 1 + sum(1 for _ in stream), _glance(first)
 
-def _glance(s): # name, size and a few grey values, by which other data are noticed
+def _glance(s): # name, size and a few gray values, by which other data are noticed
     try: return [s.name, *s.image.size, *np.asarray(s.image.convert('L').resize((4, 4), Image.BOX)).ravel().tolist()]
     except Exception: return [s.name]
 def same_data(a, b)->bool: # glances, or None

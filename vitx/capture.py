@@ -132,7 +132,7 @@ def opened(q, k, mask=None, causal=False, scale=None): # (B,H,N,d) each → pict
 def _empty_mean(q): return q.new_empty(q.shape[0], q.shape[2], q.shape[2])   # over heads, to be filled
 
 class Flow:
-    "What attention passes on in favour of each class, heard on the way back"
+    "What attention passes on in favor of each class, heard on the way back"
     def __init__(self, like): self.anchor, self.mean, self.steps, self.target = torch.zeros((), device=like.device, requires_grad=True), {}, {}, 0
     def hear(self, l, mean, step): # (B,N,N) each: attention, and attention times gradient, averaged over heads
         self.mean[l], self.steps[l, self.target] = mean, step.clamp_min_(0)
@@ -213,7 +213,7 @@ def _few(back, g): # (…,D); back: row by row
     some = back(g[live])
     return some.new_zeros(*g.shape[:-1], some.shape[-1]).index_put_((live,), some)
 
-def hold_norm(x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5)->torch.Tensor: # shape: of the dimensions that are normalised, the last ones
+def hold_norm(x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5)->torch.Tensor: # shape: of the dimensions that are normalized, the last ones
     "A layer norm whose deviation is a constant"
     shape = x.shape[-1:] if shape is None else tuple(shape)
     with torch.no_grad(): y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
@@ -292,7 +292,7 @@ class Record:
     reads: int             # how many of them the head reads; 0 = it pools patches
     at: dict = field(default_factory=dict)    # (site, layer) → (B,...)
     grad: dict = field(default_factory=dict)  # (site, layer) → (B,T,...): of each target's score
-    lie: tuple = None      # rows, columns: (α, β); cell u = (index + ½)/n has its centre at α·u + β of the picture; None: cells tile it
+    lie: tuple = None      # rows, columns: (α, β); cell u = (index + ½)/n has its center at α·u + β of the picture; None: cells tile it
 
     def patches(self, t, dim=-2): # (…,N,…) → (…,n,…)
         "The patch tokens alone"
@@ -379,7 +379,7 @@ def _lie(steps, grid, size): # (a, b) in pixels → (α, β) in shares of the pi
     return None if all(abs(a - 1) < 1e-6 and abs(b) < 1e-6 for a,b in lie) else lie
 
 # %% ../nbs/06_capture.ipynb #27094ddb
-def _nearest(fine, coarse): # (grid, lie) each → for each fine cell the coarse one in which its centre lies (n,), and how many share that
+def _nearest(fine, coarse): # (grid, lie) each → for each fine cell the coarse one in which its center lies (n,), and how many share that
     axes = []
     for n, (a, b), m, (c, d) in zip(fine[0], fine[1] or ((1, 0),)*2, coarse[0], coarse[1] or ((1, 0),)*2):
         axes.append((((a*(torch.arange(n) + .5)/n + b - d)/c*m).floor().long().clamp(0, m-1)))
@@ -429,7 +429,7 @@ def _gradients(scores, sites, flow=None):
         g = torch.autograd.grad(scores[:, t].sum(), leaves, retain_graph=not last, allow_unused=True) if scores.requires_grad else [None]*len(leaves)
         passed |= any(d is not None for d in g) or bool(flow and flow.mean)
         per_target.append([torch.zeros_like(v) if d is None else d for d,v in zip(g, sites.values())])
-    if not passed: raise VitxError("no gradient passes this model: it is quantised, computes under no_grad, or ends in a sigmoid. Give one with plain floating-point weights and without it, or ask a method without gradients, such as attention or rise")
+    if not passed: raise VitxError("no gradient passes this model: it is quantized, computes under no_grad, or ends in a sigmoid. Give one with plain floating-point weights and without it, or ask a method without gradients, such as attention or rise")
     grads = {k: [g[i] for g in per_target] for i,k in enumerate(sites)}
     if flow: grads |= {('flow', l): [flow.steps.get((l, t), torch.zeros_like(mean)) for t in range(scores.shape[1])] for l,mean in flow.mean.items()}
     return {k: (torch.stack(g, 1) if len(g) > 1 else g[0][:, None]).float() for k,g in grads.items()}

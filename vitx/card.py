@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .core import *
 from .capture import *
 from .baselines import blob
-from .metrics import randomised, rank_correlation
+from .metrics import randomized, rank_correlation
 from .rcut import *
 from .factors import elsewhere, fill_from_around
 
@@ -48,7 +48,7 @@ def border_share(m:torch.Tensor)->float: # (h,w) signed
     return (1 - m[1:-1, 1:-1].sum()/m.sum()).clamp_min(0).item() if m.sum() > 0 else 0.
 
 # %% ../nbs/17_card.ipynb #13f79b33
-LIMITS = dict(prob=.25, at_stake=.35, contrast=.5, centre=.8, rival=.95, random_model=.7, border=.6)
+LIMITS = dict(prob=.25, at_stake=.35, contrast=.5, center=.8, rival=.95, random_model=.7, border=.6)
 
 @dataclass(eq=False)
 class Card:
@@ -60,7 +60,7 @@ class Card:
     at_stake: float       # share of the probability that goes with the region, beyond a control
     contrast: float       # deviation of raw relevance over its mean
     border: float         # share of evidence in the outermost cells
-    like: dict            # rank correlation with the maps 'centre', 'random', 'rival', 'random_model'
+    like: dict            # rank correlation with the maps 'center', 'random', 'rival', 'random_model'
     rival: str            # of the model's top classes, the one whose map is least like this
     agnostic: bool = False # a method whose map is the same for all classes
 
@@ -76,7 +76,7 @@ class Card:
         if self.agnostic: say.append("This method draws the same map for every class: to ask about a class use rcut, chefer or gradcam.")
         elif self.like['rival'] > lim['rival']: say.append(f"Even {self.rival!r} has nearly the same map ({self.like['rival']:.2f}): it shows where something is, not why it is {self.label!r}. Ask what sets them apart, with against={self.rival!r}.")
         if self.like['random_model'] > lim['random_model']: say.append(f"A model with random weights draws nearly the same ({self.like['random_model']:.2f}): the map comes from picture and architecture, not from what was learnt. Try another method or a later layer.")
-        if self.like['centre'] > lim['centre']: say.append(f"The map is nearly a blob in the centre ({self.like['centre']:.2f}): crop the picture so that the thing is off the centre, and see whether the map follows.")
+        if self.like['center'] > lim['center']: say.append(f"The map is nearly a blob in the center ({self.like['center']:.2f}): crop the picture so that the thing is off the center, and see whether the map follows.")
         if self.border > lim['border']: say.append(f"{self.border:.0%} of the evidence lies in the outermost cells: the thing may be cut off, or padding may be at work. Give the picture more margin and look again.")
         return say
 
@@ -86,7 +86,7 @@ def __repr__(self:Card):
     like = self.like
     lines = [('probability', f'{self.prob:.2f}, {self.margin:+.2f} to the next class; entropy {self.entropy:.2f} of 1'),
              ('at stake', f'{round(self.at_stake, 2)+0.:.2f} of it goes with the marked region'), ('contrast', f'{self.contrast:.2f} of what flowed to the head'), ('border', f'{self.border:.2f} of the evidence'),
-             ('unlike', f"centre {1-like['centre']:.2f}, noise {1-like['random']:.2f}, random model {1-like['random_model']:.2f}" + (f", {self.rival} {1-like['rival']:.2f}" if self.rival else ''))]
+             ('unlike', f"center {1-like['center']:.2f}, noise {1-like['random']:.2f}, random model {1-like['random_model']:.2f}" + (f", {self.rival} {1-like['rival']:.2f}" if self.rival else ''))]
     return '\n'.join([f'Card of {self.label!r}', *(f'  {n:12s}{t}' for n,t in lines), *(f'  ! {w}' for w in self.warnings or ()), *([] if self.warnings else ['  nothing to warn of'])])
 
 @patch
@@ -109,7 +109,7 @@ def make_card(predict,                 # pixels (b,3,H,W) in 0..1 → logits (b,
               grid_map:torch.Tensor,   # (h,w) signed
               relevance:torch.Tensor,  # (n,) raw, ≥ 0
               rivals:dict,             # label → (h,w), maps of other classes
-              random_map:torch.Tensor, # (h,w), of a randomised model
+              random_map:torch.Tensor, # (h,w), of a randomized model
               label:str='', agnostic:bool=False,
               lie:tuple=None,          # where the map's cells lie on the pixels, such as `capture.lie`; None: they tile them
              )->Card:
@@ -121,4 +121,4 @@ def make_card(predict,                 # pixels (b,3,H,W) in 0..1 → logits (b,
     noise = torch.rand(grid_map.shape, generator=torch.Generator().manual_seed(0))
     return Card(label, probs[target].item(), (probs[target] - other.max()).item() if len(other) else 1., -(probs*probs.clamp_min(1e-12).log()).sum().item()/max(torch.tensor(float(len(probs))).log().item(), 1e-6),
                 at_stake(predict, pixels, evidence, target), contrast(relevance), border_share(grid_map),
-                dict(centre=likeness(grid_map, blob(*grid_map.shape)), random=likeness(grid_map, noise), rival=like.get(rival, 0.), random_model=likeness(grid_map, random_map)), rival, agnostic)
+                dict(center=likeness(grid_map, blob(*grid_map.shape)), random=likeness(grid_map, noise), rival=like.get(rival, 0.), random_model=likeness(grid_map, random_map)), rival, agnostic)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW', 'LARGEST', 'unit', 'cosine', 'hard_affinity', 'soft_affinity', 'ncut', 'orient_by_max', 'orient_by', 'diffuse',
            'cut', 'rcut_code', 'rcut_figure', 'tie', 'position_affinity', 'pixel_patches', 'rgb_to_lab',
-           'colour_affinity', 'roughness', 'texture_affinity', 'factored']
+           'color_affinity', 'roughness', 'texture_affinity', 'factored']
 
 # %% ../nbs/08_cut.ipynb #6c3ffeda
 import math
@@ -36,7 +36,7 @@ def hard_affinity(t:torch.Tensor,   # (…,n,D)
 def soft_affinity(t:torch.Tensor,   # (…,n,D)
                   power:float=2.,   # larger: weak ties count less
                  )->torch.Tensor:   # (…,n,n) in 0..1
-    "The cosine itself, clipped at 0 and raised to a power, of tokens centred by their mean"
+    "The cosine itself, clipped at 0 and raised to a power, of tokens centerd by their mean"
     A = cosine(t - t.mean(-2, keepdim=True)).clamp_min_(0)
     while power > 1 and power % 2 == 0: A, power = A.mul_(A), power/2   # squares are cheaper than powers
     return A if power == 1 else A**power
@@ -45,7 +45,7 @@ def soft_affinity(t:torch.Tensor,   # (…,n,D)
 def ncut(A:torch.Tensor, # (…,n,n) affinity, symmetric, ≥ 0
          k:int=1,        # how many vectors
         )->torch.Tensor: # (…,k,n), each of unit length, sign arbitrary
-    "The relaxed normalised cuts of a graph: eigenvectors 2 … k+1 of (D−A)v = λDv (Shi & Malik, PAMI 2000)"
+    "The relaxed normalized cuts of a graph: eigenvectors 2 … k+1 of (D−A)v = λDv (Shi & Malik, PAMI 2000)"
     if A.shape[-1] != A.shape[-2]: raise VitxError(f"an affinity is square, this is {tuple(A.shape)}")
     A, n = A.double(), A.shape[-1]
     r = A.sum(-1).clamp_min(1e-12).rsqrt()
@@ -105,7 +105,7 @@ def _cut(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
 
 @method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', agnostic=True)
 def cut(capture, targets, layers):
-    "Cut alone: the normalised cut of unweighted tokens, the same for every class"
+    "Cut alone: the normalized cut of unweighted tokens, the same for every class"
     run = capture(targets, normed=layers, most=LARGEST)
     v = torch.stack([_cut(run.patches(run.at['normed', l]), .25) for l in layers], 1)
     return run.on_grid(v)[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
@@ -168,12 +168,12 @@ def rgb_to_lab(rgb:torch.Tensor)->torch.Tensor: # (…,3) sRGB in 0..1 → (…,
     f = torch.where(t > .008856, t.clamp_min(1e-9)**(1/3), 7.787*t + 16/116)
     return torch.stack([116*f[..., 1] - 16, 500*(f[..., 0] - f[..., 1]), 200*(f[..., 1] - f[..., 2])], -1)
 
-def colour_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
-    "Patches of like mean colour are tied: distance in CIE Lab"
+def color_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
+    "Patches of like mean color are tied: distance in CIE Lab"
     return tie(rgb_to_lab(pixel_patches(x, grid).mean((-1, -2))), sigma)
 
 # %% ../nbs/08_cut.ipynb #8888234f
-def roughness(g:torch.Tensor)->torch.Tensor: # (…,p,q) grey patches → (…,4·steps)
+def roughness(g:torch.Tensor)->torch.Tensor: # (…,p,q) gray patches → (…,4·steps)
     "Root mean square difference of pixels 1, 2, 4 … apart in four directions, up to half a patch"
     p, q = g.shape[-2:]
     parts = [g.new_zeros(*g.shape[:-2], 1)]

@@ -28,7 +28,7 @@ from .models import *
 from .anatomy import *
 from .capture import *
 from .show import *
-from .metrics import randomised
+from .metrics import randomized
 from .rcut import *
 from .parts import *
 from .factors import *
@@ -416,7 +416,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
 
 @patch
 def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:
-    "What about the evidence region the model used: the probability that shape, texture, colour and position cost when they are changed"
+    "What about the evidence region the model used: the probability that shape, texture, color and position cost when they are changed"
     e = self(img, target, layer=layer)
     _, pixels, predict = self._pixels(e.image)
     return factor_costs(predict, pixels, e.fine, e.target, e.label, seed=seed)
@@ -434,6 +434,6 @@ def card(self:Explanation, seed:int=0)->Card:
     if against is not None: ask, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # a question of two classes
     rivals = [c for c in logits.topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([rivals]), self.method, l, against)[0, :, 0].cpu() if rivals else []
-    twin = randomised(ex.model, seed)
+    twin = randomized(ex.model, seed)
     wild = ex._maps(Capture(twin, x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
     return make_card(ask, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(rivals, maps)}, wild, self.question, method[self.method].meta.get('agnostic', False), self.lie)

@@ -53,11 +53,11 @@ def _grid(capture, targets):
     run = capture(targets)
     return run.grid, run.targets
 
-@method('integrated-gradients', source='Sundararajan, Taly & Yan, ICML 2017; baseline: the mean colour', forwards=20)
+@method('integrated-gradients', source='Sundararajan, Taly & Yan, ICML 2017; baseline: the mean color', forwards=20)
 def integrated_gradients(capture, targets, layers, steps=20,
                          baseline=0., # number or tensor, in preprocessed units
                         ):
-    "Pixels times their mean gradient on the way from a grey picture; the same for every layer"
+    "Pixels times their mean gradient on the way from a gray picture; the same for every layer"
     grid, targets = _grid(capture, targets)
     way = capture.x - baseline
     mean = sum(_slopes(capture, targets, (baseline + (s + .5)/steps*way for s in range(steps))))/steps
@@ -220,15 +220,15 @@ def as_if(y, z):
     return y.detach() + (z - z.detach())
 
 def gamma_rule(gamma):
-    "Linear layer or convolution: contributions of the result's own sign count 1+γ times (generalised γ-rule)"
+    "Linear layer or convolution: contributions of the result's own sign count 1+γ times (generalized γ-rule)"
     def rule(m, args, y):
         x, w, b = args[0], m.weight, m.bias
         f = lambda x, w, b: F.linear(x, w, b) if isinstance(m, nn.Linear) else m._conv_forward(x, w, b)
         up, down = w + gamma*w.clamp_min(0), w + gamma*w.clamp_max(0)
         B, C = (None, None) if b is None else (b + gamma*b.clamp_min(0), b + gamma*b.clamp_max(0))
         p, n = x.clamp_min(0), x.clamp_max(0)
-        favoured = torch.where(y > 0, f(p, up, B) + f(n, down, None), f(p, down, C) + f(n, up, None))
-        return as_if(y, favoured*torch.where(favoured == 0, 0, y/favoured).detach())
+        favored = torch.where(y > 0, f(p, up, B) + f(n, down, None), f(p, down, C) + f(n, up, None))
+        return as_if(y, favored*torch.where(favored == 0, 0, y/favored).detach())
     return rule
 
 # %% ../nbs/10_gradients.ipynb #4cb5b740
@@ -260,7 +260,7 @@ def attnlrp(capture, targets, layers, site='pixels', gamma=(.25, .05), softmax=T
 
 # %% ../nbs/10_gradients.ipynb #508969ce
 def feedback(capture, targets, layers, steps=20)->dict: # layer → (B,T,N,N)
-    "Positive mean gradient of attention on the way from the mean colour to the picture, averaged over heads"
+    "Positive mean gradient of attention on the way from the mean color to the picture, averaged over heads"
     total = dict.fromkeys(layers, 0)
     for s in range(steps):
         grad = _elsewhere(capture, s/(steps-1)*capture.x)(targets, attn=layers, grad='attn').grad

@@ -21,7 +21,7 @@ from .core import *
 def to_rgb(im:Image.Image,
            upright:bool=True, # turn it as its EXIF data say; False: as it is stored
           )->Image.Image:
-    "A PIL image of any mode as RGB: transparency on white, deep grey scaled to 8 bits"
+    "A PIL image of any mode as RGB: transparency on white, deep gray scaled to 8 bits"
     if 0 in im.size: raise VitxError(f"a picture of {im.width}×{im.height} has no pixels")
     if upright: im = ImageOps.exif_transpose(im)
     if im.mode.startswith('I') or im.mode == 'F':
@@ -55,7 +55,7 @@ def from_array(a, # NumPy array or tensor: (H,W), (H,W,C) or (C,H,W), uint8 or f
     elif np.issubdtype(a.dtype, np.floating):
         if not np.isfinite(a).all(): raise VitxError("the picture holds NaN or infinite values: clean it first, e.g. with nan_to_num")
         if a.min() < -1e-3 or a.max() > 1+1e-3:
-            raise VitxError(f"float pixels must lie in 0..1, these in {a.min():.3g}..{a.max():.3g}: divide by 255, undo a normalisation, or give preprocessed tensors to `maps`")
+            raise VitxError(f"float pixels must lie in 0..1, these in {a.min():.3g}..{a.max():.3g}: divide by 255, undo a normalization, or give preprocessed tensors to `maps`")
         a = (a.clip(0, 1)*255).round().astype(np.uint8)
     elif a.dtype != np.uint8: raise VitxError(f"pixels of type {a.dtype} could mean anything: give uint8, or float in 0..1")
     return to_rgb(Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)))
@@ -140,7 +140,7 @@ def _shown(m, kind): # (h,w) bool
 # %% ../nbs/02_images.ipynb #9279ec2b
 @dataclass(frozen=True)
 class Placement:
-    "Where the model's input lies on the picture: x = ax·u + bx, y = ay·v + by, in pixels with centres at ½"
+    "Where the model's input lies on the picture: x = ax·u + bx, y = ay·v + by, in pixels with centers at ½"
     size: tuple  # (H,W) of the picture
     shape: tuple # (h,w) of the model's input
     ax: float; bx: float; ay: float; by: float
@@ -202,7 +202,7 @@ def probe(transform, # PIL image → (3,h,w) tensor
 def interpolation(shares:torch.Tensor, # (N,) in 0..1: where on the line to read
                   n:int,               # cells of the line
                  )->torch.Tensor:      # (N,n)
-    "Matrix that reads a line of `n` cells at `shares` of its length, linearly, flat beyond the last centres"
+    "Matrix that reads a line of `n` cells at `shares` of its length, linearly, flat beyond the last centers"
     at = (shares.double()*n - .5).clamp(0, n-1)
     lo = at.floor().long().clamp(max=max(n-2, 0))
     frac = at - lo

@@ -143,11 +143,11 @@ def voc(path, limit:int=None, split:str='val'):
         if not classes: yield Sample(name, image, missing(why))
         for c in classes: yield Sample(f'{name}/{VOC[c-1] if c <= len(VOC) else c}', image, partial(_class_mask, found[name][0], c), VOC[c-1] if c <= len(VOC) else f'VOC class {c}')
 
-def _palette(path): # the numbers, not their colours
+def _palette(path): # the numbers, not their colors
     try:
         with Image.open(path) as f: m = np.array(f)
     except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
-    if m.ndim != 2: raise VitxError("a mask of colours, not of class numbers")
+    if m.ndim != 2: raise VitxError("a mask of colors, not of class numbers")
     return m
 
 def _class_mask(path, c, image): return _fits(_palette(path) == c, image)
@@ -285,7 +285,7 @@ def _labelme(path): # → class, and what draws its shapes
     return shapes[0][0], partial(drawn, [_outline(*s) for kind,*s in shapes if kind == shapes[0][0]], size=size)
 
 def _outline(kind, points):
-    if kind == 'circle': # its centre and a point of its rim
+    if kind == 'circle': # its center and a point of its rim
         if len(points) != 2: raise VitxError(f"a circle of {len(points)} points")
         (x, y), r = points[0], math.dist(*points)
         return [(x + r*math.cos(a), y + r*math.sin(a)) for a in np.linspace(0, 2*math.pi, 48, endpoint=False)]

@@ -83,18 +83,18 @@ def check_tokens(capture, n:int): # n: number of patches
 
 # %% ../nbs/11_masking.ipynb #c1ad846b
 def kmeans(v:torch.Tensor,       # (m,n): m points
-           centres:torch.Tensor, # (k,n) first centres
+           centers:torch.Tensor, # (k,n) first centers
            weight:torch.Tensor=None, # (m,) of the points; None: all alike
            steps:int=100,        # at most
-          )->tuple:              # centres (k,n), group of each point (m,)
-    "Lloyd's k-means; a centre that loses all its points stays where it is"
+          )->tuple:              # centers (k,n), group of each point (m,)
+    "Lloyd's k-means; a center that loses all its points stays where it is"
     near = None
     for _ in range(steps):
-        was, near = near, torch.cdist(v, centres).argmin(1)
+        was, near = near, torch.cdist(v, centers).argmin(1)
         if was is not None and (near == was).all(): break
-        one = F.one_hot(near, len(centres)).to(v)*(1 if weight is None else weight[:, None])
-        centres = torch.where((one.sum(0) > 0)[:, None], one.T @ v/one.sum(0).clamp_min(1e-12)[:, None], centres)
-    return centres, near
+        one = F.one_hot(near, len(centers)).to(v)*(1 if weight is None else weight[:, None])
+        centers = torch.where((one.sum(0) > 0)[:, None], one.T @ v/one.sum(0).clamp_min(1e-12)[:, None], centers)
+    return centers, near
 
 def draw(v:torch.Tensor, k:int, seed:int=0)->torch.Tensor: # (m,n) → (k,n)
     "k of the points, or all if there are fewer, in seeded order"

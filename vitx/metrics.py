@@ -6,7 +6,7 @@
 __all__ = ['SEG_COUNTS', 'hit', 'hit_small', 'energy', 'ap', 'iou', 'iou_share', 'iou_mean', 'seg_counts', 'seg_acc', 'seg_miou',
            'seg_map', 'parts', 'fill_holes', 'boxed', 'box_iou', 'blur', 'deletion', 'insertion', 'ins_del', 'positive',
            'negative', 'impute', 'road', 'average_drop', 'increase', 'composite', 'cells', 'cell_mass', 'own_cell',
-           'stages', 'randomised', 'rank_correlation', 'randomisation', 'max_sensitivity', 'cost']
+           'stages', 'randomized', 'rank_correlation', 'randomization', 'max_sensitivity', 'cost']
 
 # %% ../nbs/12_metrics.ipynb #480246f0
 import copy, time
@@ -196,7 +196,7 @@ def deletion(m:torch.Tensor,  # (H,W) signed, on the model's input
              x:torch.Tensor,  # (3,H,W), preprocessed
              target:int, steps:int=28, batch:int=64,
             )->torch.Tensor:
-    "Area under the target's probability while pixels become 0 (after normalisation), highest first, in equal steps (RISE)"
+    "Area under the target's probability while pixels become 0 (after normalization), highest first, in equal steps (RISE)"
     return _area(_curve(predict, x, torch.zeros_like(x), m, target, steps, batch))
 
 @metric('insertion', better='higher', needs='model', range=(0, 1))
@@ -221,9 +221,9 @@ def _perturb(m, predict, x, target, black):
 
 @metric('positive', better='lower', needs='model', range=(0, 90), black=True)
 def positive(m:torch.Tensor, predict, x:torch.Tensor, target:int,
-             black:torch.Tensor=None, # (3,1,1): black, normalised; None: 0
+             black:torch.Tensor=None, # (3,1,1): black, normalized; None: 0
             )->torch.Tensor:
-    "Chefer et al. (2021): area under top-1 correctness while the most important 0, 10, … 90 % turn black before normalisation; ties in reading order"
+    "Chefer et al. (2021): area under top-1 correctness while the most important 0, 10, … 90 % turn black before normalization; ties in reading order"
     return _perturb(m, predict, x, target, black)
 
 @metric('negative', better='higher', needs='model', range=(0, 90), black=True)
@@ -232,13 +232,13 @@ def negative(m:torch.Tensor, predict, x:torch.Tensor, target:int, black:torch.Te
     return _perturb(-m, predict, x, target, black)
 
 # %% ../nbs/12_metrics.ipynb #b24ba24c
-def _near(v): # (…,H,W): the weighted sum of eight neighbours
+def _near(v): # (…,H,W): the weighted sum of eight neighbors
     v = torch.nn.functional.pad(v, (1, 1, 1, 1))
     s = v[..., :-2, :] + 2*v[..., 1:-1, :] + v[..., 2:, :]
     return (s[..., :-2] + 2*s[..., 1:-1] + s[..., 2:] - 4*v[..., 1:-1, 1:-1])/12
 
 def _solve(x, gone, v, steps):
-    "Conjugate gradients for lost pixels = mean of their neighbours, from a first guess `v`; x and v are 0 where they have no say"
+    "Conjugate gradients for lost pixels = mean of their neighbors, from a first guess `v`; x and v are 0 where they have no say"
     total, dot = _near(torch.ones_like(gone[:1])), lambda a, b: (a*b).sum((-2, -1), keepdim=True)
     left = gone*(_near(x + v) - total*v)
     to, size = left, dot(left, left)
@@ -263,7 +263,7 @@ def impute(x:torch.Tensor,    # (3,H,W)
            gone:torch.Tensor, # (b,H,W) bool: pixels to lose
            noise:float=.01, seed:int=0, steps:int=40,
           )->torch.Tensor:    # (b,3,H,W) float32
-    "Noisy linear imputation (Rong et al., 2022): each lost pixel is the weighted mean of its neighbours, plus noise"
+    "Noisy linear imputation (Rong et al., 2022): each lost pixel is the weighted mean of its neighbors, plus noise"
     x = x.float()                                  # half precision is too coarse to solve anything
     lost = gone[:, None].to(x)
     full = _fill(x*(1-lost), lost, steps)
@@ -272,7 +272,7 @@ def impute(x:torch.Tensor,    # (3,H,W)
 # %% ../nbs/12_metrics.ipynb #79fb8e80
 @metric('road', better='higher', needs='model', range=(-1, 1))
 def road(m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64)->torch.Tensor:
-    "ROAD (Rong et al., ICML 2022): (LeRF − MoRF)/2, the target's softmax averaged over 10, 20, … 90 % of pixels removed, least or most relevant first, by noisy linear imputation after normalisation; ties in reading order"
+    "ROAD (Rong et al., ICML 2022): (LeRF − MoRF)/2, the target's softmax averaged over 10, 20, … 90 % of pixels removed, least or most relevant first, by noisy linear imputation after normalization; ties in reading order"
     _fits(m, x)
     n, rank = m.numel(), _rank(m)
     shares = [round(n*k/10) for k in range(1, 10)]
@@ -288,7 +288,7 @@ def _shown(m, predict, x, target):
 
 @metric('average-drop', better='lower', needs='model', range=(0, 1))
 def average_drop(m:torch.Tensor, predict, x:torch.Tensor, target:int)->torch.Tensor:
-    "max(0, p − q)/p: p the target's softmax, q the same for picture × map after normalisation (Grad-CAM++, Chattopadhyay et al., 2018)"
+    "max(0, p − q)/p: p the target's softmax, q the same for picture × map after normalization (Grad-CAM++, Chattopadhyay et al., 2018)"
     p, q = _shown(m, predict, x, target)
     return (p - q).clamp_min(0)/p.clamp_min(1e-12)
 
@@ -331,7 +331,7 @@ def stages(model)->list:
     "Names of the parts of a model that hold parameters, from the head down: other modules, single blocks, bare parameters"
     return list(dict.fromkeys(_stage(n) for n in reversed([n for n,_ in model.named_parameters()])))
 
-def randomised(model, seed:int=0, upto:int=None, # so many stages from the head down; None: all
+def randomized(model, seed:int=0, upto:int=None, # so many stages from the head down; None: all
               ):
     "A copy of the model with the entries of each tensor shuffled, bare parameters, norms and the statistics of batch norms included"
     twin, g = copy.deepcopy(model), torch.Generator().manual_seed(seed)
@@ -354,20 +354,20 @@ def rank_correlation(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,h,w),
     a, b = ranks
     return ((a*b).sum(-1)/(a.norm(dim=-1)*b.norm(dim=-1))).float()
 
-@metric('randomisation', better='lower', needs='method', range=(0, 1), twins=True, blank='a flat map has no order')
-def randomisation(explain,        # model, pictures (b,3,H,W) → signed maps (b,h,w) of one class by one method
+@metric('randomization', better='lower', needs='method', range=(0, 1), twins=True, blank='a flat map has no order')
+def randomization(explain,        # model, pictures (b,3,H,W) → signed maps (b,h,w) of one class by one method
                   model, x:torch.Tensor, # (3,H,W), preprocessed
                   twins:list=None, # spoilt copies of the model; None: three, seeds 0, 1, 2
                  )->torch.Tensor:
     "Mean |rank correlation| of a map with those of three models whose every tensor is shuffled, bare parameters included (after Adebayo et al., 2018); on the token grid"
-    twins = [randomised(model, s) for s in range(3)] if twins is None else twins
+    twins = [randomized(model, s) for s in range(3)] if twins is None else twins
     m = explain(model, x[None])
     return torch.stack([rank_correlation(m, explain(t, x[None])).abs() for t in twins]).mean()
 
 # %% ../nbs/12_metrics.ipynb #23808b4f
 @metric('max-sensitivity', better='lower', needs='method', range=(0, float('inf')))
 def max_sensitivity(explain, model, x:torch.Tensor, radius:float=.02, draws:int=10, seed:int=0)->torch.Tensor:
-    "Largest ‖map(x+δ) − map(x)‖/‖map(x)‖ over 10 draws of δ, uniform in ±0.02 after normalisation (Yeh et al., 2019); on the token grid, maps scaled as they are given"
+    "Largest ‖map(x+δ) − map(x)‖/‖map(x)‖ over 10 draws of δ, uniform in ±0.02 after normalization (Yeh et al., 2019); on the token grid, maps scaled as they are given"
     noise = (torch.rand(draws, *x.shape, generator=torch.Generator().manual_seed(seed))*2 - 1)*radius
     m, near = explain(model, x[None]), explain(model, x + noise.to(x))
     return (near - m).flatten(1).norm(dim=1).max()/m.norm().clamp_min(1e-12)

@@ -221,7 +221,7 @@ def _inside(model):
 # %% ../nbs/04_models.ipynb #375df577
 def _pixels_only(transform, black, white, img): return (transform(img) - black)/(white - black)
 
-def _normalises(model, inner):
+def _normalizes(model, inner):
     own = {id(m) for m in inner.modules()}
     return any('Normalize' in type(m).__name__ or hasattr(m, 'mean') and hasattr(m, 'std') for m in model.modules() if id(m) not in own)
 
@@ -236,7 +236,7 @@ def _around(model, inner):
     cfg = inner.pretrained_cfg
     try: t = model_transform(inner)
     except VitxError: t = None
-    if t and _normalises(model, inner):
+    if t and _normalizes(model, inner):
         black, white = (t(Image.new('RGB', (64, 64), c)).flatten(1).median(1).values[:, None, None] for c in ('black', 'white'))
         t = partial(_pixels_only, t, black, white)
     shape = tuple(t(Image.new('RGB', (64, 64))).shape) if t else cfg.get('input_size')

@@ -45,10 +45,10 @@ def channel_groups(t:torch.Tensor, # (n,D) patch tokens
     u = torch.nn.functional.normalize((t - t.mean(0)).T, dim=-1)
     starts = [0]
     for _ in range(min(k, len(u)) - 1): starts.append((u @ u[starts].T).amax(1).argmin().item())
-    centres = u[starts]
+    centers = u[starts]
     for _ in range(20):
-        group = (u @ centres.T).argmax(1)
-        centres = torch.nn.functional.normalize(torch.zeros_like(centres).index_add(0, group, u), dim=-1)
+        group = (u @ centers.T).argmax(1)
+        centers = torch.nn.functional.normalize(torch.zeros_like(centers).index_add(0, group, u), dim=-1)
     return group
 
 def group_masks(masks:torch.Tensor, # (D,H,W)
@@ -84,7 +84,7 @@ def weighted(t:torch.Tensor, # (…,n,D) patch tokens
     return t*w.unsqueeze(-2)
 
 def weighted_sum(t:torch.Tensor, w:torch.Tensor)->torch.Tensor: # (…,n,D), (…,D) → (…,n), signed
-    "R-Out by itself: channels stretched to 0..1 and centred, times their weights, added up"
+    "R-Out by itself: channels stretched to 0..1 and centerd, times their weights, added up"
     m = unit_range(t.transpose(-1, -2)).transpose(-1, -2)
     return weighted(m - m.mean(-2, keepdim=True), w).sum(-1)
 

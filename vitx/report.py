@@ -379,7 +379,7 @@ def pareto(points:dict, # name → (x, y), more is better in both
     best = lambda a: not any(b != a and all(v >= w for v,w in zip(points[b], points[a])) and points[b] != points[a] for b in points)
     return sorted(filter(best, points), key=points.get)
 
-def _look(n, default='rcut'): # colour-blind safe, and told apart by shape
+def _look(n, default='rcut'): # color-blind safe, and told apart by shape
     if n == default: return dict(color='#D55E00', marker='D', ms=6)
     control = n in method and 'control' in str(method[n].meta.get('source'))
     return dict(color='#777777', marker='s', ms=5, mfc='white') if control else dict(color='#0072B2', marker='o', ms=5)

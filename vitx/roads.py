@@ -19,7 +19,7 @@ from .data import *
 
 # %% ../nbs/28_roads.ipynb #10b347a2
 SIZE, FINE = 128, 3           # pixels of a picture, which is drawn so many times larger
-LANE, EYE = 3.2, 1.35         # metres: width of a lane, height of the camera
+LANE, EYE = 3.2, 1.35         # meters: width of a lane, height of the camera
 DANGERS = ('cutting in', 'braking car', 'pedestrian', 'child and ball', 'cyclist', 'oncoming overtaker', 'red light', 'roadworks', 'animal', 'obstacle')
 
 # %% ../nbs/28_roads.ipynb #101662c6
@@ -30,16 +30,16 @@ def pick(rng, of):
 class View:
     "A camera over the road, the hour and the weather"
     def __init__(self, rng, calm:bool=False, # calm: a clear day
-                 ahead:float=0.):            # metres that the camera has driven on
+                 ahead:float=0.):            # meters that the camera has driven on
         n, self.ahead = SIZE*FINE, ahead
         self.f, self.horizon, self.vx = n*rng.uniform(1.05, 1.3), n*rng.uniform(.36, .44), n*rng.uniform(.4, .56)
         night, fog, rain, reach, self.dusk = *(rng.random(3) < (.25, .35, .25)), rng.uniform(20, 60), rng.uniform(.75, 1.1)
         self.night, self.rain, self.fog = night and not calm, rain and not calm, reach if fog and not calm else 1e4
         self.air = np.array([34, 38, 52]) if self.night else np.array([196, 202, 208])*self.dusk
     def depth(self, Z): return max(Z - self.ahead, .7)
-    def scale(self, Z): return self.f/self.depth(Z)   # pixels of a metre
+    def scale(self, Z): return self.f/self.depth(Z)   # pixels of a meter
     def at(self, X, Z, Y=0.): return self.vx + X*self.scale(Z), self.horizon + (EYE - Y)*self.scale(Z)
-    def light(self, c, Z, glow=False): # a colour as it looks over there
+    def light(self, c, Z, glow=False): # a color as it looks over there
         Z = self.depth(Z)
         hour = (.36 + .6*math.exp(-Z/9))*np.array([.95, .97, 1.1]) if self.night else self.dusk
         clear = max(math.exp(-Z/self.fog), .6*glow)
@@ -50,7 +50,7 @@ class View:
 
 # %% ../nbs/28_roads.ipynb #8dab729b
 class Pen:
-    "Draws in metres, x to the right and y up, standing on the road at a place"
+    "Draws in meters, x to the right and y up, standing on the road at a place"
     def __init__(self, view, X, Z, flip=1):
         self.view, self.X, self.Z, self.flip = view, X, Z, flip
         self.img = Image.new('RGBA', (SIZE*FINE,)*2); self.draw = ImageDraw.Draw(self.img)
@@ -168,7 +168,7 @@ def traffic_light(p, rng, red:bool):
     for i,(c,on) in enumerate([((255, 35, 30), red), ((255, 190, 40), False), ((50, 235, 110), not red)]): p.disc(0, 3.65-.44*i, .18, c if on else tuple(np.array(c)//6), on)
 
 def tree(p, rng):
-    "Its crown in one of four colours"
+    "Its crown in one of four colors"
     p.stroke([(0, 0), (0, 2)], .3, (92, 68, 46)); g = np.array(pick(rng, [(60, 110, 50), (80, 125, 55), (120, 130, 50), (150, 105, 45)]))
     for _ in range(7): p.disc(rng.uniform(-1., 1.), rng.uniform(2, 4.2), rng.uniform(.7, 1.2), tuple(g*rng.uniform(.8, 1.15)))
 
@@ -260,7 +260,7 @@ class Road:
 # %% ../nbs/28_roads.ipynb #7911d0e0
 def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn
          calm:bool=False,           # nothing around it, on a clear day
-         ahead:float=0.,            # metres driven on; negative: further back
+         ahead:float=0.,            # meters driven on; negative: further back
          cleared:bool=False,        # the same danger in the same place, and all around it taken away
         )->Road:
     "A street scene from a seed"
@@ -289,9 +289,9 @@ def _weather(view, rng): # streaks of rain, noise of the sensor
     return np.asarray(s, float)[..., None] + rng.normal(0, rng.uniform(1, 5), (SIZE, SIZE, 3))
 
 # %% ../nbs/28_roads.ipynb #41ac2c00
-def approach(seed:int, danger:str=None, frames:int=12, metres:float=8., calm:bool=False)->list: # of `Road`s
+def approach(seed:int, danger:str=None, frames:int=12, meters:float=8., calm:bool=False)->list: # of `Road`s
     "The same road, from further back to where `road` shows it"
-    return [road(seed, danger, calm, back) for back in np.linspace(-metres, 0, frames)]
+    return [road(seed, danger, calm, back) for back in np.linspace(-meters, 0, frames)]
 
 # %% ../nbs/28_roads.ipynb #f92d3ae1
 @dataset('roads', path='[:calm]', size=200)

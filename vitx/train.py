@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_TRAINING_SEED', 'COURSES', 'difficulty', 'Batches', 'as_pixels', 'SceneBatches', 'calm_share', 'danger_of',
-           'RoadBatches', 'score_scenes', 'normalise_scene', 'road_logits', 'score_roads', 'from_scenes', 'Course',
+           'RoadBatches', 'score_scenes', 'normalize_scene', 'road_logits', 'score_roads', 'from_scenes', 'Course',
            'scenes_record', 'roads_record', 'course_of', 'fit', 'save_shipped', 'main']
 
 # %% ../nbs/29_train.ipynb #8dd07341
@@ -79,13 +79,13 @@ def score_scenes(model, seeds, n:int=1, # objects per scene
     hits = {c: [] for c in CLASSES}
     for part in torch.tensor(list(seeds)).split(batch):
         scenes = [scene(int(s), n=n) for s in part]
-        for s,top in zip(scenes, model(normalise_scene(as_pixels([s.image for s in scenes]))).topk(n).indices.tolist()):
+        for s,top in zip(scenes, model(normalize_scene(as_pixels([s.image for s in scenes]))).topk(n).indices.tolist()):
             right = {CLASSES[i] for i in top} == set(s.labels)
             for l in s.labels: hits[l].append(right)
     return {c: float(np.mean(h)) for c,h in hits.items() if h}
 
 # %% ../nbs/29_train.ipynb #b967e61e
-def normalise_scene(x:torch.Tensor # (b,3,s,s) uint8
+def normalize_scene(x:torch.Tensor # (b,3,s,s) uint8
                    )->torch.Tensor: # the same, float32 in -1..1, as the shipped model sees it
     "Pixels as the shipped models take them"
     return x.float()/127.5 - 1
@@ -97,7 +97,7 @@ def road_logits(model, seeds,
                 batch:int=100,
                )->torch.Tensor:  # (n,dangers)
     "What a model says of the roads from these seeds, whose dangers are `danger_of` each"
-    return torch.cat([model(normalise_scene(as_pixels([road(int(s), danger_of(int(s)), cleared=calm).img for s in part]))) for part in torch.tensor(list(seeds)).split(batch)])
+    return torch.cat([model(normalize_scene(as_pixels([road(int(s), danger_of(int(s)), cleared=calm).img for s in part]))) for part in torch.tensor(list(seeds)).split(batch)])
 
 def score_roads(model, seeds, calm:bool=False)->dict: # danger: share of its roads that are right
     "Share of roads whose danger is the model's first, per danger"
@@ -179,7 +179,7 @@ def fit(name:str='scene_vit', # or 'road_vit'
     for i,(x,y) in enumerate(bar, start):
         rate = lr*min(1, (i+1)/200)*.5*(1 + math.cos(math.pi*i/steps))
         for g in opt.param_groups: g['lr'] = rate
-        loss = F.cross_entropy(model(normalise_scene(x).to(memory_format=torch.channels_last)), y)
+        loss = F.cross_entropy(model(normalize_scene(x).to(memory_format=torch.channels_last)), y)
         opt.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step()
