@@ -1,28 +1,36 @@
-"""What contributors and the gate do with notebooks: execute them, check stored outputs, render README.
+"""What contributors and the gate do with notebooks: test them, execute them, check their form, render README.
 
-    python .ci/notebooks.py execute [--flags real,slow] [NOTEBOOK ...]   run in place and store outputs
-    python .ci/notebooks.py check   [--flags real,slow] [NOTEBOOK ...]   run on a copy; stored text outputs must come back
-    python .ci/notebooks.py lint                                         budgets, import order, captions, solutions, no foreign paths
+    python .ci/notebooks.py test    [--flags real,slow] [--workers N] [NOTEBOOK ...]   run each once on a copy: no cell may fail, stored text outputs must come back
+    python .ci/notebooks.py execute [--flags real,slow] [--workers N] [NOTEBOOK ...]   run in place and store outputs
+    python .ci/notebooks.py lint                                         sizes, import order, captions, solutions, no foreign paths
     python .ci/notebooks.py fold                                         mark solutions as closed, as `execute` does, without running anything
     python .ci/notebooks.py readme  [--check]                            README.md from nbs/index.ipynb, without Quarto
 
-The last line of `check` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
+`test` and `execute` run notebooks in as many processes as there are cores, the longest first; --flags (or the variable VITX_FLAGS) adds cells that are left out by default.
+The last line of `test` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
 """
 import argparse, copy, json, os, re, sys, time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-FLAGS = ('slow', 'real', 'browser', 'notest')
-BUDGET = dict(bytes=400_000, cells=80, seconds=60)
+FLAGS = ('slow', 'real', 'browser', 'nightly', 'notest')
+BUDGET = dict(bytes=400_000, cells=80)
+CHAPTERS = dict(core='', picture='core', model='picture', method='model', data='model', evidence='method data', explain='evidence',  # chapter → those that it imports from
+                view='explain', explore='view', bench='explain', dev='explain', cli='explore bench dev')
 FOLDED = dict(jupyter=dict(source_hidden=True, outputs_hidden=True))  # how Jupyter keeps a solution's cell closed
 VIEW = 'application/vnd.jupyter.widget-view+json'
+SLOWEST = ROOT/'.ci'/'slowest.txt'                                     # notebooks that are begun first, the longest first
 
 
 def notebooks(paths=()):
     "The notebooks named, or all of them"
     if paths: return [Path(p).resolve() for p in paths]
     return sorted(p for p in NBS.rglob('*.ipynb') if not any(part.startswith(('_', '.')) for part in p.relative_to(NBS).parts))
+
+
+def name_of(path): return path.relative_to(NBS).as_posix()
 
 
 def directives(cell):
@@ -39,6 +47,8 @@ def wanted(cell, flags):
     d = directives(cell)
     return cell['cell_type'] == 'code' and 'eval: false' not in d and all(f in flags for f in FLAGS if f in d)
 
+
+# ---- running
 
 def run(path, flags):
     "A copy of the notebook with fresh outputs, progress bars and other stderr dropped; raises where a cell does"
@@ -57,20 +67,6 @@ def run(path, flags):
                 if 'execution_count' in o: o['execution_count'] = None
             cell.metadata = folded(cell)
     return nb
-
-
-def folded(cell):
-    "A cell's metadata: a solution is closed, other cells have none"
-    return FOLDED if cell['cell_type'] == 'code' and 'solution' in directives(cell) else {}
-
-
-def fold():
-    for p in notebooks():
-        nb = json.loads(p.read_text())
-        if all(c['metadata'] == folded(c) for c in nb['cells']): continue
-        for c in nb['cells']: c['metadata'] = folded(c)
-        p.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
-        print(p.relative_to(ROOT))
 
 
 def kept(output):
@@ -92,6 +88,25 @@ def texts(cell):
     return ''.join(say).strip()
 
 
+def tested(path, flags):
+    "Seconds that a notebook took, and what is wrong with it: stored text outputs that differ from fresh ones, or the error of a cell"
+    import nbformat
+    t, bad = time.time(), []
+    try:
+        for i, (old, new) in enumerate(zip(nbformat.read(path, 4).cells, run(path, flags).cells)):
+            if wanted(old, flags) and texts(old) != texts(new): bad.append(f'  cell {i}, stored:\n{texts(old)[:600]}\n  fresh:\n{texts(new)[:600]}')
+    except Exception as e: bad.append(f'  {type(e).__name__}: {str(e)[-3000:]}')
+    return time.time() - t, bad
+
+
+def executed(path, flags):
+    "Run a notebook in place"
+    t = time.time()
+    try: write(run(path, flags), path)
+    except Exception as e: return time.time() - t, [f'  {type(e).__name__}: {str(e)[-3000:]}']
+    return time.time() - t, []
+
+
 def write(nb, path):
     "As nbdev_clean would leave it"
     from nbdev.clean import clean_nb
@@ -105,32 +120,70 @@ def write(nb, path):
     os.replace(tmp, path)
 
 
-def execute(paths, flags):
-    for p in notebooks(paths):
-        t = time.time()
-        write(run(p, flags), p)
-        print(f'{p.relative_to(ROOT)}: {time.time()-t:.0f} s', flush=True)
+def each(work, paths, flags, workers):
+    "Do `work` to each notebook, several at once, the longest first; how many went well, how many didn't"
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))   # so that kernels don't fight for cores
+    first = {n: i for i, n in enumerate(SLOWEST.read_text().split())} if SLOWEST.exists() else {}
+    paths, took = sorted(notebooks(paths), key=lambda p: first.get(name_of(p), len(first))), {}
+    failed = 0
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = {pool.submit(work, p, flags): name_of(p) for p in paths}
+        for job in as_completed(jobs):
+            took[jobs[job]], bad = job.result()
+            failed += bool(bad)
+            print(f'{"FAIL" if bad else "ok  "} {jobs[job]} ({took[jobs[job]]:.0f} s)', *bad, sep='\n', flush=True)
+    ranked = sorted(took, key=took.get, reverse=True)
+    if len(ranked) > 10: print('slowest:', ', '.join(f'{n} {took[n]:.0f} s' for n in ranked[:10]))
+    return len(paths) - failed, failed, ranked
 
 
-def check(paths, flags):
-    "Stored text outputs equal re-executed ones"
-    import nbformat
-    failed = passed = 0
-    for p in notebooks(paths):
-        t, bad = time.time(), []
-        try:
-            fresh = run(p, flags)
-            for old, new in zip(nbformat.read(p, 4).cells, fresh.cells):
-                if wanted(old, flags) and texts(old) != texts(new): bad.append(f'  stored:\n{texts(old)[:600]}\n  fresh:\n{texts(new)[:600]}')
-        except Exception as e: bad.append(f'  {type(e).__name__}: {str(e)[-2000:]}')
-        failed, passed = failed + bool(bad), passed + (not bad)
-        print(f'{"FAIL" if bad else "ok  "} {p.relative_to(ROOT)} ({time.time()-t:.0f} s)', *bad, sep='\n', flush=True)
-    return passed, failed
+# ---- the form of notebooks
+
+def folded(cell):
+    "A cell's metadata: a solution is closed, other cells have none"
+    return FOLDED if cell['cell_type'] == 'code' and 'solution' in directives(cell) else {}
+
+
+def fold():
+    for p in notebooks():
+        nb = json.loads(p.read_text())
+        if all(c['metadata'] == folded(c) for c in nb['cells']): continue
+        for c in nb['cells']: c['metadata'] = folded(c)
+        p.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + '\n')
+        print(p.relative_to(ROOT))
+
+
+def below(chapter):
+    "The chapters from which one may import, directly or through others"
+    direct = CHAPTERS[chapter].split()
+    return {*direct, *(c for d in direct for c in below(d))}
+
+
+def place(module):
+    "The chapter of a module, and its notebook's place there"
+    chapter, _, name = module.partition('.')
+    nb = next(NBS.glob(f'{chapter}/[0-9][0-9]_{name}.ipynb'), None) if name else NBS/f'{chapter}.ipynb'
+    return chapter, nb.name[:2] if nb and name else ''
+
+
+def import_order(code):
+    "Exported imports that run against the order of chapters, or of notebooks in a chapter"
+    src = '\n'.join(''.join(c['source']) for c in code if directives(c) & {'export', 'exporti'})
+    module = next((m for c in code for m in re.findall(r'#\| default_exp ([\w.]+)', ''.join(c['source']))), None)
+    if module is None: return []
+    (chapter, at), bad = place(module), []
+    for line in re.findall(r'^\s*(?:from|import)\s+(vitx[\w.]*(?:, *vitx[\w.]*)*)', src, re.M):
+        for other in (m.strip().removeprefix('vitx').removeprefix('.') for m in line.split(',')):
+            if not other: continue
+            there, n = place(other)
+            if there not in CHAPTERS: bad.append(f'imports {other}, which is in no chapter')
+            elif not (there in below(chapter) or there == chapter and n < at): bad.append(f'{module} imports {other}, which comes later')
+    return bad
 
 
 def lint():
     "Laws about the notebooks themselves"
-    from vitx.pages import captions
+    from vitx.dev.pages import captions
     rows = []
     for p in notebooks():
         nb, name, bad = json.loads(p.read_text()), str(p.relative_to(ROOT)), []
@@ -152,15 +205,8 @@ def lint():
             solved = sum('solution' in directives(c) for c in code)
             if solved < 2: bad.append(f'{solved} cells with a solution, a lesson has two at least')
             if not any(re.search(r'^## Read next$', ''.join(c['source']), re.M) for c in nb['cells'] if c['cell_type'] == 'markdown'): bad.append('no heading "Read next"')
-        own = re.match(r'(\d\d)_', p.name)
-        src = '\n'.join(''.join(c['source']) for c in code if directives(c) & {'export', 'exporti'})
-        for module in set(re.findall(r'^\s*from vitx\.(\w+) import', src, re.M)):
-            other = next(iter(NBS.glob(f'[0-9][0-9]_{module}.ipynb')), None)
-            if own and other and other.name[:2] >= own[1]: bad.append(f'imports {module}, which comes later')
-        rows.append((name, bad))
-    numbers = [p.name[:2] for p in NBS.glob('[0-9][0-9]_*.ipynb')]
-    rows.append(('notebook numbers are unique', [] if len(numbers) == len(set(numbers)) else [str(sorted(numbers))]))
-    defaults = [m for p in notebooks() for m in re.findall(r'#\| default_exp (\w+)', p.read_text())]
+        rows.append((name, bad + import_order(code)))
+    defaults = [m for p in notebooks() for m in re.findall(r'#\| default_exp ([\w.]+)', p.read_text())]
     rows.append(('one notebook per module', [] if len(defaults) == len(set(defaults)) else [str(sorted(defaults))]))
     for name, bad in rows: print(f'{"FAIL" if bad else "ok  "} {name}', *(f'  {b}' for b in bad), sep='\n')
     return sum(not b for _, b in rows), sum(bool(b) for _, b in rows)
@@ -172,11 +218,14 @@ def readme(check=False):
     out = []
     for c in nbformat.read(NBS/'index.ipynb', 4).cells:
         d, body = directives(c), '\n'.join(l for l in c['source'].splitlines() if not l.startswith('#|')).strip()
-        if c['cell_type'] == 'markdown': out.append(re.sub(r'\]\((?!http|#)([\w./-]+)\)', r'](nbs/\1)', c['source']).strip())
+        local = lambda text: re.sub(r'\]\((?!http|#)([\w./-]+)\)', r'](nbs/\1)', text).strip()
+        if c['cell_type'] == 'markdown': out.append(local(c['source']))
         elif picture := re.search(r'^# README: (.+)$', body, re.M): out.append(re.sub(r'\]\((?!http)', '](nbs/', picture[1]))   # in place of what only a browser shows
         elif 'hide' not in d and not any(x.startswith(('default_exp', 'export')) for x in d):
-            out.append(f'```python\n{body}\n```')
-            if t := texts(c).replace('<picture>', '').strip(): out.append('\n'.join('    ' + l for l in t.splitlines()))
+            if 'echo: false' not in d: out.append(f'```python\n{body}\n```')
+            if t := texts(c).replace('<picture>', '').strip():
+                made = any('text/markdown' in o.get('data', {}) for o in c['outputs'])
+                out.append(local(t) if made else '\n'.join('    ' + l for l in t.splitlines()))
     text = '<!-- made from nbs/index.ipynb by .ci/notebooks.py: edit the notebook -->\n\n' + '\n\n'.join(out) + '\n'
     target = ROOT/'README.md'
     if not check:
@@ -187,18 +236,21 @@ def readme(check=False):
     return int(same), int(not same)
 
 
-if __name__ == '__main__':
+def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('what', choices=('execute', 'check', 'lint', 'fold', 'readme'))
+    ap.add_argument('what', choices=('test', 'execute', 'lint', 'fold', 'readme'))
     ap.add_argument('notebooks', nargs='*')
-    ap.add_argument('--flags', default='')
+    ap.add_argument('--flags', default=os.environ.get('VITX_FLAGS', ''))
+    ap.add_argument('--workers', type=int, default=os.cpu_count() or 1)
     ap.add_argument('--check', action='store_true')
     a = ap.parse_intermixed_args()
     if real := os.environ.get('VITX_REAL'): os.environ.update(HF_HOME=f'{real}/hf', HF_HUB_OFFLINE='1')  # before a kernel imports the hub
     flags = set(filter(None, a.flags.split(',')))
-    os.environ.setdefault('OMP_NUM_THREADS', '2')  # sums in another order can turn an eigenvector over
-    if a.what == 'execute': execute(a.notebooks, flags); sys.exit()
-    if a.what == 'fold': fold(); sys.exit()
-    passed, failed = lint() if a.what == 'lint' else readme(a.check) if a.what == 'readme' else check(a.notebooks, flags)
+    if a.what == 'fold': return fold()
+    if a.what in ('test', 'execute'): passed, failed, ranked = each(tested if a.what == 'test' else executed, a.notebooks, flags, a.workers)
+    else: passed, failed = lint() if a.what == 'lint' else readme(a.check)
     print(f'{passed} passed, {failed} failed')
     sys.exit(bool(failed))
+
+
+if __name__ == '__main__': main()
