@@ -41,13 +41,13 @@ def explain(image:str=None,      # picture; without it, the shipped one
             json:bool=False, # print one JSON object
            ):
     "Explain why a model says what it says of a picture"
-    src = shipped('scene.png') if image is None else Path(image)
+    src = asset_path('scene.png') if image is None else Path(image)
     method_named(method)
     out = check_output(out or f'{src.stem}-{method}.png')
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another --out")
     e = Explainer(model, labels=_texts(labels), device=device)(src, target, method, layer, against)
     e.save(out)
-    if image is not None and model in (None, *SHIPPED): print(f"vitx: {model or 'the shipped model'} knows nothing but drawn {'roads' if model == 'road_vit' else 'scenes'}; for a photo, name another with --model", file=sys.stderr)
+    if image is not None and model in (None, *BUNDLED_MODELS): print(f"vitx: {model or 'the shipped model'} knows nothing but drawn {'roads' if model == 'road_vit' else 'scenes'}; for a photo, name another with --model", file=sys.stderr)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
     else:
         for label,p in e.top: print(f'{p:7.3f}  {label}')
@@ -104,7 +104,7 @@ def report_command(folder:str='bench', # folder of a bench run, or several
     rows, runs = read_runs(folder)
     if out is None: return print(report(rows, runs))
     if not rows: raise VitxError("these runs hold no rows yet: nothing to report")
-    if not Path(out).is_dir(): Path(writable(out)).mkdir()
+    if not Path(out).is_dir(): Path(writable_path(out)).mkdir()
     paths = write_report(rows, out, runs, pictures=True)
     print(paths[0].read_text(encoding='utf8'))
     _wrote(paths)

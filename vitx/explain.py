@@ -41,7 +41,7 @@ class Explanation:
     image: Image.Image = field(repr=False)     # RGB, upright
     grid_map: torch.Tensor = field(repr=False) # (h,w) on the token grid, signed; 0 no evidence, positive maximum 1
     fine: torch.Tensor = field(repr=False)     # (h,w) the same on the pixels that the model saw
-    place: Placement = field(repr=False)       # where the model's input lies on the picture
+    place: CropGeometry = field(repr=False)       # where the model's input lies on the picture
     target: int     # class index
     label: str
     prob: float     # the model's probability of the class
@@ -64,7 +64,7 @@ class Explanation:
     @cached_property
     def signed(self)->torch.Tensor: # (H,W) float32
         "Evidence on the picture: positive for the class; negative where it speaks against it or, by the method's own zero, is too weak to count; 0 where the model saw nothing"
-        return lay(self.fine, self.place)
+        return map_on_image(self.fine, self.place)
     @property
     def map(self)->torch.Tensor: # (H,W) float32 in 0..1
         "Evidence for the class"
@@ -72,7 +72,7 @@ class Explanation:
     @property
     def seen(self)->torch.Tensor: # (H,W) bool
         "False where a crop hid the picture from the model"
-        return self.place.seen
+        return self.place.visible
 
 # %% ../nbs/explain.ipynb #0fc8d001
 def _small(img, longest=1024):
@@ -85,8 +85,8 @@ def _draw(e, fig):
     fig.set_layout_engine('constrained')  # keeps titles and caption inside the figure
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], 'picture')
-    show_overlay(img, lay(e.fine, p).clamp(0, 1), axs[1], f'{short(e.question)}  {e.prob:.2f}', p.seen)
-    fig.supxlabel(('no ' if e.empty else '') + f'evidence by {e.method}, layer {e.layer}' + ('' if p.seen.all() else '; hatched: not seen by the model'), fontsize=8)
+    show_overlay(img, map_on_image(e.fine, p).clamp(0, 1), axs[1], f'{truncate_label(e.question)}  {e.prob:.2f}', p.visible)
+    fig.supxlabel(('no ' if e.empty else '') + f'evidence by {e.method}, layer {e.layer}' + ('' if p.visible.all() else '; hatched: not seen by the model'), fontsize=8)
     return axs
 
 def _figsize(e): return 6.4, min(max(3.1*e.image.height/e.image.width, 1), 8) + .6
@@ -102,7 +102,7 @@ def show(self:Explanation)->np.ndarray: # two axes
 
 def check_output(path)->Path:
     "The path, if `save` could write there"
-    path = writable(path)
+    path = writable_path(path)
     if path.suffix.lower() not in (*PICTURES, '.npy', '.json'): raise VitxError(f"can't tell from {path.name!r} what to write: end it in {', '.join(PICTURES)}, .npy or .json")
     return path
 
@@ -126,7 +126,7 @@ def save(self:Explanation, path)->Path:
 def to_dict(self:Explanation)->dict:
     "What was asked and answered, without the map"
     return dict(model=self.model, target=self.target, label=self.label, against=self.against, prob=round(self.prob, 6), score=self.score, method=self.method, layer=self.layer,
-                size=list(self.place.size), grid=list(self.grid_map.shape), top=[dict(label=l, prob=round(p, 6)) for l,p in self.top])
+                size=list(self.place.image_size), grid=list(self.grid_map.shape), top=[dict(label=l, prob=round(p, 6)) for l,p in self.top])
 
 # %% ../nbs/explain.ipynb #4147570a
 def find_class(target,      # index, label or part of a label
@@ -147,7 +147,7 @@ def find_class(target,      # index, label or part of a label
     if len(found) == 1: return found[0]
     if found: raise VitxError(f"{target!r} names {len(found)} classes: " + '; '.join(f'{i} ({labels[i]})' for i in found[:12]) + (f'; and {len(found)-12} more' if len(found) > 12 else '') + ": give the number")
     parts = {part: l for l in labels for part in [l, *map(str.strip, l.split(','))]}
-    close = list(dict.fromkeys(parts[n] for n in nearest(target, parts, 4)))[:3]
+    close = list(dict.fromkeys(parts[n] for n in close_matches(target, parts, 4)))[:3]
     raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
 
 # %% ../nbs/explain.ipynb #2421e4cf
@@ -176,15 +176,15 @@ class Explainer:
         if device is not None: _move(self.model, device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
         self.name = Path(model).name if isinstance(model, (str, Path)) and Path(model).is_dir() else str(model) if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
-        if isinstance(model, ZeroShot) and labels is not None: raise VitxError("the texts of this model are its labels: give them to zero_shot, or ask for another text as target")
-        self._labels = None if isinstance(self.model, ZeroShot) else _labels(labels, self.model)
+        if isinstance(model, ZeroShotClassifier) and labels is not None: raise VitxError("the texts of this model are its labels: give them to zero_shot, or ask for another text as target")
+        self._labels = None if isinstance(self.model, ZeroShotClassifier) else _labels(labels, self.model)
         if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
         self.transform = model_transform(self.model) if transform is None else as_transform(transform)
-        self._ask = lru_cache(256)(partial(probe, self.transform))
-        if transform is not None and len({probe(self.transform, (96, 120)) for _ in range(4)}) > 1:
+        self._ask = lru_cache(256)(partial(infer_geometry, self.transform))
+        if transform is not None and len({infer_geometry(self.transform, (96, 120)) for _ in range(4)}) > 1:
             raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
         self.anat = anatomy(self.model, size := self._ask((256, 256)).shape)
-        if not type(self.model).__module__.startswith('timm.'): placed(self.model, self.anat, size)   # timm's are known: see the models page
+        if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's are known: see the models page
         if not self.labels: self._labels = [f'class {i}' for i in range(Capture(self.model, torch.zeros(1, 3, *size), self.anat).logits.shape[1])]
 
     def __repr__(self): return f'Explainer({self.name!r}, {len(self.labels)} classes, {len(self.anat.blocks)} layers)'
@@ -197,8 +197,8 @@ class Explainer:
         "By index, label or, if not `whole`, part of a label; a model that compares pictures with texts takes any text, which is a class from then on"
         try: return find_class(t, self.labels, whole)
         except VitxError:
-            if not isinstance(self.model, ZeroShot) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
-            return self.model.add(t)
+            if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
+            return self.model.add_text(t)
 
 # %% ../nbs/explain.ipynb #3063c740
 def _move(model, device):
@@ -324,7 +324,7 @@ def __call__(self:Explainer, img,         # path, bytes, file object, PIL image,
 
 @patch
 def _explain(self:Explainer, images, targets, name, layer, against):
-    xs, places = zip(*[prepare(i, self.transform, self._ask) for i in images])
+    xs, places = zip(*[preprocess(i, self.transform, self._ask) for i in images])
     capture = Capture(self.model, torch.stack(xs), self.anat, self.score)
     top = all(t is None for t in targets)   # the top class is known only after the run: one forward pass serves both
     if not top: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist() if None in targets else targets)]
@@ -358,7 +358,7 @@ def _files(pictures):
     if one or not isinstance(pictures, (str, Path, Iterable)): raise VitxError("a stream takes pictures one after another, or a folder: for one picture call the explainer with it")
     if not isinstance(pictures, (str, Path)): return pictures
     if not Path(pictures).is_dir(): raise VitxError(f"there is no folder {pictures}: a stream takes a folder, or pictures one after another such as Path.glob gives")
-    if not (found := picture_files(pictures)): raise VitxError(f"the folder {pictures} holds no picture")
+    if not (found := find_images(pictures)): raise VitxError(f"the folder {pictures} holds no picture")
     return found
 
 # %% ../nbs/explain.ipynb #9c50893d
@@ -398,7 +398,7 @@ def _answers(ex, images, batch, ask):
 @patch
 def _pixels(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
-    x, _ = prepare(img, self.transform, self._ask)
+    x, _ = preprocess(img, self.transform, self._ask)
     black, white = pixel_ends(self.transform)
     ask = Capture(self.model, x[None], self.anat, self.score).predict
     return x, ((x-black)/(white-black)).clamp(0, 1), lambda v: ask(black + v*(white-black)).cpu()
@@ -408,7 +408,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     "The rcut evidence for a class, cut into k parts with a share each"
     check_parts(k)
     e = self(img, target, layer=layer)
-    x, _ = prepare(e.image, self.transform, self._ask)
+    x, _ = preprocess(e.image, self.transform, self._ask)
     run = Capture(self.model, x[None], self.anat)(**sites(self.anat, [e.layer]))
     labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
     labels, shares = weigh(labels, e.fine, e.lie)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .core import *
 from .picture.images import *
-from .model.loading import shipped
+from .model.loading import asset_path
 from .evidence.parts import COLORS
 from .explain import *
 from .view.atlas import *
@@ -133,7 +133,7 @@ class Explorer(W.VBox):
         self.add_class('vitx-explorer')
         self._legend = legend_box
         self._make_options(options)
-        with progress_to(self._tell): self._load(img, ex.target(target) if target is not None else None)
+        with report_progress_to(self._tell): self._load(img, ex.target(target) if target is not None else None)
         self._done()
         self._listen()
 
@@ -161,7 +161,7 @@ def _guard(self:Explorer, act):
     "Run what a control asked for; what goes wrong is shown, and nothing is lost"
     try:
         self.stage.alarm = self.stage.note = ''
-        with progress_to(self._tell): act()
+        with report_progress_to(self._tell): act()
     except VitxError as e: self.stage.alarm = str(e)
     except Exception as e:
         self.stage.alarm = f'{type(e).__name__}: {e}. This is a fault of vitx: please report it with the lines in the log.'
@@ -224,7 +224,7 @@ def _load(self:Explorer, img, target=None):
 def _adopt(self:Explorer, atlas, target, other=None):
     self.atlas, self._quiet = atlas, True
     self.likely.options = [(f'{atlas.name(t, 30)}  {atlas.probs[t]:.2f}', t) for t in atlas.likeliest] + [('another', -1)]
-    self._quiet, self._legend.value = False, legend(not atlas.place.seen.all())
+    self._quiet, self._legend.value = False, legend(not atlas.place.visible.all())
     self._choose(target, other)
 
 @patch
@@ -265,7 +265,7 @@ def save(self:Explorer, path)->tuple: # paths of the picture and of the numbers
     from matplotlib.figure import Figure
     path, v = Path(path).expanduser(), self._shown
     if path.suffix.lower() not in PICTURES: raise VitxError(f"the explorer saves a picture and, beside it, numbers: end {path.name!r} in {', '.join(PICTURES)}")
-    path, numbers = writable(path), writable(path.with_name(path.stem + '-numbers.json'))
+    path, numbers = writable_path(path), writable_path(path.with_name(path.stem + '-numbers.json'))
     shown = panels(self.atlas, v)
     fig = Figure(figsize=panel_size(shown), dpi=150)
     show_panels(shown, f'evidence by {self.atlas.method}, layer {v.layer}, {self.ex.name}', fig)
@@ -299,4 +299,4 @@ def explore(ex=None,         # an `Explainer`; None: of the shipped model
             files:bool=True, # offer to write files; False where strangers use it
             **options)->Explorer:
     "Move through layers and classes of an explanation; `.save_html(path)` keeps it as a page"
-    return Explorer(ex or Explainer(), shipped('scene.png') if img is None else img, target, method, files, **options)
+    return Explorer(ex or Explainer(), asset_path('scene.png') if img is None else img, target, method, files, **options)

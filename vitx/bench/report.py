@@ -195,7 +195,7 @@ def _run_for(runs, data, model): # the run of these rows, the one with most samp
 def _class(run, model, t):
     if t is None: return '–'
     labels = (run or {}).get('models', {}).get(model, {}).get('labels') or ()
-    return marked(short(labels[t]) if t < len(labels) else f'class {t}')
+    return marked(truncate_label(labels[t]) if t < len(labels) else f'class {t}')
 
 # %% ../../nbs/bench/04_report.ipynb #cd41e54c
 _SPEC = {None: ', the shipped one', '': ', given as a module'}
@@ -447,7 +447,7 @@ def write_report(rows:list, folder,
     "The whole report as Markdown, LaTeX and one HTML page, and its figure"
     from matplotlib.figure import Figure as Drawing
     folder = Path(folder)
-    writable(folder/'report.md')                       # said before the work, not after it
+    writable_path(folder/'report.md')                       # said before the work, not after it
     show_report(rows, figure=Drawing)[0, 0].figure.savefig(png := io.BytesIO(), format='png', dpi=150, metadata={'Software': None})
     whole = sections(rows, runs, pictures)
     shown = Figure(_caption(rows), [(png.getvalue(), 'the figure of the report; its numbers stand in the tables below', '')])

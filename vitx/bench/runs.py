@@ -447,7 +447,7 @@ def _place(out, format, resume):
     if format == 'parquet': _arrow()
     if (old := _files(out := Path(out))) and not resume: raise VitxError(f"{old[0]} is there already: add --resume to go on with it, or name another folder")
     if out.exists() and not out.is_dir(): raise VitxError(f"{out} is a file: name a folder")
-    if not out.is_dir(): writable(next(p for p in out.absolute().parents if p.exists())/out.name)
+    if not out.is_dir(): writable_path(next(p for p in out.absolute().parents if p.exists())/out.name)
     return out
 
 def _shard(shard): # '2/8' → 2, 8

@@ -50,7 +50,7 @@ def _inside(points, W, H): # the same, or a VitxError
 def pictures_in(folder)->dict: # {path without suffix, relative: paths}
     "All pictures of a folder and its subfolders, by name"
     found = {}
-    for p in picture_files(folder): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
+    for p in find_images(folder): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
     return found
 
 def _one(read, paths, none, **how): # what reads the only one of these
@@ -72,7 +72,7 @@ def _class_of(name, ex=None): # the first folder, which may be a WordNet id
 @dataset('folder', path=':FOLDER', explainer=True, metrics=('ins-del', 'cost'))
 def folder(path, limit:int=None, ex=None):
     "Any folder of pictures; a subfolder's name (or WordNet id) is their class"
-    for p in picture_files(_folder(path, 'folder')):
+    for p in find_images(_folder(path, 'folder')):
         name = p.relative_to(path).as_posix()
         yield Sample(name, partial(read_image, p), None, _class_of(name, ex))
 
@@ -90,8 +90,8 @@ def imagenet(path, limit:int=None, ex=None):
     root = _folder(path, 'imagenet')
     place = _folder(path, 'imagenet', 'Data/CLS-LOC/val', 'ILSVRC/Data/CLS-LOC/val', 'ILSVRC2012_img_val', 'val', 'images', '.')
     beside = next((p for part in ('Annotations/CLS-LOC/val', 'ILSVRC/Annotations/CLS-LOC/val', 'Annotations', 'annotations', 'bbox') if (p := root/part).is_dir()), place)
-    notes = {p.stem: p for p in files_in(beside, {'.xml'})}
-    kit, left, pictures = _devkit(root), set(notes), picture_files(place)
+    notes = {p.stem: p for p in find_files(beside, {'.xml'})}
+    kit, left, pictures = _devkit(root), set(notes), find_images(place)
     if pictures and not (notes or kit or any(re.match(r'n\d{8}|ILSVRC2012_val_', n) for n in (pictures[0].parent.name, pictures[0].name))): raise VitxError(f"{path} has no folders named by WordNet id, no ILSVRC2012_val pictures, annotations or kit, so it isn't laid out as imagenet; folder:{path} takes any pictures")
     for p in pictures:
         xml, own = notes.get(p.stem), p.parent.name
@@ -173,7 +173,7 @@ def coco(path, limit:int=None, split:str='val2017'):
         for c,shapes in own.items(): yield Sample(f'{name}/{kinds.get(c, c)}', read, partial(_instances, shapes, size if all(isinstance(v, int) and v > 0 for v in size) else None), kinds.get(c, f'category {c}'))
     for i,why in broken.items(): yield Sample(f'annotation {i}', missing(why))
     for i in parts: yield Sample(f'image {i}', missing("annotations of a picture that isn't listed"))
-    for p in picture_files(folder):
+    for p in find_images(folder):
         if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p, upright=False), missing("a picture that isn't listed"))
 
 def _by_picture(annotations): # → {picture: {category: shapes}}, {annotation: what is wrong with it}
@@ -223,7 +223,7 @@ def _hdf5(file):
     try: return wanted('h5py').File(file)
     except OSError as e: raise VitxError(f"{file.name} is no HDF5 file: {e}") from None
 def _matlab_image(file, i):
-    with _hdf5(file) as f: return from_array(f[f['value/img'][i, 0]][()].T)   # MATLAB's order: columns first
+    with _hdf5(file) as f: return image_from_array(f[f['value/img'][i, 0]][()].T)   # MATLAB's order: columns first
 def _matlab_mask(file, i, image):
     try:
         with _hdf5(file) as f: m = f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
@@ -252,7 +252,7 @@ def cub(path, limit:int=None):
         yield Sample(file, partial(read_image, root/'images'/file, upright=False), partial(_bird, boxes[i]) if i in boxes else missing('no box'), kind or None)
     for line in torn: yield Sample(line, missing('a broken line'))
     for i in sorted(boxes.keys() - files.keys()): yield Sample(f'image {i}', missing("a box of a picture that isn't listed"))
-    for p in picture_files(root/'images'):
+    for p in find_images(root/'images'):
         if (name := p.relative_to(root/'images').as_posix()) not in listed: yield Sample(name, partial(read_image, p), missing("a picture that isn't listed"))
 
 def _bird(box, image):
@@ -267,7 +267,7 @@ def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _folder(path, 'lrn')
     images = pictures_in(root)
-    notes = {name: p for p in files_in(root, {'.json'}) if (name := p.relative_to(root).with_suffix('').as_posix()) in images or p.parent != root or 'shapes' in p.read_text(errors='replace')}   # others at the top are about the whole
+    notes = {name: p for p in find_files(root, {'.json'}) if (name := p.relative_to(root).with_suffix('').as_posix()) in images or p.parent != root or 'shapes' in p.read_text(errors='replace')}   # others at the top are about the whole
     if images and not notes: raise VitxError(f"{path} has no folder with LabelMe's JSON files, so it isn't laid out as lrn; folder:{path} takes any pictures")
     for name in sorted({*images, *notes}):
         image, kind = _one(read_image, images.get(name), 'an annotation without a picture'), _class_of(name)

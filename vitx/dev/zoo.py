@@ -62,7 +62,7 @@ def build(name:str, whole:float=100., # millions of parameters, up to which a mo
         try:
             set_seed(0)
             model = timm.create_model(name, num_classes=5, **cut).eval()
-            if cut and (parameters(name, num_classes=5, **cut) > .9*parameters(name) or not any(map(says_attention, model.modules()))): continue   # nothing was cut, or what matters
+            if cut and (parameters(name, num_classes=5, **cut) > .9*parameters(name) or not any(map(is_attention, model.modules()))): continue   # nothing was cut, or what matters
             return model, ', '.join(f'{k} {v}' for k,v in cut.items())
         except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError, StopIteration):
             if not cut: raise
@@ -73,14 +73,14 @@ def _law(holds, what):
 
 def _places(model, anat, size)->str: # right place, in the first layer of every kind of grid and in the last
     first = {}
-    for l,layer in enumerate(anat.layers): first.setdefault((layer.steps, str(layer.tokens.layout)), l)
+    for l,layer in enumerate(anat.layers): first.setdefault((layer.cell_steps, str(layer.tokens.layout)), l)
     notes = []
     for l in sorted({*first.values(), len(anat.layers)-1}):
-        off = right_place(model, anat, l, size)
-        if off not in (None, (0, 0)): off = right_place(model, anat, l, size, cells=12)   # random kernels smear: more cells decide
+        off = token_offset(model, anat, l, size)
+        if off not in (None, (0, 0)): off = token_offset(model, anat, l, size, cells=12)   # random kernels smear: more cells decide
         if off is None: notes.append(f'layer {l} has no place')
         elif off != (0, 0):
-            drift = l not in first.values() or l > 0 and right_place(model, anat, l-1, size, cells=12) not in (None, (0, 0))   # it came with the layer before
+            drift = l not in first.values() or l > 0 and token_offset(model, anat, l-1, size, cells=12) not in (None, (0, 0))   # it came with the layer before
             _law(drift and max(map(abs, off)) == 1, f'place: layer {l} off by {off} cells')
             notes.append(f'layer {l} has drifted by {off} cells')   # convolutions with even or random kernels, block after block
     return '; '.join(notes)
@@ -91,16 +91,16 @@ OPTIONAL = ('attention', 'rollout', 'chefer', 'tokencut')
 def contract(model:nn.Module, size:tuple, # (H,W)
             )->dict: # what was read, the notes, and which optional methods apply
     "Try all promises on a model; `AssertionError` names the one that is broken"
-    with evaluating(model): return _contract(model, size)     # and then it is in the mode it was
+    with eval_mode(model): return _contract(model, size)     # and then it is in the mode it was
 
 def _contract(model, size):
     x = pictures(2, size, 1)
     with torch.no_grad(): model(x[:1])   # some keep a table that their first run makes
     model.train()
-    was, anat = state_of(model), anatomy(model, size)
+    was, anat = model_state(model), anatomy(model, size)
     last = len(anat.layers) - 1
     ask = lambda name, x, targets=(0, 1), layers=(last,): method[name](Capture(model, x, anat), list(targets), list(layers))
-    grid = tuple(tokens_of(model, anat, last, x[:1])[1])
+    grid = tuple(layer_tokens(model, anat, last, x[:1])[1])
     both, one, again = ask('rcut', x, layers=(last//2, last)), ask('rcut', x[:1], layers=(last//2, last)), ask('rcut', x[:1], layers=(last//2, last))
     _law(both.isfinite().all(), 'finite')
     _law(both.flatten(-2).std(-1).min() > 0, 'not constant')
@@ -118,8 +118,8 @@ def _contract(model, size):
             can.append(name)
         except VitxError: pass
     note = '; '.join(filter(None, (_places(model, anat, size), many and f'{", ".join(OPTIONAL)} not tried: {grid[0]*grid[1]} cells')))
-    _law(state_of(model) == was, 'leaves the model as it was')
-    return dict(layers=last+1, prefix=anat.prefix, reads=anat.reads or 'patches', grid='×'.join(map(str, grid)), methods=' '.join(can), note=note)
+    _law(model_state(model) == was, 'leaves the model as it was')
+    return dict(layers=last+1, prefix=anat.num_prefix_tokens, reads=anat.num_pooled_prefix or 'patches', grid='×'.join(map(str, grid)), methods=' '.join(can), note=note)
 
 # %% ../../nbs/dev/02_zoo.ipynb #f067d359
 COLUMNS = ('name', 'family', 'millions', 'layers', 'prefix', 'reads', 'grid', 'methods', 'note', 'result')
@@ -150,16 +150,16 @@ def attending(names=None)->list: # default: all of timm's
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             model = timm.create_model(n)
-        if any(says_attention(m) for m in model.modules()): found.append(n)
+        if any(is_attention(m) for m in model.modules()): found.append(n)
     return found
 
 def read_zoo(path=None)->list: # default: the survey that comes with the package
     "Rows of a survey"
-    with open(path or shipped('zoo.csv'), newline='') as f: return list(csv.DictReader(f))
+    with open(path or asset_path('zoo.csv'), newline='') as f: return list(csv.DictReader(f))
 
 def survey(out, names:list=None, whole:float=100.)->list:
     "Rows of all names, appended to the file `out` one by one; names that stand there already are left out"
-    out = writable(out)
+    out = writable_path(out)
     done = {r['name'] for r in read_zoo(out)} if out.exists() else set()
     for name in track([n for n in names or attending() if n not in done], 'models'):
         row = tried(name, whole)

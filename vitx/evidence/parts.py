@@ -112,7 +112,7 @@ class Parts:
     image: Image.Image = field(repr=False)
     labels: torch.Tensor = field(repr=False) # (h,w) on the token grid: 0 the largest part, −1 none
     shares: torch.Tensor                     # (k,) of the evidence, falling, sum 1
-    place: Placement = field(repr=False)
+    place: CropGeometry = field(repr=False)
     label: str
     prob: float
     asked: int                               # how many parts were asked for
@@ -155,19 +155,19 @@ def _on_pixels(labels, place, fine=None, lie=None):
     labels = labels if fine is None else _grown(labels, fine, lie)
     names = torch.arange(-1, int(labels.max())+1)
     sure = (labels == names[:, None, None]).float()
-    top = lay(sure if fine is not None or lie is None else to_pixels(sure, place.shape, lie), place).argmax(0) - 1     # the part that interpolation gives most
-    return (top[None] == names[1:, None, None]) & place.seen
+    top = map_on_image(sure if fine is not None or lie is None else to_pixels(sure, place.input_size, lie), place).argmax(0) - 1     # the part that interpolation gives most
+    return (top[None] == names[1:, None, None]) & place.visible
 
 # %% ../../nbs/evidence/02_parts.ipynb #c57419ab
 def paint_parts(img,                 # PIL image
                 labels:torch.Tensor, # (h,w) parts of cells, −1 none
-                place:Placement,     # of the model's input on this image
+                place:CropGeometry,     # of the model's input on this image
                 fine:torch.Tensor=None, # (h',w') the map on pixels
                 lie:tuple=None,      # where the cells lie on them; None: they tile them
                )->np.ndarray:        # (H,W,3) float32 in 0..1
     "The picture with its parts painted over it"
     img = np.asarray(img, dtype=np.float32)/255
-    over = dimmed(img)
+    over = dim_image(img)
     for m,c in zip(_on_pixels(labels, place, fine, lie).numpy(), COLORS):
         over[m] = .45*img[m] + .55*np.array([int(c[i:i+2], 16)/255 for i in (1, 3, 5)], dtype=np.float32)
     return over
@@ -181,7 +181,7 @@ def show(self:Parts, fig=None):
     k = min(1, 1024/max(self.image.size))
     img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
     axs = fig.subplots(1, 2)
-    show_image(img, axs[0], f'{short(self.label)}  {self.prob:.2f}')
+    show_image(img, axs[0], f'{truncate_label(self.label)}  {self.prob:.2f}')
     show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.fine, self.lie), axs[1])
     axs[1].legend([Patch(color=c) for _,c in zip(self.shares, COLORS)], [f'{s:.0%}' for s in self.shares.tolist()], title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     if self.note: fig.supxlabel(self.note, fontsize=8)
@@ -192,7 +192,7 @@ def show(self:Parts, fig=None):
 def save(self:Parts, path)->Path:
     "Write the figure (.png, .jpg, .webp, .pdf, .svg), the part number of each pixel (.npy, −1 none) or all numbers (.json), by suffix"
     kinds = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg', '.npy', '.json')
-    path = writable(path)
+    path = writable_path(path)
     if path.suffix.lower() not in kinds: raise VitxError(f"can't tell from {path.name!r} what to write: end it in {', '.join(kinds)}")
     with atomic_path(path) as tmp:
         if path.suffix.lower() == '.npy': np.save(tmp, torch.where(self.parts.any(0), self.parts.int().argmax(0), -1).numpy())

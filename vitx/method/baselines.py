@@ -10,7 +10,7 @@ __all__ = ['blob', 'center', 'random', 'attention', 'rollout', 'tokencut', 'grad
 import torch
 
 from ..core import *
-from ..model.anatomy import state_of
+from ..model.anatomy import model_state
 from ..model.capture import *
 from .relation import gradient_weights
 from .cut import hard_affinity, ncut, orient_by_max
@@ -115,13 +115,13 @@ def accumulate(run, layers, step=None): # run: attention and its gradient for bl
 def check_method(name:str, capture, targets:list, layers:list):
     "Assert the contract of a registered method on one capture; raises AssertionError naming the law that broke"
     f, model = method[name], capture.model
-    before = state_of(model)
+    before = model_state(model)
     quick = f.meta.get('quick', {})   # methods that ask the model many times keep their promises with fewer questions, too
     a, b = (f(capture, targets, layers, **quick) for _ in range(2))
     assert a.shape[:3] == (len(capture.x), len(targets), len(layers)) and a.ndim == 5, f'{name}: shape {tuple(a.shape)}'
     assert a.isfinite().all(), f'{name}: not finite'
     assert (a == b).all(), f'{name}: another answer the second time'
     assert a.flatten(-2).std(-1).min() > 0, f'{name}: a constant map'
-    assert state_of(model) == before, f'{name}: changed the model'
+    assert model_state(model) == before, f'{name}: changed the model'
     same = (a[:, :1] == a).all()
     assert same == f.meta.get('agnostic', False), f'{name}: {"the same" if same else "not the same"} for all classes'

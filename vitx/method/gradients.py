@@ -83,14 +83,14 @@ class _Early(nn.Module):
 
 def _alone(capture, run, l, more): # → Record of block l's attention and its gradient
     "What block `l` would answer if the head followed it; `run` holds the tokens that enter it, `more` what else the model gives it"
-    anat = Anatomy([capture.anat.layers[l]], capture.anat.reads, lambda h, w, n: run.grid)
+    anat = Anatomy([capture.anat.layers[l]], capture.anat.num_pooled_prefix, lambda h, w, n: run.grid)
     return Capture(_Early(capture, l, more), run.at['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
 
 @method('legrad', inside=True, source='Bousselham et al., ICCV 2025 (LeGrad, arXiv 2404.03214)')
 def legrad(capture, targets, layers):
     "Positive gradient of attention, each block asked through the head, added up over blocks 0 … ℓ"
     more = {}   # such as rotary positions
-    with untouched(capture.model) as undo:
+    with preserve_state(capture.model) as undo:
         for l,b in enumerate(capture.anat.blocks):
             undo.callback(b.register_forward_pre_hook(lambda m, args, kw, l=l: more.update({l: kw}), with_kwargs=True).remove)
         run = capture(targets, tokens=range(max(layers)+1))
@@ -125,7 +125,7 @@ def _agree(got, said, what): # half precision rounds
 def insides(capture, run, layers=None)->list: # run: tokens of the layers and of those that follow them
     "`inside` of every block, checked against what the model's own blocks said"
     blocks, each = capture.anat.blocks, []
-    with torch.inference_mode(False), torch.no_grad(), untouched(capture.model):
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model):
         for l in range(len(blocks)) if layers is None else layers:
             p = inside(blocks[l], run.at['tokens', l].to(capture.x.dtype))
             last = l == len(blocks) - 1
@@ -179,7 +179,7 @@ def linear_heads(capture, run, out:torch.Tensor): # out (B,N,D): tokens that lea
     "The linear heads of a model and what they read, checked against what the model said"
     m, anat = capture.model, capture.anat
     tokens = m.norm(out)
-    read = [tokens[:, i] for i in range(anat.reads)] or [run.patches(tokens).mean(1)]
+    read = [tokens[:, i] for i in range(anat.num_pooled_prefix)] or [run.patches(tokens).mean(1)]
     into = [getattr(m, 'fc_norm', nn.Identity())(t) for t in read]
     heads = [h for h in (getattr(m, n, None) for n in ('head', 'head_dist')) if isinstance(h, nn.Linear)]
     said = torch.stack([h(t) for h,t in zip(heads, into)]).mean(0) if len(heads) == len(into) else torch.zeros_like(run.logits)
@@ -191,17 +191,17 @@ def through_head(capture, run, out:torch.Tensor)->torch.Tensor: # out (B,N,D) �
     R, (tokens, pairs) = F.one_hot(run.targets, run.logits.shape[1]).float(), linear_heads(capture, run, out)
     back = [through_linear(R/len(pairs), t[:, None].float(), h.weight.float()) for h,t in pairs]   # (B,T,D) each
     got = torch.zeros(*R.shape[:2], *tokens.shape[1:], device=tokens.device)
-    if capture.anat.reads: got[:, :, :capture.anat.reads] = torch.stack(back, 2)
+    if capture.anat.num_pooled_prefix: got[:, :, :capture.anat.num_pooled_prefix] = torch.stack(back, 2)
     else:
         t = run.patches(tokens).float()[:, None]
-        got[:, :, capture.anat.prefix:] = t*_share(back[0], t.sum(-2))[..., None, :]   # a mean: by contribution
+        got[:, :, capture.anat.num_prefix_tokens:] = t*_share(back[0], t.sum(-2))[..., None, :]   # a mean: by contribution
     return got
 
 # %% ../../nbs/method/04_gradients.ipynb #57418adc
 def relevances(capture, run): # run: tokens of all blocks → {layer: (tokens that enter (B,T,N,D), attention (B,T,heads,N,N))}
     "Relevance at the start of every block and of its attention"
     parts, at = insides(capture, run), {}
-    with torch.inference_mode(False), torch.no_grad(), untouched(capture.model):
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model):
         R = through_head(capture, run, parts[-1]['out'])
         for l in reversed(range(capture.depth)): at[l] = R, _ = through_block(R, capture.anat.blocks[l], parts[l])
     return at
@@ -238,7 +238,7 @@ def relevance_rules(capture,
                     softmax=True,     # False: attention is held fixed (CP-LRP)
                    ):
     "A scope in which the model's gradients are relevance per unit: value × gradient is AttnLRP's relevance"
-    with torch.inference_mode(False), untouched(capture.model) as undo:
+    with torch.inference_mode(False), preserve_state(capture.model) as undo:
         run = capture(tokens={0, min(1, capture.depth-1), capture.depth-1})
         with torch.no_grad(): linear_heads(capture, run, insides(capture, run, (0, capture.depth-1))[-1]['out'])   # the rules know plain blocks and heads
         hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)

@@ -59,12 +59,12 @@ def keep_tokens(capture,           # its model is asked
                )->torch.Tensor:    # (m,C) logits
     "What the model says when only some patches enter its first block; prefix tokens always do"
     first = capture.anat.layers[0]
-    prefix = torch.arange(first.prefix).expand(len(keep), -1)
-    index = torch.cat([prefix, keep.cpu() + first.prefix], 1)
+    prefix = torch.arange(first.num_prefix_tokens).expand(len(keep), -1)
+    index = torch.cat([prefix, keep.cpu() + first.num_prefix_tokens], 1)
     def enter(module, args):
         if args[0].ndim != 3: raise VitxError(f"the first block of {type(capture.model).__name__} takes {tuple(args[0].shape)}, no sequence (1,N,D): its tokens can't be left out")
         return (args[0][0][index.to(args[0].device)], *args[1:])
-    with torch.inference_mode(False), torch.no_grad(), untouched(capture.model) as undo:
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model) as undo:
         undo.callback(first.block.register_forward_pre_hook(enter).remove)
         return capture.model(x.to(capture.x)).float()
 

@@ -125,7 +125,7 @@ def mended(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
 # %% ../../nbs/method/06_rcut.ipynb #9b1d981a
 def relevance(capture, targets, l:int)->torch.Tensor: # (B,T,n), ≥ 0
     "What flowed to the head in favor of each class's lead or, where no matrix shows that, what the tokens carry; mended"
-    joined = capture.anat.joined(l)
+    joined = capture.anat.has_global_attention_path(l)
     run = capture(targets, tokens=[l], grad=('tokens', 'flow') if joined else 'tokens', linear=True, score=lead, **(dict(flow=range(l+1)) if joined else {}))
     return mended(run, l)[1](flowed(run, l) if joined else run.patches(carried(run.at['tokens', l], run.grad['tokens', l]), -1).clamp_min(0))
 
@@ -133,7 +133,7 @@ def relevance(capture, targets, l:int)->torch.Tensor: # (B,T,n), ≥ 0
 def sites(anat, layers)->dict: # for a call of `Capture`
     "What `rcut` asks for besides tokens: attention and keys, or where they aren't to be had, what attention reads"
     last = max(layers)
-    return dict(most=LARGEST) | (dict(flow=range(last+1)) if anat.joined(last) else {}) | (dict(keys=range(last+1)) if anat.keyed(last) else dict(normed={b for l in layers for b in second_half(l)}))
+    return dict(most=LARGEST) | (dict(flow=range(last+1)) if anat.has_global_attention_path(last) else {}) | (dict(keys=range(last+1)) if anat.has_keys(last) else dict(normed={b for l in layers for b in second_half(l)}))
 
 def ties(run, b:int, heal)->torch.Tensor: # (B,n,d)
     "What patches are compared by in a block: keys, heads side by side, or what attention reads; mended"
@@ -155,7 +155,7 @@ OPTIONS = dict(                  # lowest, highest, step and what it does: what 
 def rcut(capture, targets, layers, rivals:int=20, linear:bool=True, cure:bool=True, power:float=4., color:float=1., position:float=0., texture:float=0.,
          alpha:float=.9, zero:float=.8, **walk):
     "What makes the class lead its rivals, carried along a graph of keys and colors, signed; `alpha`, `zero` and `walk` go to `rcut_map`"
-    joined, late = capture.anat.joined(max(layers)), {b for l in layers for b in second_half(l)}
+    joined, late = capture.anat.has_global_attention_path(max(layers)), {b for l in layers for b in second_half(l)}
     score = (lambda y, t: lead(y, t, rivals)) if capture.score == 'logit' else None
     run = capture(targets, tokens=late, grad=('tokens', 'flow') if joined else 'tokens', linear=linear, score=score, **sites(capture.anat, layers))
     factors = [f.to(run.logits) for f in _factors(under(capture.x.float(), run.lie), run.grid, color, position, texture)]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..core import *
-from ..picture.images import interpolation
+from ..picture.images import interpolation_matrix
 from .loading import *
 from .anatomy import *
 
@@ -40,7 +40,7 @@ class Lens(TorchFunctionMode):
                  still:bool=False,       # gradients see attention, norms and activations as constants
                  flow=None):             # a `Flow`, which hears on the way back what attention passes on
         super().__init__()
-        self.see, self.wanted, self.still, self.flow, self.layer, self.gated, self.late, self.made, self.done, self.mine = see, wanted, still, flow, [], [], [], None, set(), this_thread()
+        self.see, self.wanted, self.still, self.flow, self.layer, self.gated, self.late, self.made, self.done, self.mine = see, wanted, still, flow, [], [], [], None, set(), thread_check()
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kw, name = kwargs or {}, getattr(func, '__name__', '')
         if name == 'scaled_dot_product_attention': return self._fused(func, *args, **kw)
@@ -179,8 +179,8 @@ def _watch(site, model, anat, l, see, lens, undo):
     if site == 'pixels':
         if l: raise VitxError(f"pixels have one layer, 0, not {l}")
         h = model.register_forward_pre_hook(lambda m, args: (look(args[0]), *args[1:]))
-    elif site in ('tokens', 'normed'): h = getattr(layer, site).watch(look)
-    elif not (layer.keys if site == 'keys' else layer.whole): raise VitxError(_hidden(site, anat, l))
+    elif site in ('tokens', 'normed'): h = getattr(layer, site).register(look)
+    elif not (layer.has_keys if site == 'keys' else layer.is_global): raise VitxError(_hidden(site, anat, l))
     elif site == 'keys' and hasattr(layer.attn, 'k_norm'):
         h = layer.attn.k_norm.register_forward_hook(lambda m, args, k: look(k) if k.shape[1] < k.shape[2] else look(k.transpose(1, 2)).transpose(1, 2))  # before rotary positions; some have tokens before heads
         lens.wanted['keys'].discard(l)
@@ -191,7 +191,7 @@ def _watch(site, model, anat, l, see, lens, undo):
 
 def _hidden(site, anat, l):
     what, why = ('attention matrix of all tokens', 'it attends within windows, over channels or to fewer places')
-    if site == 'keys': what, why = 'keys of all tokens in sight', 'it computes attention in a way of its own' if anat.layers[l].whole else why
+    if site == 'keys': what, why = 'keys of all tokens in sight', 'it computes attention in a way of its own' if anat.layers[l].is_global else why
     return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {why}, "
             "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
 
@@ -312,7 +312,7 @@ def to_pixels(m:torch.Tensor, # (…,h,w)
              )->torch.Tensor: # (…,H,W)
     "A map on the picture's pixels, interpolated linearly between the places of its cells"
     if lie is None: return F.interpolate(m.flatten(0, -3)[None], size=size, mode='bilinear')[0].unflatten(0, m.shape[:-2])
-    rows, cols = (interpolation(((torch.arange(s) + .5)/s - b)/a, n).to(m) for s,n,(a, b) in zip(size, m.shape[-2:], lie))
+    rows, cols = (interpolation_matrix(((torch.arange(s) + .5)/s - b)/a, n).to(m) for s,n,(a, b) in zip(size, m.shape[-2:], lie))
     return (rows @ m @ cols.T).to(m)     # also where somebody computes in mixed precision
 
 def under(x:torch.Tensor,  # (…,H,W) a picture
@@ -320,7 +320,7 @@ def under(x:torch.Tensor,  # (…,H,W) a picture
          )->torch.Tensor:  # (…,H,W)
     "The picture moved so that the cells tile it"
     if lie is None: return x
-    rows, cols = (interpolation(a*(torch.arange(s) + .5)/s + b, s).to(x) for s,(a, b) in zip(x.shape[-2:], lie))
+    rows, cols = (interpolation_matrix(a*(torch.arange(s) + .5)/s + b, s).to(x) for s,(a, b) in zip(x.shape[-2:], lie))
     return rows @ x @ cols.T
 
 # %% ../../nbs/model/03_capture.ipynb #5a27718e
@@ -330,7 +330,7 @@ class Capture:
                  anat:Anatomy=None, score:str='logit'):
         p = next(model.parameters())
         size = tuple(x.shape[-2:])
-        self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), (anat or anatomy(model, size)).of(size)
+        self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), (anat or anatomy(model, size)).for_size(size)
         if anat and len(self.anat.layers) < len(anat.layers): raise VitxError(f"in a picture of {size[0]}×{size[1]} only {len(self.anat.layers)} of this model's {len(anat.layers)} layers have more than one token: give a larger one")
         self.score, self.lie, self._logits = score, None, None   # lie: of the last run's grid
 
@@ -343,13 +343,13 @@ class Capture:
         return self._logits
     def predict(self, x:torch.Tensor)->torch.Tensor: # (b,C) float32
         "Logits for other pictures, nothing recorded"
-        with torch.inference_mode(False), torch.no_grad(), untouched(self.model): return self.model(x.to(self.x)).float()
+        with torch.inference_mode(False), torch.no_grad(), preserve_state(self.model): return self.model(x.to(self.x)).float()
 
 # %% ../../nbs/model/03_capture.ipynb #6a19c7c8
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most=None, **layers):
     "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `SITES`; `linear` holds the model still; grids of more than `most` cells are pooled"
-    seen, grad, mine = {}, (grad,) if isinstance(grad, str) else grad, this_thread()
+    seen, grad, mine = {}, (grad,) if isinstance(grad, str) else grad, thread_check()
     for site in (*layers, *grad):
         if site not in SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(SITES)}")
     def see(site, l, t):
@@ -357,15 +357,15 @@ def __call__(self:Capture, targets=None, grad=(), score=None, linear=False, most
         if site in grad and not t.requires_grad: t = t.detach().requires_grad_()
         seen[site, l] = t
         return t if site in ('keys', 'attn', 'flow') else t.clone()   # what follows may write into it
-    with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), untouched(self.model) as undo:
+    with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), preserve_state(self.model) as undo:
         flow = Flow(self.x) if 'flow' in grad else None
         lens, cells = Lens(see, {s: set(layers.get(s, ())) for s in ('attn', 'keys', 'flow')}, linear, flow), []
         for site,ls in layers.items():
             for l in sorted(set(ls)): _watch(site, self.model, self.anat, l, see, lens, undo)
         if grad: _inside(self.model, self.anat.blocks[-1], lens, undo)
-        undo.callback(self.anat.layers[-1].tokens.watch(lambda t: (cells.append(t.shape), t)[1] if mine() else t).remove)
-        with lens, answering(self.model, self.x.shape): logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
-        class_logits(logits)
+        undo.callback(self.anat.layers[-1].tokens.register(lambda t: (cells.append(t.shape), t)[1] if mine() else t).remove)
+        with lens, wrap_forward_errors(self.model, self.x.shape): logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
+        check_logits(logits)
         targets = as_targets(targets, logits)
         grads = _gradients(class_score(logits.float(), targets, score or self.score), {k: t for k,t in seen.items() if k[0] in grad}, flow)
         if flow: seen |= {('flow', l): t for l,t in flow.mean.items()}
@@ -391,15 +391,15 @@ def _record(self:Capture, seen, grads, targets, cells, most):
     size, layers, own = tuple(self.x.shape[-2:]), self.anat.layers, {}
     for s,l in [k for k in seen if k[0] != 'pixels']:
         layout = getattr(layers[l], s).layout if s in ('tokens', 'normed') else 'sequence'
-        grid = grid_of(self.anat, layers[l], size, seen[s, l].shape, layout)
-        own[l] = grid, _lie(layers[l].steps, grid, size), layers[l].prefix
+        grid = layer_grid(self.anat, layers[l], size, seen[s, l].shape, layout)
+        own[l] = grid, _lie(layers[l].cell_steps, grid, size), layers[l].num_prefix_tokens
         for d in (seen, grads):
             if layout != 'sequence' and (s, l) in d: d[s, l] = as_tokens(d[s, l], layout)
     wide = most and own and max(g[0]*g[1] for g,_,_ in own.values()) > most and not any(s in ('attn', 'flow') for s,_ in seen)
     if len(set(own.values())) > 1 or wide: grid, self.lie, prefix = _on_finest(seen, grads, own, most if wide else None)
     elif own: grid, self.lie, prefix = next(iter(own.values()))
-    else: grid, self.lie, prefix = grid_of(self.anat, layers[-1], size, cells, layers[-1].tokens.layout), None, self.anat.prefix
-    return Record(self._logits, targets, grid, prefix, min(self.anat.reads, prefix), seen, grads, self.lie)
+    else: grid, self.lie, prefix = layer_grid(self.anat, layers[-1], size, cells, layers[-1].tokens.layout), None, self.anat.num_prefix_tokens
+    return Record(self._logits, targets, grid, prefix, min(self.anat.num_pooled_prefix, prefix), seen, grads, self.lie)
 
 def _on_finest(seen, grads, own, most=None): # own: layer → (grid, lie, prefix); writes the patches of all layers on the finest grid → that grid
     grid, lie, _ = max(own.values(), key=lambda o: o[0][0]*o[0][1])

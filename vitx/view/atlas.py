@@ -32,7 +32,7 @@ class Atlas:
                  **options):               # of the method
         self.ex, self.method, self.options, self.picture = ex, method, options, read_image(img)
         method_named(method)
-        x, place = prepare(self.picture, ex.transform, ex._ask)
+        x, place = preprocess(self.picture, ex.transform, ex._ask)
         k = longest/max(self.picture.size)
         self.image = self.picture.resize([max(1, round(s*k)) for s in self.picture.size], Image.LANCZOS if k < 1 else Image.BICUBIC)
         self.full, self.place = place, place.scaled(self.image.size[::-1])
@@ -45,10 +45,10 @@ class Atlas:
     def __repr__(self): return f'Atlas: {len(self.grid)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
     @property
     def depth(self)->int: return self.ex.depth
-    def name(self, t, n=40)->str: return short(self.ex.labels[t], n)
+    def name(self, t, n=40)->str: return truncate_label(self.ex.labels[t], n)
     def map(self, t:int, layer:int, place=None)->torch.Tensor: # (H,W) in 0..1
         "Evidence for a class at a layer, on the picture as shown"
-        return lay(self.fine[t][layer], place or self.place).clamp(0, 1)
+        return map_on_image(self.fine[t][layer], place or self.place).clamp(0, 1)
 
 # %% ../../nbs/view/01_atlas.ipynb #52fea0f2
 @patch
@@ -117,7 +117,7 @@ def hatched(pixels:np.ndarray,  # (H,W,3) in 0..1
 def panels(atlas:Atlas, v:View)->list: # of Panel
     "The pictures for a view: the map; or its parts; or two classes and their difference"
     atlas.need(v.target, *([] if v.other is None else [v.other]))
-    seen, img = atlas.place.seen, atlas.image
+    seen, img = atlas.place.visible, atlas.image
     def panel(title, says, pixels): return Panel(title, says, hatched(pixels, seen))
     def one(t):
         m = atlas.map(t, v.layer)
@@ -136,7 +136,7 @@ def panels(atlas:Atlas, v:View)->list: # of Panel
 def _parts_of(atlas, v):
     labels, shares = atlas.parts(v.target, v.layer, v.parts)
     title = 'parts: ' + ', '.join(f'{c} {percent(s)}' for c,s in zip(COLOR_NAMES, shares))
-    if not len(shares): return 'no parts', 'no evidence, so no parts', dimmed(np.asarray(atlas.image, dtype=np.float32)/255)
+    if not len(shares): return 'no parts', 'no evidence, so no parts', dim_image(np.asarray(atlas.image, dtype=np.float32)/255)
     names = title.removeprefix('parts: ')
     return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.fine[v.target][v.layer], atlas.lie)
 
@@ -274,7 +274,7 @@ def fragment(atlas:Atlas, limit:int=1_000_000)->str: # at most so many bytes
 
 def _fragment(atlas, tile):
     q, first = html.escape, next(iter(atlas.grid))
-    seen, last = atlas.place.seen, atlas.depth-1
+    seen, last = atlas.place.visible, atlas.depth-1
     plain, still = Panel('', '', hatched(np.asarray(atlas.image, dtype=np.float32)/255, seen)), panels(atlas, View(first, last))[1]
     options = ''.join(f'<option value="{i}">{q(atlas.name(t))}  {atlas.probs[t]:.2f}</option>' for i,t in enumerate(atlas.grid))
     figure = '<figure hidden><canvas role="img" hidden></canvas><figcaption></figcaption></figure>'
@@ -302,7 +302,7 @@ def document(title:str, body:str)->str:
 @patch
 def save_html(self:Atlas, path):
     "Write one file that any browser opens: layers, classes and comparison work, without a network"
-    path = writable(path)
+    path = writable_path(path)
     if path.suffix.lower() not in ('.html', '.htm'): raise VitxError(f"save_html writes a page: end {path.name!r} in .html")
     text = document(f'What {self.ex.name} saw, by {self.method}', fragment(self, 990_000))
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
