@@ -128,9 +128,9 @@ def _rounded(scores): return {k: round(v, 4) for k,v in scores.items()}
 def _mean(scores): return round(float(np.mean(list(scores.values()))), 4)
 
 def scenes_record(model)->dict:
-    "Scores on 2,000 scenes of one object and 1,000 of two"
+    "What the classes are called, and scores on 2,000 scenes of one object and 1,000 of two"
     one, two = score_scenes(model, range(2000)), score_scenes(model, range(2000, 3000), n=2)
-    return dict(one_object=dict(scenes=2000, top1=_mean(one), per_class=_rounded(one)), two_objects=dict(scenes=1000, both_in_top2=_mean(two), per_class=_rounded(two)))
+    return dict(classes=list(CLASSES), one_object=dict(scenes=2000, top1=_mean(one), per_class=_rounded(one)), two_objects=dict(scenes=1000, both_in_top2=_mean(two), per_class=_rounded(two)))
 
 def roads_record(model)->dict:
     "What the classes are called, and scores on 1,000 roads and on the same when they are calm"

@@ -25,23 +25,23 @@ from torch import nn
 
 from ..core import *
 from ..picture.images import *
-from ..data.scenes import CLASSES
 
 # %% ../../nbs/model/01_loading.ipynb #892e7998
 def asset_path(name:str)->Path:
     "A file that comes with the package"
     return Path(str(files('vitx')/'assets'/name))
 
-def _small_vit(name, size, labels, pretrained):
-    "A plain ViT for squares of so many pixels"
+def _small_vit(name, size, pretrained):
+    "A plain ViT for square images of `size` pixels; its classes are listed in its JSON file"
     from timm.layers import HybridEmbed
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
+    labels = json.loads(asset_path(f'{name}.json').read_text())['classes']
     stem = partial(HybridEmbed, ConvStem(channels=(16, 32, 128)), proj=False)
     model = VisionTransformer(img_size=size, patch_size=1, embed_dim=128, depth=6, num_heads=4, num_classes=len(labels), embed_layer=stem)
     half = (.5, .5, .5)
     model.pretrained_cfg = dict(architecture=name, input_size=(3, size, size), num_classes=len(labels), mean=half, std=half, crop_pct=1., crop_mode='squash',
-                                interpolation='bicubic', label_names=list(labels))
+                                interpolation='bicubic', label_names=labels)
     if pretrained: model.load_state_dict(load_file(asset_path(f'{name}.safetensors')))
     return model.eval()
 
@@ -49,12 +49,12 @@ def _small_vit(name, size, labels, pretrained):
 def scene_vit(pretrained:bool=False, # load the shipped weights
              )->nn.Module:
     "A plain ViT for scenes of 96×96 pixels: nine classes"
-    return _small_vit('scene_vit', 96, CLASSES, pretrained)
+    return _small_vit('scene_vit', 96, pretrained)
 
 def road_vit(pretrained:bool=False, # load the shipped weights
             )->nn.Module:
     "The same architecture for drawn roads of 128×128 pixels: ten dangers"
-    return _small_vit('road_vit', 128, json.loads(asset_path('road_vit.json').read_text())['classes'], pretrained)
+    return _small_vit('road_vit', 128, pretrained)
 
 BUNDLED_MODELS = dict(scene_vit=scene_vit, road_vit=road_vit)   # by name
 
