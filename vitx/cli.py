@@ -42,25 +42,25 @@ def explain(image:str=None,      # picture; without it, the shipped one
            ):
     "Explain why a model says what it says of a picture"
     src = asset_path('scene.png') if image is None else Path(image)
-    method_named(method)
-    out = check_output(out or f'{src.stem}-{method}.png')
+    get_method(method)
+    out = check_output_path(out or f'{src.stem}-{method}.png')
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another --out")
-    e = Explainer(model, labels=_texts(labels), device=device)(src, target, method, layer, against)
+    e = Explainer(model, labels=_parse_labels(labels), device=device)(src, target, method, layer, against)
     e.save(out)
     if image is not None and model in (None, *BUNDLED_MODELS): print(f"vitx: {model or 'the shipped model'} knows nothing but drawn {'roads' if model == 'road_vit' else 'scenes'}; for a photo, name another with --model", file=sys.stderr)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
     else:
         for label,p in e.top: print(f'{p:7.3f}  {label}')
-        print(f'{"no " if e.empty else ""}evidence for {e.question!r} by {method}, layer {e.layer}: {out}')
+        print(f'{"no " if e.is_empty else ""}evidence for {e.title!r} by {method}, layer {e.layer}: {out}')
 
-def _texts(labels): return labels if labels is None or labels.endswith('.json') else list(_split(labels) or ())
+def _parse_labels(labels): return labels if labels is None or labels.endswith('.json') else list(_split_commas(labels) or ())
 
 def print_json(d):
     "One line of JSON"
     print(json.dumps(d, ensure_ascii=False))
 
 # %% ../nbs/cli.ipynb #b8bad246
-def _split(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None
+def _split_commas(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None
 
 @commands('bench')
 def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as scenes, coco:FOLDER, hfds:NAME@SPLIT; `vitx datasets` lists them
@@ -82,7 +82,7 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
                  ):
     "Score methods on a dataset, one row per image, method and metric"
     if not model and data.partition(':')[0] not in ('scenes', 'grid'): print('vitx: without --model it is the shipped one that is asked, which knows drawn scenes and nothing else', file=sys.stderr)
-    try: path = bench(data, _split(model) or (None,), _split(methods), _split(metrics), limit, out, resume, retry, format, device, protocol, batch, group, shard, workers, engine)
+    try: path = bench(data, _split_commas(model) or (None,), _split_commas(methods), _split_commas(metrics), limit, out, resume, retry, format, device, protocol, batch, group, shard, workers, engine)
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
         raise
@@ -91,9 +91,9 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
     print(report(rows))
     if any(r['value'] is None for r in rows): print('What has no value is asked again by the same command with --retry.')
     print(f'rows: {path}')
-    if rows: _wrote(write_report(rows, out, runs))      # without galleries: they explain again, which `vitx report --out` does when asked
+    if rows: _print_report_paths(write_report(rows, out, runs))      # without galleries: they explain again, which `vitx report --out` does when asked
 
-def _wrote(paths): print(f"report: {', '.join(map(str, paths))}")
+def _print_report_paths(paths): print(f"report: {', '.join(map(str, paths))}")
 
 # %% ../nbs/cli.ipynb #b0866294
 @commands('report', positional='folder', many=True)
@@ -105,33 +105,33 @@ def report_command(folder:str='bench', # folder of a bench run, or several
     if out is None: return print(report(rows, runs))
     if not rows: raise VitxError("these runs hold no rows yet: nothing to report")
     if not Path(out).is_dir(): Path(writable_path(out)).mkdir()
-    paths = write_report(rows, out, runs, pictures=True)
+    paths = write_report(rows, out, runs, with_images=True)
     print(paths[0].read_text(encoding='utf8'))
-    _wrote(paths)
+    _print_report_paths(paths)
 
 # %% ../nbs/cli.ipynb #f93b5732
-def _table(rows, json):
+def _print_rows(rows, json):
     if json: return print_json(rows)
     width = max(map(len, (r['name'] for r in rows)), default=0)
-    for r in rows: print(f"{r['name']:{width}s}  {r['does']}")
+    for r in rows: print(f"{r['name']:{width}s}  {r['summary']}")
 
 @commands('methods')
 def methods(json:bool=False # print JSON
            ):
     "List the methods; --json adds their sources"
-    _table([dict(name=n, does=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('agnostic', False)) for n,f in ((n, method[n]) for n in method_names())], json)
+    _print_rows([dict(name=n, summary=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('agnostic', False)) for n,f in ((n, method[n]) for n in list_methods())], json)
 
 @commands('metrics')
 def metrics(json:bool=False # print JSON
            ):
     "List the metrics, with their protocols"
-    _table([dict(name=n, does=f.__doc__, better=f.meta['better'], needs=f.meta['needs']) for n,f in metric.items()], json)
+    _print_rows([dict(name=n, summary=f.__doc__, better=f.meta['better'], needs=f.meta['needs']) for n,f in metric.items()], json)
 
 @commands('protocols')
 def protocols(json:bool=False # print JSON
              ):
     "List the frozen protocols; --json adds what they fix"
-    _table([dict(name=p.title, does=f"{', '.join(k for k in p.metrics if not metric[k].meta.get('count'))} ({p.source})", metrics=p.metrics, source=p.source, says=p.says) for p in protocol.values()], json)
+    _print_rows([dict(name=p.title, summary=f"{', '.join(k for k in p.metrics if not metric[k].meta.get('count'))} ({p.source})", metrics=p.metrics, source=p.source, description=p.description) for p in protocol.values()], json)
 
 @commands('models', positional='pattern')
 def models(pattern:str='*',        # part of a name, * and ? allowed
@@ -149,24 +149,24 @@ def models(pattern:str='*',        # part of a name, * and ? allowed
 def datasets(json:bool=False # print JSON
             ):
     "List the datasets: what stands after --data, what it is, and how it is scored if no metrics are asked for"
-    rows = [dict(name=n, path=f.meta.get('path', ''), does=f.__doc__, metrics=list(f.meta.get('metrics', METRICS))) for n,f in dataset.items()]
-    _table(rows if json else [dict(name=r['name'] + r['path'], does=f"{r['does']} [{', '.join(r['metrics'])}]") for r in rows], json)
+    rows = [dict(name=n, path=f.meta.get('path', ''), summary=f.__doc__, metrics=list(f.meta.get('metrics', DEFAULT_METRICS))) for n,f in dataset.items()]
+    _print_rows(rows if json else [dict(name=r['name'] + r['path'], summary=f"{r['summary']} [{', '.join(r['metrics'])}]") for r in rows], json)
 
 # %% ../nbs/cli.ipynb #9e47838f
-def app_notebook(image, model, folder, files:bool=True)->dict:
+def app_notebook(image, model, folder, allow_save:bool=True)->dict:
     "A notebook with one cell: the explorer"
-    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore(Explainer({model!r}), {image!r}, files={files})"
+    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore(Explainer({model!r}), {image!r}, allow_save={allow_save})"
     return dict(cells=[dict(cell_type='code', id='explorer', execution_count=None, metadata={}, outputs=[], source=cell)], nbformat=4, nbformat_minor=5,
                 metadata=dict(title='vitx', kernelspec=dict(name='python3', display_name='Python 3', language='python')))
 
 # %% ../nbs/cli.ipynb #43cb5355
 # Voilà's page, without the style sheets of icons that it would ask a server elsewhere for: JupyterLab's widgets bring their own
-TEMPLATE = '''{% extends 'voila/templates/lab/index.html.j2' %}
+VOILA_TEMPLATE = '''{% extends 'voila/templates/lab/index.html.j2' %}
 {% block notebook_css %}{% set css %}{{ super() }}{% endset %}{% set cdn = 'https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@^5/css/' %}
 {{ css | replace(cdn ~ 'all.min.css', 'data:text/css,') | replace(cdn ~ 'v4-shims.min.css', 'data:text/css,') }}{% endblock %}
 '''
 
-def _loopback(host):
+def _is_loopback(host):
     try: return host == 'localhost' or ipaddress.ip_address(host).is_loopback
     except ValueError: return False
 
@@ -193,13 +193,13 @@ def app(image:str=None,        # picture to begin with; without it, the shipped 
     if image is not None: read_image(image := str(Path(image).absolute()))   # what is wrong with these is said here, not in a page
     if model is not None and Path(model).is_dir(): model = str(Path(model).absolute())
     Explainer(model)
-    token, port = '' if _loopback(host) else secrets.token_urlsafe(16), _free_port(host, port)
+    token, port = '' if _is_loopback(host) else secrets.token_urlsafe(16), _free_port(host, port)
     with tempfile.TemporaryDirectory() as d:
         nb = Path(d)/'vitx.ipynb'
         (page := Path(d)/'voila'/'templates'/'vitx').mkdir(parents=True)
         (page/'conf.json').write_text('{"base_template": "lab"}')
-        (page/'index.html.j2').write_text(TEMPLATE)
-        nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), files=not token)))
+        (page/'index.html.j2').write_text(VOILA_TEMPLATE)
+        nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), allow_save=not token)))
         print(f'vitx app: http://{f"[{host}]" if ":" in host else host}:{port}/{f"?token={token}" if token else ""}  (Ctrl-C ends it)', flush=True)
         if current_thread() is main_thread(): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that Voilà ends, too
         server = subprocess.Popen([sys.executable, '-m', 'voila', str(nb), f'--port={port}', f'--Voila.ip={host}', f'--token={token}', '--template=vitx', '--Voila.log_level=ERROR', *['--no-browser']*quiet],

@@ -122,7 +122,7 @@ def confident(source, ex, above:float=.5):
     "Samples whose class the model says first, with a probability above one half, and that class; what can't be read or isn't known is passed over"
     for s in source:
         if s.target_for(ex.name) is None: continue
-        try: t, x = ex.target(s.target_for(ex.name), whole=True), ex.transform(s.image)[None].to(next(ex.model.parameters()))
+        try: t, x = ex.target(s.target_for(ex.name), exact=True), ex.transform(s.image)[None].to(next(ex.model.parameters()))
         except VitxError: continue
         with torch.no_grad(): p = ex.model(x).float().softmax(-1)[0]
         if p.argmax() == t and p[t] > above: yield s, t

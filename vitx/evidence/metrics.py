@@ -354,15 +354,15 @@ def rank_correlation(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,h,w),
     a, b = ranks
     return ((a*b).sum(-1)/(a.norm(dim=-1)*b.norm(dim=-1))).float()
 
-@metric('randomization', better='lower', needs='method', range=(0, 1), twins=True, blank='a flat map has no order')
+@metric('randomization', better='lower', needs='method', range=(0, 1), randomized_models=True, blank='a flat map has no order')
 def randomization(explain,        # model, pictures (b,3,H,W) → signed maps (b,h,w) of one class by one method
                   model, x:torch.Tensor, # (3,H,W), preprocessed
-                  twins:list=None, # spoilt copies of the model; None: three, seeds 0, 1, 2
+                  randomized_models:list=None, # spoilt copies of the model; None: three, seeds 0, 1, 2
                  )->torch.Tensor:
     "Mean |rank correlation| of a map with those of three models whose every tensor is shuffled, bare parameters included (after Adebayo et al., 2018); on the token grid"
-    twins = [randomized(model, s) for s in range(3)] if twins is None else twins
+    randomized_models = [randomized(model, s) for s in range(3)] if randomized_models is None else randomized_models
     m = explain(model, x[None])
-    return torch.stack([rank_correlation(m, explain(t, x[None])).abs() for t in twins]).mean()
+    return torch.stack([rank_correlation(m, explain(t, x[None])).abs() for t in randomized_models]).mean()
 
 # %% ../../nbs/evidence/01_metrics.ipynb #23808b4f
 @metric('max-sensitivity', better='lower', needs='method', range=(0, float('inf')))
