@@ -119,7 +119,7 @@ def _print_rows(rows, json):
 def methods(json:bool=False # print JSON
            ):
     "List the methods; --json adds their sources"
-    _print_rows([dict(name=n, summary=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('agnostic', False)) for n,f in ((n, method[n]) for n in list_methods())], json)
+    _print_rows([dict(name=n, summary=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('class_agnostic', False)) for n,f in ((n, method[n]) for n in list_methods())], json)
 
 @commands('metrics')
 def metrics(json:bool=False # print JSON
@@ -131,7 +131,7 @@ def metrics(json:bool=False # print JSON
 def protocols(json:bool=False # print JSON
              ):
     "List the frozen protocols; --json adds what they fix"
-    _print_rows([dict(name=p.title, summary=f"{', '.join(k for k in p.metrics if not metric[k].meta.get('count'))} ({p.source})", metrics=p.metrics, source=p.source, description=p.description) for p in protocol.values()], json)
+    _print_rows([dict(name=p.title, summary=f"{', '.join(k for k in p.metrics if not metric[k].meta.get('is_count'))} ({p.source})", metrics=p.metrics, source=p.source, description=p.description) for p in protocol.values()], json)
 
 @commands('models', positional='pattern')
 def models(pattern:str='*',        # part of a name, * and ? allowed

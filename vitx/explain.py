@@ -28,7 +28,7 @@ from .model.loading import *
 from .model.anatomy import *
 from .model.capture import *
 from .picture.show import *
-from .evidence.metrics import randomized
+from .evidence.metrics import randomize_model
 from .method.rcut import *
 from .evidence.parts import *
 from .evidence.factors import *
@@ -183,7 +183,7 @@ class Explainer:
         self._geometry = lru_cache(256)(partial(infer_geometry, self.transform))
         if transform is not None and len({infer_geometry(self.transform, (96, 120)) for _ in range(4)}) > 1:
             raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
-        self.anat = anatomy(self.model, size := self._geometry((256, 256)).shape)
+        self.anat = anatomy(self.model, size := self._geometry((256, 256)).input_size)
         if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's are known: see the models page
         if not self.labels: self._labels = [f'class {i}' for i in range(Capture(self.model, torch.zeros(1, 3, *size), self.anat).logits.shape[1])]
 
@@ -272,7 +272,7 @@ def _maps(self:Explainer, capture, targets, name, layers, against=None, **option
     try: m = f(capture, targets, layers) if against is None else _contrast_maps(f, capture, as_targets(targets, capture.logits), layers, against)
     except VitxError: raise
     except Exception as e:
-        if not f.meta.get('inside'): raise
+        if not f.meta.get('uses_internals'): raise
         raise VitxError(f"{name} looks inside the blocks of a plain ViT, and {type(capture.model).__name__} is built otherwise ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, rout, cut or gradcam") from e
     m = normalize_map(m.float())
     if _are_probabilities(capture.logits): raise VitxError("this model answers with probabilities, which hide how sure it is: give the module without its last softmax or sigmoid")
@@ -286,7 +286,7 @@ def _are_probabilities(y): # (B,C): probabilities where logits should be?
 def _contrast_maps(f, capture, targets, layers, against):
     "Evidence for each target minus evidence for one other class, in the method's own units, so that swapping the two turns the map over"
     if (targets == against).any(): raise VitxError("a class has no lead over itself: give another class in `against`")
-    if f.meta.get('agnostic'): raise VitxError(f"{f.meta['name']} draws the same map for every class, so it can't explain a lead: use rcut, chefer or gradcam")
+    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} draws the same map for every class, so it can't explain a lead: use rcut, chefer or gradcam")
     m = f(capture, torch.cat([targets, torch.full_like(targets[:, :1], against)], 1), layers)
     return m[:, :-1] - m[:, -1:]
 
@@ -399,19 +399,19 @@ def _explain_stream(ex, images, batch, call_args):
 def _pixel_inputs(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "What the model sees, as pixels, and how it answers other pixels"
     x, _ = preprocess(img, self.transform, self._geometry)
-    black, white = pixel_ends(self.transform)
+    black, white = normalized_black_white(self.transform)
     ask = Capture(self.model, x[None], self.anat, self.score).predict
     return x, ((x-black)/(white-black)).clamp(0, 1), lambda v: ask(black + v*(white-black)).cpu()
 
 @patch
 def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     "The rcut evidence for a class, cut into k parts with a share each"
-    check_parts(k)
+    check_num_parts(k)
     e = self(img, target, layer=layer)
     x, _ = preprocess(e.image, self.transform, self._geometry)
     run = Capture(self.model, x[None], self.anat)(**sites(self.anat, [e.layer]))
-    labels, shares = cut_parts([t[0].cpu() for t in mended_keys(run, e.layer)], e.grid_map, k)
-    labels, shares = weigh(labels, e.pixel_map, e.lie)
+    labels, shares = cut_parts([t[0].cpu() for t in artifact_free_keys(run, e.layer)], e.grid_map, k)
+    labels, shares = sort_parts(labels, e.pixel_map, e.lie)
     return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.pixel_map, e.lie)
 
 @patch
@@ -419,7 +419,7 @@ def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors
     "What about the evidence region the model used: the probability that shape, texture, color and position cost when they are changed"
     e = self(img, target, layer=layer)
     _, pixels, predict = self._pixel_inputs(e.image)
-    return factor_costs(predict, pixels, e.pixel_map, e.target, e.label, seed=seed)
+    return measure_factors(predict, pixels, e.pixel_map, e.target, e.label, seed=seed)
 
 # %% ../nbs/explain.ipynb #11ef571a
 @patch
@@ -434,6 +434,6 @@ def card(self:Explanation, seed:int=0)->Card:
     if against is not None: predict_scores, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # a question of two classes
     other_classes = [c for c in logits.topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([other_classes]), self.method, l, against)[0, :, 0].cpu() if other_classes else []
-    randomized_model = randomized(ex.model, seed)
+    randomized_model = randomize_model(ex.model, seed)
     randomized_map = ex._maps(Capture(randomized_model, x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('agnostic', False), self.lie)
+    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('class_agnostic', False), self.lie)

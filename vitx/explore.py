@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .core import *
 from .picture.images import *
 from .model.loading import asset_path
-from .evidence.parts import COLORS
+from .evidence.parts import PART_COLORS
 from .explain import *
 from .view.atlas import *
 
@@ -126,7 +126,7 @@ class Explorer(W.VBox):
                                    for d,p in (('class', 'type a part of a name'), ('compare with', 'another class')))
         self.method = W.Dropdown(description='method', options=ex.methods(), value=method, layout=_WIDE)
         self.opacity = _slider('opacity', 0., 1., .05, .85)
-        self.parts = _slider('parts', 0, len(COLORS), 1, 0, 'cut the evidence into so many parts; 0: don\'t')
+        self.parts = _slider('parts', 0, len(PART_COLORS), 1, 0, 'cut the evidence into so many parts; 0: don\'t')
         self.options, self._options_box = {}, W.Accordion()
         self.file, self.save_button = W.Text(description='file', value='explorer.png', layout=_WIDE), W.Button(description='Save', tooltip='write picture and numbers')
         super().__init__([_row(self.target, self.top_classes), _row(self.layer, self.play), self.viewer, (legend_box := W.HTML()), _row(self.compare_to, self.opacity, self.parts), _row(self.method), self._options_box, *[_row(self.file, self.save_button)]*allow_save])

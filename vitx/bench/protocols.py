@@ -66,22 +66,22 @@ def define_protocol(name:str, **fields)->Protocol:
 def _chefer_result(method, metric, value, tolerance, where): return PublishedResult('imagenet', 50_000, 'vit_base_patch16_224.orig_in21k_ft_in1k', method, metric, value, tolerance, f"paper's table 1 as quoted in issue {where} of the authors' repository")
 
 define_protocol('chefer2021', version=1, source='Chefer, Gur & Wolf, CVPR 2021, and their released code', target='top', label_is_correct=True,
-       published=(_chefer_result('chefer-lrp', 'positive', 17.03, .5, 52), _chefer_result('chefer-lrp', 'negative', 54.16, 1.1, 52), _chefer_result('rollout', 'negative', 53.1, 1.1, 31)),
-       metrics={'positive': {}, 'negative': {}, 'seg-acc': {}, 'seg-map': {}, **{k: {} for k in SEG_COUNTS}},
+       published=(_chefer_result('chefer-lrp', 'positive-perturbation', 17.03, .5, 52), _chefer_result('chefer-lrp', 'negative-perturbation', 54.16, 1.1, 52), _chefer_result('rollout', 'negative-perturbation', 53.1, 1.1, 31)),
+       metrics={'positive-perturbation': {}, 'negative-perturbation': {}, 'seg-acc': {}, 'seg-map': {}, **{k: {} for k in SEG_COUNTS}},
        description="The whole picture is squashed to the model's size. The model's top class is explained. Perturbation: the most (positive) or least (negative) important 10, 20, … 90 % of pixels turn black before "
             "normalization; an answer is right if it is the picture's class; area by trapezoids over 0 to 90 %, so 90 is the most there is. Segmentation: the signed map cut at its mean; pixel accuracy and IoU from counts that are "
             "added up over the data set, average precision for each picture. Pictures without a class have no perturbation values, those without a mask no segmentation values. Maps come to pixels as their methods ask, where the source stretches all bilinearly.");
-define_protocol('rcut2024-code', version=1, source="R-Cut's released code (Sensors 2024)", split_by_correctness=True, limit=2000, metrics={'box-iou': dict(share=.2)},
+define_protocol('rcut2024-code', version=1, source="R-Cut's released code (Sensors 2024)", split_by_correctness=True, limit=2000, metrics={'box-iou': dict(threshold=.2)},
        description="The picture's class is explained. The map above 0.2 of its maximum, holes filled, against the union of the boxes round the mask's parts: intersection over union. Pictures that the model names right and wrong are two tables. "
             "The first 2,000 pictures of the data set; which ones the source took isn't known.");
-define_protocol('pointing-ebpg', version=1, source='Zhang et al., 2018 (pointing game); Wang et al., 2020 (energy)', metrics={'hit': {}, 'hit-small': {}, 'energy': {}},
+define_protocol('pointing-ebpg', version=1, source='Zhang et al., 2018 (pointing game); Wang et al., 2020 (energy)', metrics={'pointing-game': {}, 'pointing-game-small': {}, 'energy-pointing-game': {}},
        description="The picture's class is explained on the whole picture, squashed. Pointing: a largest value lies in the mask (or box), without a margin; ties count as any. A second column leaves out objects of half the picture or more. Energy: the share of the positive map inside.");
 define_protocol('rise2018', version=1, source='Petsiuk, Das & Saenko, BMVC 2018, and their released code', target='top',
-       metrics={'insertion': dict(steps=224, sigma=5/224), 'deletion': dict(steps=224), 'ins-del': {}},
+       metrics={'insertion': dict(steps=224, sigma=5/224), 'deletion': dict(steps=224), 'insertion-deletion': {}},
        description="The whole picture is squashed, the model's top class explained. 224 equal steps, the most important pixels first. Deletion: to 0 after normalization. Insertion: into a picture blurred by a Gaussian of 5 pixels at 224 (the source cuts its kernel at 11 pixels, we don't). "
             "Area by trapezoids under the softmax of the explained class.");
 define_protocol('road2022', version=1, source='Rong et al., ICML 2022', target='top', metrics={'road': {}},
        description="The whole picture is squashed, the model's top class explained. 10, 20, … 90 % of pixels are removed by noisy linear imputation after normalization, least relevant first and most relevant first; half the difference of the explained class's softmax, averaged. "
             "The source reports curves of accuracy; one number of their softmax is ours.");
-define_protocol('grid-pointing', version=1, source='after Böhle, Fritz & Schiele, CVPR 2021', metrics={'own-cell': {}},
+define_protocol('grid-pointing', version=1, source='after Böhle, Fritz & Schiele, CVPR 2021', metrics={'grid-pointing-game': {}},
        description="For data named grid: or grid:NAME:PATH. Composites of two by two pictures of different classes, each of which the model names first and with more than one half; each cell's class is explained; the share of the positive map in its own cell (chance: one quarter).");

@@ -44,7 +44,7 @@ def values_by_image(rows:list)->dict: # (dataset, model) → metric → method �
         if r['value'] is not None: values[r['image']] = r['value']
     for by in out.values():
         for k,f in metric.items():
-            of = f.meta.get('of', ())
+            of = f.meta.get('inputs', ())
             if not of or k in by or not all(p in by for p in of): continue
             by[k] = {n: {i: f(*(by[p][n][i] for p in of)) for i in first if all(i in by[p].get(n, {}) for p in of)} for n,first in by[of[0]].items()}
     return out
@@ -86,7 +86,7 @@ def _ranking_table(data, model, by, own, run=None, detailed=False): # the first 
                  rows, [*_worst_losses(by[k], k, names), *(_missing_values(own, 99, True) if detailed else _missing_values(own)), *[f"{num_samples - num_done} samples haven't been asked yet: `vitx bench … --resume` goes on."]*(num_done < num_samples)])
 
 def _without_counts(by): # without what is a sum over a data set and no score
-    return {k: v for k,v in by.items() if not metric[k].meta.get('count')} or by
+    return {k: v for k,v in by.items() if not metric[k].meta.get('is_count')} or by
 
 def _group_rows(rows): # dataset, model, values by picture, rows
     for (data, model),by in values_by_image(rows).items(): yield data, model, _without_counts(by), [r for r in rows if (r['dataset'], r['model']) == (data, model)]
@@ -218,7 +218,7 @@ def _provenance(runs):
 
 def _metric_table(rows):
     "What the columns are, as a table"
-    of = {k: None for by in values_by_image(rows).values() for k in by if not metric[k].meta.get('count')}
+    of = {k: None for by in values_by_image(rows).values() for k in by if not metric[k].meta.get('is_count')}
     return [Table('What was measured', ['metric', 'better', 'what it is'], [[escape_markup(k), metric[k].meta['better'], escape_markup(metric[k].__doc__)] for k in of], has_long_text=True)]*bool(of)
 
 # %% ../../nbs/bench/04_report.ipynb #1a4e8cd8
@@ -334,7 +334,7 @@ def _sample_figure(run, ex, s, t, methods, k, values, called): # and how many ma
     small, moved = _shrink(s.image), 0
     pictures = [(_jpeg(draw_outline(small, s.mask)), f'{s.name}: the picture' + ('' if s.mask is None else ', the object outlined'), 'picture')]
     for n in methods:
-        if n not in method or n != methods[0] and 'forwards' in method[n].meta: continue    # slow ones only where they are the subject
+        if n not in method or n != methods[0] and 'n_forward' in method[n].meta: continue    # slow ones only where they are the subject
         e = ex(s.image, t, n)
         v, value = _recompute_metric(run, k, e, s), f'{values[n][s.name]:.2f}' if s.name in values[n] else '–'
         moved += v is not None and s.name in values[n] and abs(v - values[n][s.name]) > .02
@@ -424,20 +424,20 @@ def show_report(rows:list,
     tables = {key: _without_counts(by) for key,by in values_by_image(rows).items()}
     if not tables: raise VitxError("there are no rows to draw")
     if make_figure is None: from matplotlib.pyplot import figure as make_figure
-    both = any({'ap', 'ins-del'} <= by.keys() for by in tables.values())
+    both = any({'ap', 'insertion-deletion'} <= by.keys() for by in tables.values())
     num_methods = max(len({n for t in by.values() for n in t}) for by in tables.values())
     fig = make_figure(figsize=(7 if both else 3.6, len(tables)*max(2.2, .2*num_methods + .8)), layout='constrained')
     axs = fig.subplots(len(tables), 1 + both, squeeze=False)
     for row,((data, model),by) in zip(axs, tables.items()):
         _draw_metric(row[0], by, metric_name or next(iter(by)))
         row[0].set_title(f'{model} on {data}', fontsize=8, loc='left')
-        if both: _draw_pareto_front(row[1], by, 'ap', 'ins-del') if {'ap', 'ins-del'} <= by.keys() else row[1].set_axis_off()
+        if both: _draw_pareto_front(row[1], by, 'ap', 'insertion-deletion') if {'ap', 'insertion-deletion'} <= by.keys() else row[1].set_axis_off()
         for ax in row: ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False)
     return axs
 
 # %% ../../nbs/bench/04_report.ipynb #f437c27d
 def _caption(rows):
-    both = any({'ap', 'ins-del'} <= by.keys() for by in values_by_image(rows).values())
+    both = any({'ap', 'insertion-deletion'} <= by.keys() for by in values_by_image(rows).values())
     return "The first metric of each table with its 95 % interval; a diamond for `rcut`, dots for other methods, hollow squares for controls, which don't look at the model" + ("; beside it average precision against insertion minus deletion, with a line through the methods that no other beats in both." if both else ".")
 
 def write_report(rows:list, folder,

@@ -67,7 +67,7 @@ class ScoredMap:
 
     def _metric_args(self, meta):
         x = self.capture.x[self.index]
-        if meta['needs'] == 'scores': return [self.score(k) for k in meta['of']]
+        if meta['needs'] == 'scores': return [self.score(k) for k in meta['inputs']]
         if meta['needs'] == 'method': return self.explain, self.capture.model, x
         if meta['needs'] == 'model': return self.m, self.capture.predict, x, self.target if self.correct_class is None else self.correct_class
         if self.mask is None: raise VitxError(self.mask_error or "this dataset has no masks: ask for metrics that need none")
@@ -152,7 +152,7 @@ def _score_metric(case, k, note):
         if metric[k].meta['needs'] == 'model' and case.correct_class is None: raise VitxError("the picture's class isn't known, so no answer is right or wrong")
         value = case.score(k)
     except Exception as e: return None, _join_notes(note, _describe_error(e))
-    return (value, note) if np.isfinite(value) else (None, _join_notes(note, metric[k].meta.get('blank', f'{k} is {value} here')))
+    return (value, note) if np.isfinite(value) else (None, _join_notes(note, metric[k].meta.get('nan_reason', f'{k} is {value} here')))
 
 def _join_notes(note, why): return f'{note}; {why}' if note else why
 
@@ -227,7 +227,7 @@ def _write_parquet(path, groups):
 
 # %% ../../nbs/bench/03_runs.ipynb #b9cf5b7e
 DEFAULT_METHODS = ('rcut', 'chefer', 'gradcam', 'rollout', 'attention', 'rcut-code', 'cut', 'center', 'random')
-DEFAULT_METRICS = ('ap', 'iou', 'hit', 'energy')
+DEFAULT_METRICS = ('ap', 'iou', 'pointing-game', 'energy-pointing-game')
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -278,7 +278,7 @@ def make_run_spec(data, models=(None,), methods=None, metrics=None, limit=None, 
     d = dataset[data.partition(':')[0]]
     methods, metrics = _as_tuple(methods) or DEFAULT_METHODS, _as_tuple(metrics) or tuple(protocol_definition.metrics if protocol_definition else d.meta.get('metrics', DEFAULT_METRICS))
     if methods == ('all',): methods = tuple(list_methods())
-    if metrics == ('all',): metrics = tuple(k for k,f in metric.items() if not f.meta.get('count') and f.meta.get('data', d.meta['name']) == d.meta['name'])
+    if metrics == ('all',): metrics = tuple(k for k,f in metric.items() if not f.meta.get('is_count') and f.meta.get('data', d.meta['name']) == d.meta['name'])
     if odd := [k for k in metrics if metric[k].meta.get('data', d.meta['name']) != d.meta['name']]: raise VitxError(f"{odd[0]} is for data named {metric[odd[0]].meta['data']}: or {metric[odd[0]].meta['data']}:NAME:PATH, not for {data}")
     if protocol_definition and (other := [k for k in metrics if k not in protocol_definition.metrics]): raise VitxError(f"{protocol_definition.title} has metrics of its own, {', '.join(protocol_definition.metrics)}, and not {other[0]}")
     registered = [d, *(registry[n] for registry,names in ((method, methods), (metric, metrics)) for n in names)]
@@ -315,7 +315,7 @@ class Worker:
     def _switch_model(self, m): # to another model
         if self.model == m: return
         self.model, self.ex = m, self.explainers[m] if self.explainers else self.spec.explainer(m)
-        self.randomized_models = [randomized(self.ex.model, s) for s in range(3)] if any(metric[k].meta.get('randomized_models') for k in self.spec.metrics) else None
+        self.randomized_models = [randomize_model(self.ex.model, s) for s in range(3)] if any(metric[k].meta.get('randomized_models') for k in self.spec.metrics) else None
         self.samples = SampleStream(partial(samples, self.spec.data, self.spec.limit, self.ex))
 
     def __call__(self, m:int, start:int)->list: # model, first picture → rows
@@ -461,7 +461,7 @@ def _count_samples(spec, ex): # how many samples there are, and the first at a g
     d = dataset[spec.data.partition(':')[0]]
     stream = samples(spec.data, spec.limit, ex)
     if (first := next(stream, None)) is None: raise VitxError(f"{spec.data} has no samples: is it the right place?")
-    if first.blank and all(metric[k].meta['needs'] == 'mask' for k in spec.metrics): raise VitxError(f"{spec.data} has no masks, without which {', '.join(spec.metrics)} can't be told: ask for ins-del and cost")
+    if first.blank and all(metric[k].meta['needs'] == 'mask' for k in spec.metrics): raise VitxError(f"{spec.data} has no masks, without which {', '.join(spec.metrics)} can't be told: ask for insertion-deletion and relative-cost")
     if 'size' in d.meta: return d.meta['size'] if spec.limit is None else spec.limit, _sample_fingerprint(first)   # made as they are asked for
     return 1 + sum(1 for _ in stream), _sample_fingerprint(first)
 

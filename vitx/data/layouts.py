@@ -69,7 +69,7 @@ def _class_of(name, ex=None): # the first folder, which may be a WordNet id
     kind = name.split('/')[0] if '/' in name else None
     return imagenet_class(kind, ex) if kind and re.fullmatch(r'n\d{8}', kind) else kind
 
-@dataset('folder', path=':FOLDER', explainer=True, metrics=('ins-del', 'cost'))
+@dataset('folder', path=':FOLDER', explainer=True, metrics=('insertion-deletion', 'relative-cost'))
 def folder(path, limit:int=None, ex=None):
     "Any folder of pictures; a subfolder's name (or WordNet id) is their class"
     for p in find_images(_folder(path, 'folder')):

@@ -82,7 +82,7 @@ def _columns(features): # → the columns of pictures, masks and classes, or Non
     return (first([n for n in ('image', 'img') if n in plain] + plain), first(n for n in _MASKS if n in pictures),
             first([n for n in _LABELS if n in features and n not in pictures] + named))
 
-@dataset('hfds', path=':NAME[@SPLIT]', explainer=True, metrics=('ins-del', 'cost'))
+@dataset('hfds', path=':NAME[@SPLIT]', explainer=True, metrics=('insertion-deletion', 'relative-cost'))
 def hfds(path, limit:int=None, ex=None):
     "A dataset of the Hugging Face hub by NAME, or a folder of Parquet files or pictures; NAME@SPLIT for another split than validation"
     if path is None: raise VitxError("hfds needs a dataset: hfds:NAME_ON_THE_HUB or hfds:FOLDER")
@@ -181,7 +181,7 @@ def _of_split(root, split):
     return {f.relative_to(root).with_name(_stem(f)).as_posix(): f for f in sets[split]}, info.get(split, {}).get('alt_label')
 
 # %% ../../nbs/data/05_readers.ipynb #e416c3d8
-@dataset('wds', path=':FOLDER[@SPLIT]', explainer=True, metrics=('ins-del', 'cost'))
+@dataset('wds', path=':FOLDER[@SPLIT]', explainer=True, metrics=('insertion-deletion', 'relative-cost'))
 def wds(path, limit:int=None, ex=None):
     "WebDataset's shards, tar files of NAME.jpg beside NAME.cls or NAME.json: a folder or a pattern; FOLDER@SPLIT for another split than validation"
     shards, field = _shards(path)

@@ -128,7 +128,7 @@ def confident(source, ex, above:float=.5):
         if p.argmax() == t and p[t] > above: yield s, t
 
 # %% ../../nbs/data/02_samples.ipynb #186199f4
-@dataset('grid', path='[:DATASET]', explainer=True, metrics=('own-cell',), size=200)
+@dataset('grid', path='[:DATASET]', explainer=True, metrics=('grid-pointing-game',), size=200)
 def grid(path=None,      # where the pictures come from, NAME or NAME:PATH; None: scenes:1
          limit:int=None, # samples; None: 200
          ex=None,        # explainer: which pictures the model knows

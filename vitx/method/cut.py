@@ -103,7 +103,7 @@ LARGEST = 4096   # cells of a map: finer grids are pooled, since their ties grow
 
 def _cut(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
 
-@method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', agnostic=True)
+@method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', class_agnostic=True)
 def cut(capture, targets, layers):
     "Cut alone: the normalized cut of unweighted tokens, the same for every class"
     run = capture(targets, normed=layers, most=LARGEST)
@@ -117,7 +117,7 @@ def rcut_code(capture, targets, layers):
     ts, ws = ([run.patches(d['normed', l]) for l in layers] for d in (run.at, run.grad))
     return run.on_grid(torch.stack([_cut(weighted(t[:, None], gradient_weights(dt)), .2) for t,dt in zip(ts, ws)], 2))
 
-@method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', forwards='D')
+@method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', n_forward='D')
 def rcut_figure(capture, targets, layers, groups:int=0, batch=64, progress=None): # groups: ask for so many groups of channels; 0: for each channel
     "R-Cut as the paper's figure has it: masked-cosine weights (one forward per channel), hard threshold, largest entry positive"
     run, x = capture(targets, tokens=layers, most=LARGEST), capture.x

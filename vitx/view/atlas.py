@@ -140,17 +140,17 @@ def _parts_panel(atlas, v):
     names = title.removeprefix('parts: ')
     return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.pixel_maps[v.target][v.layer], atlas.lie)
 
-COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'gray')   # of COLORS
+COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'gray')   # of PART_COLORS
 
 @patch
 def parts(self:Atlas, t:int, layer:int, k:int)->tuple: # labels (h,w), shares list
     "The evidence for a class at a layer, cut into k parts"
     if self._keys is None:
         run = self.capture(**sites(self.ex.anat, range(self.depth)))
-        self._keys = [[c[0].cpu() for c in mended_keys(run, l)] for l in range(self.depth)]
+        self._keys = [[c[0].cpu() for c in artifact_free_keys(run, l)] for l in range(self.depth)]
     g = self.grid_maps[t][layer]
     if g.max() <= 0: return torch.full(g.shape, -1), []
-    labels, shares = weigh(cut_parts(self._keys[layer], g, k)[0], self.pixel_maps[t][layer], self.lie)
+    labels, shares = sort_parts(cut_parts(self._keys[layer], g, k)[0], self.pixel_maps[t][layer], self.lie)
     return labels, shares.tolist()
 
 # %% ../../nbs/view/01_atlas.ipynb #8aacaf9d
