@@ -262,7 +262,7 @@ def _split_data(data): # grid:voc:/some/folder@train → grid:voc, /some/folder,
     name, _, rest = data.partition(':')
     kind = dataset[name].meta.get('path', '')
     if rest and kind == '[:DATASET]': return f'{name}:{(inner := _split_data(rest))[0]}', *inner[1:]
-    return (data, '', '') if not rest or kind.startswith('[') else (name, *at_split(rest, ''))      # scenes:1 is a name
+    return (data, '', '') if not rest or kind.startswith('[') else (name, *parse_split(rest, ''))      # scenes:1 is a name
 
 def _absolute_data(data): # the same, wherever the process goes
     name, path, split = _split_data(data)
@@ -461,7 +461,7 @@ def _count_samples(spec, ex): # how many samples there are, and the first at a g
     d = dataset[spec.data.partition(':')[0]]
     stream = samples(spec.data, spec.limit, ex)
     if (first := next(stream, None)) is None: raise VitxError(f"{spec.data} has no samples: is it the right place?")
-    if first.blank and all(metric[k].meta['needs'] == 'mask' for k in spec.metrics): raise VitxError(f"{spec.data} has no masks, without which {', '.join(spec.metrics)} can't be told: ask for insertion-deletion and relative-cost")
+    if not first.has_mask and all(metric[k].meta['needs'] == 'mask' for k in spec.metrics): raise VitxError(f"{spec.data} has no masks, without which {', '.join(spec.metrics)} can't be told: ask for insertion-deletion and relative-cost")
     if 'size' in d.meta: return d.meta['size'] if spec.limit is None else spec.limit, _sample_fingerprint(first)   # made as they are asked for
     return 1 + sum(1 for _ in stream), _sample_fingerprint(first)
 

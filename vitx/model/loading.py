@@ -384,7 +384,7 @@ def torchvision_model(source, labels=None): # name[/weights], or module
     return WrappedClassifier(model, n, loaded and loaded.meta['categories'], matching and matching.transforms(), size, source if loaded else None, hint=hint)
 
 # %% ../../nbs/model/01_loading.ipynb #a70b23ae
-DISTRACTOR_PROMPTS = tuple(f'a photo of {thing}' for thing in (
+DISTRACTOR_PROMPTS = tuple(f'a photo of {obj}' for obj in (
     'a person', 'a dog', 'a cat', 'a bird', 'a horse', 'a fish', 'an insect', 'a flower', 'a tree', 'a mountain', 'the sea', 'a street', 'a house', 'a room',
     'a car', 'a boat', 'an aeroplane', 'a meal', 'a machine', 'printed text'))
 
