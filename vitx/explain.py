@@ -52,7 +52,7 @@ class Explanation:
     against: str = None # label of the class whose evidence was subtracted
     score: str = 'logit' # what was explained
     explainer: object = field(default=None, repr=False) # the Explainer, for questions that come later; not pickled
-    lie: tuple = field(default=None, repr=False) # where the cells of the grid lie on what the model saw; None: they tile it
+    grid_geometry: tuple = field(default=None, repr=False) # where the cells of the grid lie on what the model saw; None: they tile it
     file: str = field(default=None, repr=False)  # that the picture was read from; None: not known
 
     def __getstate__(self): return self.__dict__ | dict(explainer=None)
@@ -244,12 +244,12 @@ def maps(self:Explainer, x:torch.Tensor,    # (B,3,H,W), preprocessed
          layers=None,             # a layer or a list; None: the last block
          against=None,            # explain the lead over this class
          pixels:bool=False,       # on the pixels of x, as the method lays its maps there
-         **options,               # of the method, such as `zero` of rcut
+         **options,               # of the method, such as `threshold` of rcut
         )->torch.Tensor:          # (B,T,L,h,w) float32, signed; with `pixels` (B,T,L,H,W)
     "Evidence maps on the token grid"
     capture = Capture(self.model, _check_batch(x), self.anat, self.score)
     m = self._maps(capture, targets, method, layers, self._target_index(against), **options)
-    return normalize_map(on_pixels(method, m.flatten(1, 2), capture.x, capture.lie)).unflatten(1, m.shape[1:3]) if pixels else m
+    return normalize_map(upsample_by_method(method, m.flatten(1, 2), capture.x, capture.grid_geometry)).unflatten(1, m.shape[1:3]) if pixels else m
 
 def option_defaults(name:str)->dict:
     "The options of a method, with their defaults"
@@ -330,13 +330,13 @@ def _explain(self:Explainer, images, targets, name, layer, against):
     if not top: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist() if None in targets else targets)]
     m = self._maps(capture, None if top else torch.tensor(targets)[:, None], name, layer, against)[:, 0, 0].cpu()
     if top: targets = capture.logits.argmax(1).tolist()
-    pixel_maps = normalize_map(on_pixels(name, m[:, None], capture.x.cpu(), capture.lie))[:, 0]
-    return [self._make_explanation(img, g, f, place, p, t, name, layer, against, capture.lie) for img,g,f,place,p,t in zip(images, m, pixel_maps, places, capture.logits.softmax(-1).cpu(), targets)]
+    pixel_maps = normalize_map(upsample_by_method(name, m[:, None], capture.x.cpu(), capture.grid_geometry))[:, 0]
+    return [self._make_explanation(img, g, f, place, p, t, name, layer, against, capture.grid_geometry) for img,g,f,place,p,t in zip(images, m, pixel_maps, places, capture.logits.softmax(-1).cpu(), targets)]
 
 @patch
-def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, lie=None):
+def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, grid_geometry=None):
     top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
-    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, lie, getattr(img, 'filename', None))
+    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, grid_geometry, getattr(img, 'filename', None))
 
 # %% ../nbs/explain.ipynb #e1ffbe80
 @patch
@@ -409,10 +409,10 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     check_num_parts(k)
     e = self(img, target, layer=layer)
     x, _ = preprocess(e.image, self.transform, self._geometry)
-    run = Capture(self.model, x[None], self.anat)(**sites(self.anat, [e.layer]))
+    run = Capture(self.model, x[None], self.anat)(**required_sites(self.anat, [e.layer]))
     labels, shares = cut_parts([t[0].cpu() for t in artifact_free_keys(run, e.layer)], e.grid_map, k)
-    labels, shares = sort_parts(labels, e.pixel_map, e.lie)
-    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.pixel_map, e.lie)
+    labels, shares = sort_parts(labels, e.pixel_map, e.grid_geometry)
+    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.pixel_map, e.grid_geometry)
 
 @patch
 def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:
@@ -429,11 +429,11 @@ def card(self:Explanation, seed:int=0)->Card:
     if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again and ask for the card then")
     x, pixels, predict = ex._pixel_inputs(self.image)
     capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._target_index(self.against)
-    flow, logits = relevance(capture, self.target, l)[0, 0].cpu(), capture.logits[0]
+    flow, logits = patch_relevance(capture, self.target, l)[0, 0].cpu(), capture.logits[0]
     predict_scores, probs, t = predict, logits.softmax(-1), self.target
     if against is not None: predict_scores, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # a question of two classes
     other_classes = [c for c in logits.topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([other_classes]), self.method, l, against)[0, :, 0].cpu() if other_classes else []
     randomized_model = randomize_model(ex.model, seed)
     randomized_map = ex._maps(Capture(randomized_model, x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('class_agnostic', False), self.lie)
+    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('class_agnostic', False), self.grid_geometry)

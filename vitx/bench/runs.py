@@ -35,7 +35,7 @@ from ..data.samples import *
 from ..explain import *
 from ..evidence.metrics import *
 from ..model.loading import *
-from ..method.rcut import on_pixels
+from ..method.rcut import upsample_by_method
 from ..data.layouts import *
 from .protocols import *
 from ..data.readers import *
@@ -115,7 +115,7 @@ def pixel_maps(ex, name:str,     # an Explainer, a method
                    capture,          # `Capture` of the pictures (b,3,H,W)
                   )->list:           # of maps (H,W); a text where there is none, which says why
     "Maps as the bench scores them: of the last layer, on the model's input, scaled to at most 1"
-    try: return [*on_pixels(name, _compute_maps(ex, name, torch.as_tensor(targets)[:, None], ex.model, None, capture)[:, None], capture.x, capture.lie)[:, 0]]
+    try: return [*upsample_by_method(name, _compute_maps(ex, name, torch.as_tensor(targets)[:, None], ex.model, None, capture)[:, None], capture.x, capture.grid_geometry)[:, 0]]
     except Exception as e:
         if len(targets) == 1: return [_describe_error(e)]
         return [m for i,t in enumerate(targets) for m in pixel_maps(ex, name, [t], Capture(ex.model, capture.x[i:i+1], ex.anat, ex.score))]

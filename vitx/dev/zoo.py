@@ -20,7 +20,7 @@ from ..core import *
 from ..model.loading import *
 from ..model.anatomy import *
 from ..model.capture import *
-from ..method.cut import LARGEST
+from ..method.cut import MAX_CELLS
 import vitx.explain  # for the methods
 
 # %% ../../nbs/dev/02_zoo.ipynb #2cf62376
@@ -110,7 +110,7 @@ def _check_contract(model, size):
     for name in ('rout', 'cut', 'gradcam'):
         m = explain(name, x[:1])
         _require(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0, f'{name}: finite, not constant')
-        _require(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > LARGEST, f'{name}: the layer’s grid')   # large graphs are pooled
+        _require(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > MAX_CELLS, f'{name}: the layer’s grid')   # large graphs are pooled
     applicable, too_large = [], grid[0]*grid[1] > 2000
     for name in OPTIONAL_METHODS if not too_large else ():   # their matrices of all heads and layers wouldn't fit
         try:

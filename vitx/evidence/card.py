@@ -111,11 +111,11 @@ def make_card(predict,                 # pixels (b,3,H,W) in 0..1 → logits (b,
               other_maps:dict,             # label → (h,w), maps of other classes
               randomized_map:torch.Tensor, # (h,w), of a randomized model
               label:str='', class_agnostic:bool=False,
-              lie:tuple=None,          # where the map's cells lie on the pixels, such as `capture.lie`; None: they tile them
+              grid_geometry:tuple=None,          # where the map's cells lie on the pixels, such as `capture.grid_geometry`; None: they tile them
              )->Card:
     "Measure a map against its controls"
     other_probs = torch.cat([probs[:target], probs[target+1:]])
-    attribution = to_pixels(grid_map[None].float(), pixels.shape[-2:], lie)[0].to(pixels)
+    attribution = upsample_map(grid_map[None].float(), pixels.shape[-2:], grid_geometry)[0].to(pixels)
     similarities = {n: similarity(grid_map, m) for n,m in other_maps.items()}
     other_class = min(similarities, key=similarities.get) if similarities else ''
     noise = torch.rand(grid_map.shape, generator=torch.Generator().manual_seed(0))

@@ -19,17 +19,17 @@ from ..core import *
 from ..picture.images import *
 from ..picture.show import *
 from ..method.cut import *
-from ..model.capture import to_pixels
+from ..model.capture import upsample_map
 from ..method.masking import kmeans
 from ..method.rcut import *
 
 # %% ../../nbs/evidence/02_parts.ipynb #5eea7938
-def artifact_free_keys(run, # `sites` of block l
+def artifact_free_keys(run, # `required_sites` of block l
                 l:int,
                )->list: # per block of the second half: (B,n,d)
     "Keys of the patches, heads side by side, or what attention reads, lonely artifacts replaced by their neighbors' mean"
-    fill = mended(run, l)[1]
-    return [ties(run, b, fill) for b in second_half(l)]
+    fill = artifact_filler(run, l)[1]
+    return [affinity_features(run, b, fill) for b in late_blocks(l)]
 
 # %% ../../nbs/evidence/02_parts.ipynb #11783881
 def part_affinity(keys:list,                # per block: (n,d), of the cells to be cut
@@ -39,7 +39,7 @@ def part_affinity(keys:list,                # per block: (n,d), of the cells to 
               )->torch.Tensor:           # (n,n)
     "Ties among the cells of an object: keys centerd by their weighted mean, nearer cells tied more"
     mean = lambda k: (k*weight[:, None]).sum(0)/weight.sum()
-    similarity = torch.stack([cosine(k - mean(k)).clamp_min(0)**2 for k in keys]).mean(0)
+    similarity = torch.stack([pairwise_cosine(k - mean(k)).clamp_min(0)**2 for k in keys]).mean(0)
     proximity = torch.exp(-torch.cdist(positions, positions)**2/(2*reach**2*len(positions)))
     return (similarity + .1)*(proximity + .001)      # never quite 0, so that specks stay connected
 
@@ -117,7 +117,7 @@ class Parts:
     prob: float
     num_requested: int                               # how many parts were asked for
     pixel_map: torch.Tensor = field(default=None, repr=False) # (h',w') the map on the pixels that the model saw: its edges become the parts'
-    lie: tuple = field(default=None, repr=False) # where the cells lie on those pixels; None: they tile them
+    grid_geometry: tuple = field(default=None, repr=False) # where the cells lie on those pixels; None: they tile them
 
     @property
     def grid_masks(self)->torch.Tensor: # (k,h,w) bool
@@ -126,16 +126,16 @@ class Parts:
     @property
     def masks(self)->torch.Tensor: # (k,H,W) bool
         "The pixels of each part; no pixel is in two"
-        return _part_masks(self.labels, self.place, self.pixel_map, self.lie)
+        return _part_masks(self.labels, self.place, self.pixel_map, self.grid_geometry)
     @property
     def note(self)->str: return '' if len(self.shares) == self.num_requested else f'{len(self.shares)} of the {self.num_requested} parts asked for: the evidence has no more'
     def __repr__(self): return f'Parts of {self.label!r} {self.prob:.3f}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
     def to_dict(self)->dict: return dict(label=self.label, prob=round(self.prob, 6), num_requested=self.num_requested, shares=[round(s, 6) for s in self.shares.tolist()], labels=self.labels.tolist())
 
 # %% ../../nbs/evidence/02_parts.ipynb #3e87a3f2
-def _labels_on_pixels(labels, pixel_map, lie=None, threshold=.1): # (h,w), (H,W) → (H,W): the part of the nearest cell that has one, −1 where the map is faint
+def _labels_on_pixels(labels, pixel_map, grid_geometry=None, threshold=.1): # (h,w), (H,W) → (H,W): the part of the nearest cell that has one, −1 where the map is faint
     cells = (labels >= 0).nonzero()
-    a, b = torch.tensor(lie or ((1., 0.),)*2).T
+    a, b = torch.tensor(grid_geometry or ((1., 0.),)*2).T
     centers = (a*(cells+.5)/torch.tensor(labels.shape) + b)*torch.tensor(pixel_map.shape)
     pixels = torch.cartesian_prod(*(torch.arange(n)+.5 for n in pixel_map.shape))
     nearest = labels[tuple(cells.T)][torch.cdist(pixels, centers).argmin(1)].view(pixel_map.shape)
@@ -143,19 +143,19 @@ def _labels_on_pixels(labels, pixel_map, lie=None, threshold=.1): # (h,w), (H,W)
 
 def sort_parts(labels:torch.Tensor, # (h,w) parts of cells, −1 none
           pixel_map:torch.Tensor,   # (H,W) the map on pixels
-          lie:tuple=None,      # where the cells lie on them; None: they tile them
+          grid_geometry:tuple=None,      # where the cells lie on them; None: they tile them
          )->tuple:             # labels by falling share, shares (k,)
     "Shares of the parts as they are drawn: of the evidence on pixels, not on cells"
-    drawn_labels = _labels_on_pixels(labels, pixel_map, lie)
+    drawn_labels = _labels_on_pixels(labels, pixel_map, grid_geometry)
     share = torch.stack([pixel_map[drawn_labels == i].clamp_min(0).sum() for i in range(int(labels.max())+1)])
     order = share.argsort(descending=True, stable=True)
     return torch.where(labels >= 0, order.argsort()[labels.clamp_min(0)], -1), share[order]/share.sum()
 
-def _part_masks(labels, place, pixel_map=None, lie=None):
-    labels = labels if pixel_map is None else _labels_on_pixels(labels, pixel_map, lie)
+def _part_masks(labels, place, pixel_map=None, grid_geometry=None):
+    labels = labels if pixel_map is None else _labels_on_pixels(labels, pixel_map, grid_geometry)
     ids = torch.arange(-1, int(labels.max())+1)
     one_hot = (labels == ids[:, None, None]).float()
-    on_image = map_on_image(one_hot if pixel_map is not None or lie is None else to_pixels(one_hot, place.input_size, lie), place).argmax(0) - 1     # the part that interpolation gives most
+    on_image = map_on_image(one_hot if pixel_map is not None or grid_geometry is None else upsample_map(one_hot, place.input_size, grid_geometry), place).argmax(0) - 1     # the part that interpolation gives most
     return (on_image[None] == ids[1:, None, None]) & place.visible
 
 # %% ../../nbs/evidence/02_parts.ipynb #c57419ab
@@ -163,12 +163,12 @@ def paint_parts(img,                 # PIL image
                 labels:torch.Tensor, # (h,w) parts of cells, −1 none
                 place:CropGeometry,     # of the model's input on this image
                 pixel_map:torch.Tensor=None, # (h',w') the map on pixels
-                lie:tuple=None,      # where the cells lie on them; None: they tile them
+                grid_geometry:tuple=None,      # where the cells lie on them; None: they tile them
                )->np.ndarray:        # (H,W,3) float32 in 0..1
     "The picture with its parts painted over it"
     img = np.asarray(img, dtype=np.float32)/255
     painted = dim_image(img)
-    for m,c in zip(_part_masks(labels, place, pixel_map, lie).numpy(), PART_COLORS):
+    for m,c in zip(_part_masks(labels, place, pixel_map, grid_geometry).numpy(), PART_COLORS):
         painted[m] = .45*img[m] + .55*np.array([int(c[i:i+2], 16)/255 for i in (1, 3, 5)], dtype=np.float32)
     return painted
 
@@ -182,7 +182,7 @@ def show(self:Parts, fig=None):
     img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], f'{truncate_label(self.label)}  {self.prob:.2f}')
-    show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.lie), axs[1])
+    show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry), axs[1])
     axs[1].legend([Patch(color=c) for _,c in zip(self.shares, PART_COLORS)], [f'{s:.0%}' for s in self.shares.tolist()], title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     if self.note: fig.supxlabel(self.note, fontsize=8)
     return axs

@@ -42,7 +42,7 @@ def _repeat_targets(maps, run): return run.on_grid(torch.stack(maps, 1))[:, None
 def attention(capture, targets, layers):
     "Attention that the head's token pays to each patch in block ℓ; the same for every class"
     run = capture(targets, attn=layers)
-    return _repeat_targets([run.read_row(run.at['attn', l].mean(1)) for l in layers], run)
+    return _repeat_targets([run.pooled_row(run.values['attn', l].mean(1)) for l in layers], run)
 
 @method('rollout', source='Abnar & Zuidema, ACL 2020', class_agnostic=True)
 def rollout(capture, targets, layers):
@@ -50,25 +50,25 @@ def rollout(capture, targets, layers):
     run = capture(targets, attn=range(max(layers)+1))
     eye, R, by_layer = None, None, {}
     for l in range(max(layers)+1):
-        A = run.at['attn', l].mean(1)
+        A = run.values['attn', l].mean(1)
         if R is None: R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
         by_layer[l] = R = (A + eye)/2 @ R
-    return _repeat_targets([run.read_row(by_layer[l]) for l in layers], run)
+    return _repeat_targets([run.pooled_row(by_layer[l]) for l in layers], run)
 
 # %% ../../nbs/method/03_baselines.ipynb #abacfaaf
 @method('tokencut', source='Wang et al., CVPR 2022: the normalized cut of keys', class_agnostic=True)
 def tokencut(capture, targets, layers, tau=.2, eps=1e-5):
     "Normalized cut of the keys of block ℓ, foreground positive; the same for every class"
     run = capture(targets, keys=layers)
-    keys = [run.patches(run.at['keys', l]).transpose(1, 2).flatten(2) for l in layers]   # (B,n,heads·d)
+    keys = [run.patches(run.values['keys', l]).transpose(1, 2).flatten(2) for l in layers]   # (B,n,heads·d)
     cuts = [orient_by_max(ncut(hard_affinity(k, tau, eps))[..., 0, :]) for k in keys]
     return _repeat_targets([v - v.mean(-1, keepdim=True) for v in cuts], run)
 
 # %% ../../nbs/method/03_baselines.ipynb #97acc42f
 def _cam(capture, targets, layers, cam):
     "Maps from `cam(t, g)`: what attention reads (B,1,n,D) and its gradient (B,T,n,D) → (B,T,n)"
-    run = capture(targets, normed=layers, grad='normed')
-    return run.on_grid(torch.stack([cam(run.patches(run.at['normed', l])[:, None], run.patches(run.grad['normed', l])) for l in layers], 2))
+    run = capture(targets, attn_input=layers, grad='attn_input')
+    return run.on_grid(torch.stack([cam(run.patches(run.values['attn_input', l])[:, None], run.patches(run.grads['attn_input', l])) for l in layers], 2))
 
 @method('gradcam', source='Selvaraju et al., ICCV 2017, on the norm before attention')
 def gradcam(capture, targets, layers):
@@ -104,12 +104,12 @@ def chefer(capture, targets, layers):
 def accumulate_relevance(run, layers, update=None): # run: attention and its gradient for blocks 0 … max(layers); update: block → (B,T,N,N)
     "Chefer's relevance (B,T,n) at each of `layers`, ascending or not; `update` replaces (A ⊙ ∇A)⁺"
     R, eye, by_layer = None, None, {}
-    update = update or (lambda l: (run.at['attn', l][:, None]*run.grad['attn', l]).clamp_min(0).mean(2))
+    update = update or (lambda l: (run.values['attn', l][:, None]*run.grads['attn', l]).clamp_min(0).mean(2))
     for l in range(max(layers)+1):
         A = update(l)
         if R is None: R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
         by_layer[l] = R = R + A @ R
-    return (run.read_row(by_layer[l] - eye) for l in layers)   # what a token owes to itself alone isn't relevance
+    return (run.pooled_row(by_layer[l] - eye) for l in layers)   # what a token owes to itself alone isn't relevance
 
 # %% ../../nbs/method/03_baselines.ipynb #d2b4a34e
 def check_method(name:str, capture, targets:list, layers:list):

@@ -39,15 +39,15 @@ def input_gradient(capture, targets, layers,
                   ):
     "Pixels times their gradient; the same for every layer, since there is one input"
     run = capture(targets, grad=site, **{site: [0] if site == 'pixels' else layers})
-    if site == 'pixels': return repeat_layers(sum_to_grid(run.at[site, 0][:, None]*run.grad[site, 0], run.grid), layers)
-    return run.on_grid(torch.stack([run.patches((run.at[site, l][:, None]*run.grad[site, l]).sum(-1), -1) for l in layers], 2))
+    if site == 'pixels': return repeat_layers(sum_to_grid(run.values[site, 0][:, None]*run.grads[site, 0], run.grid), layers)
+    return run.on_grid(torch.stack([run.patches((run.values[site, l][:, None]*run.grads[site, l]).sum(-1), -1) for l in layers], 2))
 
 # %% ../../nbs/method/04_gradients.ipynb #4d0e0b4e
 def _capture_input(capture, x): return Capture(capture.model, x, capture.anat, capture.score)
 
 def _pixel_gradients(capture, targets, inputs):
     "For each picture (B,3,H,W): the gradient of its pixels, (B,T,3,H,W)"
-    return (_capture_input(capture, p)(targets, pixels=[0], grad='pixels').grad['pixels', 0] for p in inputs)
+    return (_capture_input(capture, p)(targets, pixels=[0], grad='pixels').grads['pixels', 0] for p in inputs)
 
 def _grid_and_targets(capture, targets):
     run = capture(targets)
@@ -78,13 +78,13 @@ class _BlockAndHead(nn.Module):
     "One block and the head: tokens that enter the block (B,N,D) → logits"
     def __init__(self, capture, l, block_kwargs):
         super().__init__()
-        self.block, self.answer, self.block_kwargs = capture.anat.blocks[l], capture.answer, block_kwargs
-    def forward(self, tokens): return self.answer(self.block(tokens, **self.block_kwargs))
+        self.block, self.head_logits, self.block_kwargs = capture.anat.blocks[l], capture.head_logits, block_kwargs
+    def forward(self, tokens): return self.head_logits(self.block(tokens, **self.block_kwargs))
 
 def _block_gradients(capture, run, l, block_kwargs): # → Record of block l's attention and its gradient
     "What block `l` would answer if the head followed it; `run` holds the tokens that enter it, `block_kwargs` what else the model gives it"
     anat = Anatomy([capture.anat.layers[l]], capture.anat.num_pooled_prefix, lambda h, w, n: run.grid)
-    return Capture(_BlockAndHead(capture, l, block_kwargs), run.at['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
+    return Capture(_BlockAndHead(capture, l, block_kwargs), run.values['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
 
 @method('legrad', uses_internals=True, source='Bousselham et al., ICCV 2025 (LeGrad, arXiv 2404.03214)')
 def legrad(capture, targets, layers):
@@ -94,7 +94,7 @@ def legrad(capture, targets, layers):
         for l,b in enumerate(capture.anat.blocks):
             undo.callback(b.register_forward_pre_hook(lambda m, args, kw, l=l: block_kwargs.update({l: kw}), with_kwargs=True).remove)
         run = capture(targets, tokens=range(max(layers)+1))
-        gradients = [run.patches(_block_gradients(capture, run, l, block_kwargs[l]).grad['attn', 0].clamp_min(0).mean((2, 3)), -1) for l in range(max(layers)+1)]
+        gradients = [run.patches(_block_gradients(capture, run, l, block_kwargs[l]).grads['attn', 0].clamp_min(0).mean((2, 3)), -1) for l in range(max(layers)+1)]
     return run.on_grid(torch.stack(gradients, 2).cumsum(2)[:, :, list(layers)])
 
 # %% ../../nbs/method/04_gradients.ipynb #d1ffbd0f
@@ -127,9 +127,9 @@ def checked_intermediates(capture, run, layers=None)->list: # run: tokens of the
     blocks, intermediates = capture.anat.blocks, []
     with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model):
         for l in range(len(blocks)) if layers is None else layers:
-            parts = block_intermediates(blocks[l], run.at['tokens', l].to(capture.x.dtype))
+            parts = block_intermediates(blocks[l], run.values['tokens', l].to(capture.x.dtype))
             last = l == len(blocks) - 1
-            _check_match(capture.answer(parts['resid_post']) if last else parts['resid_post'], run.logits if last else run.at['tokens', l+1], f"{type(blocks[l]).__name__} of block {l}")
+            _check_match(capture.head_logits(parts['resid_post']) if last else parts['resid_post'], run.logits if last else run.values['tokens', l+1], f"{type(blocks[l]).__name__} of block {l}")
             intermediates.append(parts)
     return intermediates
 
@@ -211,7 +211,7 @@ def chefer_lrp(capture, targets, layers):
     "Relevance × gradient of attention, positive, mean over heads, accumulated over blocks 0 … ℓ"
     run = capture(targets, tokens=range(capture.depth), attn=range(max(layers)+1), grad='attn')
     R = lrp_relevances(capture, run)
-    update = lambda l: (R[l][1]*run.grad['attn', l]).clamp_min(0).mean(2)
+    update = lambda l: (R[l][1]*run.grads['attn', l]).clamp_min(0).mean(2)
     return run.on_grid(torch.stack(list(accumulate_relevance(run, layers, update)), 2))
 
 # %% ../../nbs/method/04_gradients.ipynb #64b05765
@@ -244,12 +244,12 @@ def attnlrp_rules(capture,
         hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)
         attn_modules = {m for a in capture.anat.attns for m in a.modules()}
         for m in capture.model.modules():
-            if isinstance(m, nn.LayerNorm): hook(m, lambda m, args, y: hold_norm(args[0], m.normalized_shape, m.weight, m.bias, m.eps))
+            if isinstance(m, nn.LayerNorm): hook(m, lambda m, args, y: linearize_norm(args[0], m.normalized_shape, m.weight, m.bias, m.eps))
             for kind,g in zip((nn.Conv2d, nn.Linear), gamma):
                 if g and isinstance(m, kind) and m not in attn_modules: hook(m, gamma_rule(g))
         for b in capture.anat.blocks:
             grad_scale = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
-            hook(b.mlp.act, lambda m, args, y: hold_gate(args[0], m.forward))
+            hook(b.mlp.act, lambda m, args, y: linearize_gate(args[0], m.forward))
             hook(b.attn.qkv, lambda m, args, y, grad_scale=grad_scale: replace_gradient(y, y*grad_scale))
         yield
 
@@ -263,7 +263,7 @@ def reasoning_feedback(capture, targets, layers, steps=20)->dict: # layer → (B
     "Positive mean gradient of attention on the way from the mean color to the picture, averaged over heads"
     total = dict.fromkeys(layers, 0)
     for s in range(steps):
-        grad = _capture_input(capture, s/(steps-1)*capture.x)(targets, attn=layers, grad='attn').grad
+        grad = _capture_input(capture, s/(steps-1)*capture.x)(targets, attn=layers, grad='attn').grads
         total = {l: t + grad['attn', l] for l,t in total.items()}
     return {l: (t/steps).clamp_min(0).mean(2) for l,t in total.items()}
 
@@ -274,7 +274,7 @@ def _perception_times_feedback(capture, run, layers, first_block, mixing, steps)
     for l in layers:
         R = torch.eye(mixing(l).shape[-1], device=run.logits.device)
         for b in range(min(first_block, l), l+1): R = R + mixing(b) @ R
-        maps.append(run.read_row(feedback[l]*R))
+        maps.append(run.pooled_row(feedback[l]*R))
     return run.on_grid(torch.stack(maps, 2))
 
 @method('bt-token', uses_internals=True, source='Chen et al., 2023 (Beyond Intuition), token-wise', n_forward=20)
@@ -284,7 +284,7 @@ def bt_token(capture, targets, layers, steps=20):
     run = capture(targets, tokens=blocks, attn=blocks)
     def value_growth(l, p): return (p['v'].transpose(1, 2).flatten(2) @ capture.anat.attns[l].proj.weight.T).norm(dim=-1)/p['resid_pre'].norm(dim=-1)
     with torch.no_grad(): growth = [value_growth(l, p).float() for l,p in enumerate(checked_intermediates(capture, run))]
-    return _perception_times_feedback(capture, run, layers, capture.depth//2, lambda l: (run.at['attn', l].mean(1)*growth[l][:, None])[:, None], steps)
+    return _perception_times_feedback(capture, run, layers, capture.depth//2, lambda l: (run.values['attn', l].mean(1)*growth[l][:, None])[:, None], steps)
 
 # %% ../../nbs/method/04_gradients.ipynb #3fc55567
 @method('bt-head', uses_internals=True, source='Chen et al., 2023 (Beyond Intuition), head-wise', n_forward=20)
@@ -292,7 +292,7 @@ def bt_head(capture, targets, layers, steps=20):
     "Attention with heads weighted by their own gradient, from a quarter of the depth on, × integrated gradient of the attention of block ℓ"
     run = capture(targets, attn=range(max(layers)+1), grad='attn')
     def mixing(l):
-        A = run.at['attn', l][:, None]
-        weight = (A.mT @ run.grad['attn', l]).abs().mean((-1, -2))           # (B,T,heads)
+        A = run.values['attn', l][:, None]
+        weight = (A.mT @ run.grads['attn', l]).abs().mean((-1, -2))           # (B,T,heads)
         return ((weight/weight.sum(-1, keepdim=True).clamp_min(1e-30))[..., None, None]*A).sum(2)
     return _perception_times_feedback(capture, run, layers, capture.depth//4, mixing, steps)

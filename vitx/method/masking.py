@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..core import *
 from ..model.anatomy import *
 from ..model.capture import *
-from .relation import unit_range
+from .relation import minmax_scale
 
 # %% ../../nbs/method/05_masking.ipynb #e420caeb
 def random_grids(n:int,       # masks
@@ -117,7 +117,7 @@ def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progres
     check_patch_dropout(capture, n)
     maps = torch.zeros(*run.targets.shape, len(layers), n)
     for b,l in track([(b, l) for b in range(len(capture.x)) for l in range(len(layers))], 'layers', progress):
-        channels = torch.cat([run.patches(run.at['tokens', i])[b] for i in range(layers[l]+1)], 1).T
+        channels = torch.cat([run.patches(run.values['tokens', i])[b] for i in range(layers[l]+1)], 1).T
         keep = kmeans(channels, sample_points(channels, masks, seed))[0].topk(int(ratio*n)).indices.sort(1).values
         batches = track(keep.split(batch), 'token sets', progress)
         scores = torch.cat([predict_with_patches(capture, capture.x[[b]], patches).softmax(-1)[:, run.targets[b]] for patches in batches])  # (m,T)
@@ -142,13 +142,13 @@ def complete_linkage(d:torch.Tensor,  # (m,m) distances, symmetric
 def feature_masks(t:torch.Tensor, # (n,D) patch tokens
                   grid:tuple, size:tuple, # (h,w), (H,W)
                   distance_threshold:float=.1,  # channels whose masks differ by less, in cosine, are merged
-                  lie:tuple=None,     # where the cells lie on the picture; None: they tile it
+                  grid_geometry:tuple=None,     # where the cells lie on the picture; None: they tile it
                  )->torch.Tensor:     # (K,H,W) in 0..1
     "Channels as masks over the picture, merged where alike (ViT-CX, the released code)"
-    m = unit_range(to_pixels(t.T.unflatten(-1, grid), size, lie).flatten(1))
+    m = minmax_scale(upsample_map(t.T.unflatten(-1, grid), size, grid_geometry).flatten(1))
     u = F.normalize(m, dim=1)
     group = F.one_hot(complete_linkage(1 - u @ u.T, distance_threshold)).to(m)
-    return unit_range(group.T @ m).unflatten(-1, size)
+    return minmax_scale(group.T @ m).unflatten(-1, size)
 
 # %% ../../nbs/method/05_masking.ipynb #2960b916
 def causal_scores(predict,            # pictures (b,3,H,W) → logits (b,C)
@@ -169,11 +169,11 @@ def causal_scores(predict,            # pictures (b,3,H,W) → logits (b,C)
 @method('vit-cx', source='Xie et al., IJCAI 2023: ViT-CX', n_forward='2·masks, at most 2·D')
 def vit_cx(capture, targets, layers, distance_threshold=.1, noise=.1, batch=32, seed=0, progress=None):
     "Mean corrected probability of the class where masks from block ℓ's channels show a place, less the mean over all masks"
-    run, x = capture(targets, normed=layers), capture.x
+    run, x = capture(targets, attn_input=layers), capture.x
     maps = torch.zeros(*run.targets.shape, len(layers), *run.grid)
     for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers', progress):
-        masks = feature_masks(run.patches(run.at['normed', layers[l]])[b], run.grid, tuple(x.shape[-2:]), distance_threshold, run.lie)
+        masks = feature_masks(run.patches(run.values['attn_input', layers[l]])[b], run.grid, tuple(x.shape[-2:]), distance_threshold, run.grid_geometry)
         scores = causal_scores(capture.predict, x[b], masks, noise, batch, seed, progress)[:, run.targets[b]]
         pixels = coverage_weighted_mean(scores.T.to(masks), masks.flatten(1)).unflatten(-1, tuple(x.shape[-2:]))
-        maps[b, :, l] = F.adaptive_avg_pool2d(under(pixels, run.lie), run.grid).cpu()
+        maps[b, :, l] = F.adaptive_avg_pool2d(image_on_grid(pixels, run.grid_geometry), run.grid).cpu()
     return maps

@@ -88,11 +88,11 @@ class Layer:
     attn: nn.Module         # computes its attention
     num_prefix_tokens: int = 0         # tokens before the patches: CLS, distillation, registers
     tokens: HookPoint = None     # default: what enters the block
-    normed: HookPoint = None     # default: what enters its attention
+    attn_input: HookPoint = None     # default: what enters its attention
     is_global: bool = True      # attention is one matrix (B,heads,N,N) over all tokens
     has_keys: bool = True       # and its keys can be seen
     cell_steps: tuple = None     # rows, columns: (a, b); the patch i has its center at pixel a·(i+½)+b; None: cells tile the picture
-    def __post_init__(self): self.tokens, self.normed = self.tokens or HookPoint(self.block), self.normed or HookPoint(self.attn)
+    def __post_init__(self): self.tokens, self.attn_input = self.tokens or HookPoint(self.block), self.attn_input or HookPoint(self.attn)
 
 # %% ../../nbs/model/02_anatomy.ipynb #203df78d
 @dataclass
@@ -366,7 +366,7 @@ def hiera(model)->Anatomy:
     anat.size = None   # it knows one size of picture
     for l,layer in enumerate(anat.layers):
         order = lambda t, l=l: model.reroll(t, max(l-1, 0)).flatten(1, 2)
-        layer.tokens, layer.normed, layer.is_global, layer.has_keys = HookPoint(layer.block, layout=order), HookPoint(layer.attn, layout=order), False, False
+        layer.tokens, layer.attn_input, layer.is_global, layer.has_keys = HookPoint(layer.block, layout=order), HookPoint(layer.attn, layout=order), False, False
     return anat
 
 # %% ../../nbs/model/02_anatomy.ipynb #0e664d4d

@@ -39,7 +39,7 @@ class Atlas:
         self.capture = Capture(ex.model, x[None], ex.anat, ex.score)
         self.probs = self.capture.logits[0].softmax(-1).cpu()
         self.top_classes = self.probs.topk(min(5, len(self.probs))).indices.tolist()
-        self.grid_maps, self.pixel_maps, self.lie, self._keys, self._parts_cache = {}, {}, None, None, {}
+        self.grid_maps, self.pixel_maps, self.grid_geometry, self._keys, self._parts_cache = {}, {}, None, None, {}
         self.compute(*(self.top_classes if targets is None else map(ex.target, targets)))
 
     def __repr__(self): return f'Atlas: {len(self.grid_maps)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
@@ -57,15 +57,15 @@ def compute(self:Atlas, *targets):
     new = [t for t in dict.fromkeys(targets) if t not in self.grid_maps]
     if not new: return self
     with progress_bar(): m = self.ex._maps(self.capture, torch.tensor([new]), self.method, range(self.depth), **self.options)[0].cpu()   # (T,L,h,w)
-    self.lie = self.capture.lie       # where the cells of the maps lie on what the model saw
-    pixel_maps = normalize_map(on_pixels(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.lie))[0].unflatten(0, m.shape[:2])
+    self.grid_geometry = self.capture.grid_geometry       # where the cells of the maps lie on what the model saw
+    pixel_maps = normalize_map(upsample_by_method(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.grid_geometry))[0].unflatten(0, m.shape[:2])
     self.grid_maps.update(zip(new, m)); self.pixel_maps.update(zip(new, pixel_maps))
     return self
 
 @patch
 def explanation(self:Atlas, t:int, layer:int)->Explanation:
     "The same as `ex(img, t, method, layer)`, without asking the model again"
-    return self.ex._make_explanation(self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer], self.original_place, self.probs, t, self.method, layer, None, self.lie)
+    return self.ex._make_explanation(self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer], self.original_place, self.probs, t, self.method, layer, None, self.grid_geometry)
 
 # %% ../../nbs/view/01_atlas.ipynb #a2dabb03
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _parts_panel(atlas, v):
     title = 'parts: ' + ', '.join(f'{c} {format_percent(s)}' for c,s in zip(COLOR_NAMES, shares))
     if not len(shares): return 'no parts', 'no evidence, so no parts', dim_image(np.asarray(atlas.image, dtype=np.float32)/255)
     names = title.removeprefix('parts: ')
-    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.pixel_maps[v.target][v.layer], atlas.lie)
+    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.pixel_maps[v.target][v.layer], atlas.grid_geometry)
 
 COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'gray')   # of PART_COLORS
 
@@ -146,11 +146,11 @@ COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermili
 def parts(self:Atlas, t:int, layer:int, k:int)->tuple: # labels (h,w), shares list
     "The evidence for a class at a layer, cut into k parts"
     if self._keys is None:
-        run = self.capture(**sites(self.ex.anat, range(self.depth)))
+        run = self.capture(**required_sites(self.ex.anat, range(self.depth)))
         self._keys = [[c[0].cpu() for c in artifact_free_keys(run, l)] for l in range(self.depth)]
     g = self.grid_maps[t][layer]
     if g.max() <= 0: return torch.full(g.shape, -1), []
-    labels, shares = sort_parts(cut_parts(self._keys[layer], g, k)[0], self.pixel_maps[t][layer], self.lie)
+    labels, shares = sort_parts(cut_parts(self._keys[layer], g, k)[0], self.pixel_maps[t][layer], self.grid_geometry)
     return labels, shares.tolist()
 
 # %% ../../nbs/view/01_atlas.ipynb #8aacaf9d
