@@ -21,7 +21,7 @@ from .bench.report import *
 from .core import *
 from .explain import *
 from .picture.images import *
-from .model.loading import *
+from .model.classifiers import *
 from .bench.protocols import *
 from .dev.zoo import read_zoo
 

@@ -24,8 +24,11 @@ from PIL import Image
 import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # for the methods they register
 from .core import *
 from .picture.images import *
+from .model.classifiers import *
+from .model.zero_shot import *
 from .model.loading import *
-from .model.anatomy import *
+from .model.tracing import *
+from .model.token_places import *
 from .model.capture import *
 from .picture.show import *
 from .evidence.metrics import randomize_model

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .core import *
 from .picture.images import *
-from .model.loading import asset_path
+from .model.classifiers import asset_path
 from .evidence.parts import PART_COLORS
 from .explain import *
 from .view.atlas import *

@@ -34,6 +34,7 @@ from ..model.capture import *
 from ..data.samples import *
 from ..explain import *
 from ..evidence.metrics import *
+from ..model.classifiers import *
 from ..model.loading import *
 from ..method.rcut import upsample_by_method
 from ..data.layouts import *

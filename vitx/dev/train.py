@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..core import *
-from ..model.loading import *
+from ..model.classifiers import *
 from ..data.roads import *
 from ..data.scenes import *
 

@@ -17,8 +17,10 @@ from fastcore.script import call_parse
 from torch import nn
 
 from ..core import *
-from ..model.loading import *
+from ..model.classifiers import *
 from ..model.anatomy import *
+from ..model.tracing import *
+from ..model.token_places import *
 from ..model.capture import *
 from ..method.cut import MAX_CELLS
 import vitx.explain  # for the methods

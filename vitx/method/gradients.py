@@ -17,6 +17,8 @@ from torch import nn
 
 from ..core import *
 from ..model.anatomy import *
+from ..model.tracing import *
+from ..model.linearize import *
 from ..model.capture import *
 from .baselines import accumulate_relevance
 

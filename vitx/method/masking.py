@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..core import *
 from ..model.anatomy import *
+from ..model.tracing import *
 from ..model.capture import *
 from .relation import minmax_scale
 

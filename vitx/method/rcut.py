@@ -159,7 +159,7 @@ def rcut(capture, targets, layers, num_contrast:int=20, linearize:bool=True, fix
     "Signed relevance of the class's contrastive score, propagated over a patch graph of attention keys and colors; `alpha`, `threshold` and `map_options` go to `rcut_map`"
     has_flow, blocks = capture.anat.has_global_attention_path(max(layers)), {b for l in layers for b in late_blocks(l)}
     score = (lambda y, t: contrastive_score(y, t, num_contrast)) if capture.score == 'logit' else None
-    run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow else 'tokens', linear=linearize, score=score, **required_sites(capture.anat, layers))
+    run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow else 'tokens', linearize=linearize, score=score, **required_sites(capture.anat, layers))
     affinities = [f.to(run.logits) for f in _pixel_affinities(image_on_grid(capture.x.float(), run.grid_geometry), run.grid, color, position, texture)]
     return run.on_grid(rcut_map(*_relevance_and_graph(run, layers, fix_artifacts, power, affinities), alpha=alpha, threshold=threshold, **map_options).transpose(1, 2))
 
