@@ -16,6 +16,7 @@ from threading import current_thread, main_thread
 from fastcore.script import anno_parser
 
 from . import __version__
+from .bench.engines import *
 from .bench.runs import *
 from .bench.report import *
 from .core import *

@@ -27,7 +27,8 @@ def infer_grid(height:int, width:int, # of the picture
     w = n//h
     return (h, w) if fits_image(h, w, height, width) else None
 
-def fits_image(h, w, height, width): # rounding of a side to whole cells may bend the proportions
+def fits_image(h, w, height, width)->bool: # rounding of a side to whole cells may bend the proportions
+    "Whether a grid of h×w cells has the proportions of an image"
     return min(h, w) > 1 and height >= 2*h and width >= 2*w and abs(math.log(h/w) - math.log(height/width)) <= (.6/min(h, w) if height != width else 1e-9)
 
 def infer_layout(shape:tuple,    # of a tensor for one picture
@@ -127,7 +128,8 @@ def _timm_grid_fn(model):
         return next((g for g in (own, tuple(embed.dynamic_feat_size((height, width)))) if g and g[0]*g[1] == n), None)
     return grid
 
-def timm_num_pooled(model): # by timm's attributes; None: they aren't there
+def timm_num_pooled(model)->int:
+    "Prefix tokens that the head reads, by timm's attributes; None if they are missing"
     num_prefix, pool = getattr(model, 'num_prefix_tokens', None), getattr(model, 'global_pool', None)
     if num_prefix is None or not isinstance(pool, str): return None
     return 1 + int(getattr(model, 'dist_token', None) is not None) if pool == 'token' and num_prefix else 0

@@ -61,7 +61,7 @@ class Activations:
     def patches(self, t, dim=-2): # (…,N,…) → (…,n,…)
         "The patch tokens alone"
         return t.narrow(dim, self.num_prefix_tokens, t.shape[dim]-self.num_prefix_tokens)
-    def read_row(self, a): # (…,N,N) → (…,n)
+    def pooled_row(self, a): # (…,N,N) → (…,n)
         "The rows of a token×token matrix that the head reads, averaged, over the patch columns"
         rows = a[..., :self.num_pooled_prefix, :] if self.num_pooled_prefix else self.patches(a)
         return self.patches(rows.mean(-2, keepdim=True).transpose(-1, -2)).squeeze(-1)

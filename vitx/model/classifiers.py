@@ -94,18 +94,25 @@ def eval_mode(model:nn.Module):
         for m,mode in modes: m.training = mode
 
 # %% ../../nbs/model/01_classifiers.ipynb #32bc0d25
-def is_from(obj, owner): return any(f'{c.__module__}.'.startswith(f'{owner}.') for c in type(obj).__mro__)
+def is_from(obj, owner:str)->bool: # owner: a package or module, such as 'transformers'
+    "Whether a class of the object was defined in a package"
+    return any(f'{c.__module__}.'.startswith(f'{owner}.') for c in type(obj).__mro__)
 
 def find_adapter(obj):
     "The adapter for an object, or None"
     return next((f for f in library.values() if is_from(obj, f.meta['owner'])), None)
 
-def read_json(path):
+def read_json(path)->dict:
+    "What a JSON file holds; empty if it can't be read"
     try: return json.loads(path.read_text())
     except (OSError, ValueError): return {}
 
-def as_pair(size): return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
-def num_outputs(model): return next((m.out_features for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
+def as_pair(size)->tuple: # an int, a pair or None
+    "A size as (height, width); None stays None"
+    return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+def num_outputs(model)->int:
+    "Outputs of the last linear layer; None if there is none"
+    return next((m.out_features for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
 
 def require_classifier(model):
     "A model that can be explained, or the reason why not"
@@ -159,7 +166,8 @@ def as_transform(t): # a transform, or an image processor of Hugging Face → PI
     if not callable(t): raise VitxError(f"a {type(t).__name__} is no transform: give a function from a PIL image to a tensor (3,h,w), or an image processor of transformers")
     return partial(_apply_processor, t) if is_from(t, 'transformers') or 'return_tensors' in signature_params(t) else t
 
-def signature_params(f):
+def signature_params(f)->dict:
+    "The parameters of a function by name; empty if it has no signature"
     try: return signature(f).parameters
     except (TypeError, ValueError): return {}
 

@@ -52,7 +52,7 @@ class _LinearizedOp(torch.autograd.Function):
     def backward(ctx, g): return ctx.backward_fn(g, *ctx.saved_tensors), None, None, *[None]*len(ctx.saved_tensors)
 
 def values_only_grad(v, last_linear): # values (B,H,N,d), and the last linear layer: its input, weight and output (B,N,…)
-    "The same values, with a way back of their own where one layer makes queries, keys and values: zeros for the others needn't be carried along"
+    "The same values with a backward pass of their own if one layer makes queries, keys and values: no zeros are passed on for queries and keys"
     if last_linear is None or v.ndim != 4 or not last_linear[0].requires_grad or last_linear[2]._version != last_linear[3] or last_linear[2].untyped_storage().data_ptr() != v.untyped_storage().data_ptr(): return v
     x, W, y, _ = last_linear
     (B, H, N, d), first = v.shape, v.storage_offset() - y.storage_offset()
@@ -61,8 +61,14 @@ def values_only_grad(v, last_linear): # values (B,H,N,d), and the last linear la
     return _LinearizedOp.apply(x, y.detach()[..., rows], lambda g: g @ W.detach()[rows].to(g)).unflatten(-1, (H, d)).transpose(1, 2)
 
 # %% ../../nbs/model/08_linearize.ipynb #421f1cdc
-def gate_op(func, args, kw): return linearize_gate(args[0], lambda x: func(x, *args[1:], **{k: v for k,v in kw.items() if k != 'inplace'}))
-def detached_op(func, args, kw): return func(*args, **kw).detach()   # what others are multiplied by
+def gate_op(func, args, kw):
+    "Call an activation function with `linearize_gate`"
+    return linearize_gate(args[0], lambda x: func(x, *args[1:], **{k: v for k,v in kw.items() if k != 'inplace'}))
+
+def detached_op(func, args, kw):
+    "Call a function whose result counts as a constant factor"
+    return func(*args, **kw).detach()
+
 def _norm_op(func, args, kw): return linearize_norm(*args, **{'shape' if k == 'normalized_shape' else k: v for k,v in kw.items() if k != 'input'})
 
 LINEARIZED_OPS = {'layer_norm': _norm_op} | dict.fromkeys('sigmoid hardsigmoid rsqrt std var var_mean softmax'.split(), detached_op) \

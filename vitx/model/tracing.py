@@ -74,7 +74,10 @@ _GATING = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$
 _NOT_ATTENTION = re.compile(_GATING.pattern + r'|Cross(?!Cov)|Class|SE$|SelectiveKernel|Split|Drop|Embed|Norm|PosEnc')
 _ATTENTION = re.compile(r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
 
-def class_name(m): return type(m).__name__
+def class_name(m)->str:
+    "The name of an object's class"
+    return type(m).__name__
+
 def is_attention(m:nn.Module)->bool:
     "Does a module say by its class that it attends? Pooling heads, class attention and channel gates are no layers"
     return 'FactorAttn' in class_name(m) or not _NOT_ATTENTION.search(class_name(m)) and bool(_ATTENTION.search(class_name(m)) or hasattr(m, 'qkv'))
