@@ -88,6 +88,11 @@ def texts(cell):
     return ''.join(say).strip()
 
 
+def told(e):
+    "An error of a notebook, without colors, its end if it is long"
+    return f'  {type(e).__name__}: ' + re.sub(r'\x1b\[[\d;]*m', '', str(e))[-2500:]
+
+
 def tested(path, flags):
     "Seconds that a notebook took, and what is wrong with it: stored text outputs that differ from fresh ones, or the error of a cell"
     import nbformat
@@ -95,7 +100,7 @@ def tested(path, flags):
     try:
         for i, (old, new) in enumerate(zip(nbformat.read(path, 4).cells, run(path, flags).cells)):
             if wanted(old, flags) and texts(old) != texts(new): bad.append(f'  cell {i}, stored:\n{texts(old)[:600]}\n  fresh:\n{texts(new)[:600]}')
-    except Exception as e: bad.append(f'  {type(e).__name__}: {str(e)[-3000:]}')
+    except Exception as e: bad.append(told(e))
     return time.time() - t, bad
 
 
@@ -103,7 +108,7 @@ def executed(path, flags):
     "Run a notebook in place"
     t = time.time()
     try: write(run(path, flags), path)
-    except Exception as e: return time.time() - t, [f'  {type(e).__name__}: {str(e)[-3000:]}']
+    except Exception as e: return time.time() - t, [told(e)]
     return time.time() - t, []
 
 
