@@ -34,6 +34,7 @@ def values_by_image(rows:list)->dict: # (dataset, model) → metric → method �
             by[k] = {n: {i: f(*(by[p][n][i] for p in of)) for i in first if all(i in by[p].get(n, {}) for p in of)} for n,first in by[of[0]].items()}
     return out
 
+# %% ../../nbs/bench/07_statistics.ipynb #ee33e909
 def metric_sign(k:str)->int:
     "1 if higher values of a metric are better, else -1"
     return 1 if metric[k].meta['better'] == 'higher' else -1
