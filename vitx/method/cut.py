@@ -119,7 +119,7 @@ def rcut_code(capture, targets, layers):
     return run.on_grid(torch.stack([_cut_vector(weight_channels(t[:, None], gradient_weights(dt)), .2) for t,dt in zip(ts, ws)], 2))
 
 @method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', n_forward='D')
-def rcut_figure(capture, targets, layers, num_groups:int=0, batch=64, progress=None): # groups: ask for so many groups of channels; 0: for each channel
+def rcut_figure(capture, targets, layers, num_groups:int=0, batch=64, progress=None): # num_groups: ask for so many groups of channels; 0: for each channel
     "R-Cut as the paper's figure has it: masked-cosine weights (one forward per channel), hard threshold, largest entry positive"
     run, x = capture(targets, tokens=layers, max_cells=MAX_CELLS), capture.x
     out = torch.empty(*run.targets.shape, len(layers), run.grid[0]*run.grid[1])

@@ -83,7 +83,7 @@ class _BlockAndHead(nn.Module):
         self.block, self.head_logits, self.block_kwargs = capture.anat.blocks[l], capture.head_logits, block_kwargs
     def forward(self, tokens): return self.head_logits(self.block(tokens, **self.block_kwargs))
 
-def _block_gradients(capture, run, l, block_kwargs): # → Record of block l's attention and its gradient
+def _block_gradients(capture, run, l, block_kwargs): # → Activations of block l's attention and its gradient
     "What block `l` would answer if the head followed it; `run` holds the tokens that enter it, `block_kwargs` what else the model gives it"
     anat = Anatomy([capture.anat.layers[l]], capture.anat.num_pooled_prefix, lambda h, w, n: run.grid)
     return Capture(_BlockAndHead(capture, l, block_kwargs), run.values['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')

@@ -21,7 +21,7 @@ def contrastive_score(logits:torch.Tensor,  # (B,C)
          targets:torch.Tensor, # (B,T)
          num_contrast:int=20,        # so many of the other classes, those with the largest logits; 0: the logit alone
         )->torch.Tensor:       # (B,T)
-    "The logit of each target minus the mean logit of its strongest rivals"
+    "The logit of each target minus the mean logit of its strongest competitors"
     target_logits = logits.gather(1, targets)
     if not num_contrast: return target_logits
     other_logits = logits[:, None].expand(-1, targets.shape[1], -1).scatter(-1, targets[..., None], -torch.inf)
@@ -66,7 +66,7 @@ def received_attention(a:torch.Tensor)->torch.Tensor: # (B,n,n) attention among 
     "Attention that each patch receives from the others"
     return a.sum(-2) - a.diagonal(dim1=-2, dim2=-1)
 
-def artifact_tokens(flow:torch.Tensor, # (B,n) inflow
+def artifact_tokens(flow:torch.Tensor, # (B,n) received attention
               grid:tuple,        # (h,w)
               n_mads:float=8.,      # robust deviations above the median
               neighbor_ratio:float=3.,    # times the largest neighbor
@@ -118,8 +118,8 @@ def agreement(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,n), (…,n) 
     "Correlation over patches"
     return (standardize(a)*standardize(b)).mean(-1)
 
-def artifact_filler(run, l)->tuple: # → bad (B,n), and a function that mends (B,C,n)
-    "The artifacts at block l, and their cure"
+def artifact_filler(run, l)->tuple: # → bad (B,n), and a function that fills them in (B,C,n)
+    "The artifact tokens at block l, and a function that replaces their values"
     if ('flow', l) not in run.values: return torch.zeros(len(run.logits), run.grid[0]*run.grid[1], dtype=torch.bool, device=run.logits.device), lambda v: v
     bad = artifact_tokens(torch.stack([received_attention(run.patches(run.patches(run.values['flow', b]), -1)) for b in late_blocks(l)]).mean(0), run.grid)
     return bad, (lambda v: fill_artifacts(v, bad, run.grid)) if bad.any() else lambda v: v
@@ -169,7 +169,7 @@ def _pixel_affinities(x, grid, color, position, texture): # widths; 0: without t
     if texture: yield texture_affinity(x, grid, texture)
 
 # %% ../../nbs/method/06_rcut.ipynb #21682977
-def _relevance_and_graph(run, layers, fix_artifacts, power, affinities): # → own (B,L,T,n), flow the same or None, graph (B,L,n,n)
+def _relevance_and_graph(run, layers, fix_artifacts, power, affinities): # → token_relevance (B,L,T,n), flow the same or None, graph (B,L,n,n)
     has_flow, has_keys = ((site, max(layers)) in run.values for site in ('flow', 'keys'))
     block_relevance = {b: run.patches(token_times_gradient(run.values['tokens', b], run.grads['tokens', b]), -1) for b in {b for l in layers for b in late_blocks(l)}}
     flow, token_relevance, graphs, cache = attention_relevance(run, layers) if has_flow else None, [], [], {}

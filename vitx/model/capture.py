@@ -112,7 +112,7 @@ class Capture:
 # %% ../../nbs/model/10_capture.ipynb #6a19c7c8
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, linearize=False, max_cells=None, **layers):
-    "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `HOOK_SITES`; `linearize` holds the model still; grids of more than `max_cells` cells are pooled"
+    "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `HOOK_SITES`; `linearize` takes gradients through the linearized model; grids of more than `max_cells` cells are pooled"
     values, grad, same_thread = {}, (grad,) if isinstance(grad, str) else grad, thread_check()
     for site in (*layers, *grad):
         if site not in HOOK_SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(HOOK_SITES)}")
