@@ -9,6 +9,7 @@ __all__ = ['commands', 'explain', 'print_json', 'bench_command', 'report_command
 # %% ../nbs/cli.ipynb #62424d1a
 import argparse, ipaddress, json, os, secrets, signal, socket, subprocess, sys, tempfile
 from fnmatch import fnmatch
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -222,6 +223,7 @@ def main(argv:list=None # words after `vitx`; None: the command line's
     try:
         f = commands[argv[0]]
         args = vars(_parser(f).parse_args(argv[1:]))
+        for module in args.pop('import_modules') or (): _import_module(module)
         f(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')})
         sys.stdout.flush()
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # whoever read has seen enough
@@ -236,7 +238,14 @@ def _parser(f):
         p.add_argument(word, nargs='*' if f.meta.get('many') else '?', default=argparse.SUPPRESS, help=a.help)
         a.help = argparse.SUPPRESS
         break
+    p.add_argument('--import', dest='import_modules', action='append', metavar='MODULE', help='import a module of yours first, so that its methods, metrics and data sets are known')
     return p
+
+def _import_module(name):
+    "Import a module from the current folder or from where Python looks"
+    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
+    try: import_module(name)
+    except ImportError as e: raise VitxError(f"can't import {name}: {e}. --import takes a module's name, such as my_metrics for my_metrics.py in this folder") from None
 
 def _usage():
     print('usage: vitx COMMAND [-h] …\n\n' + '\n'.join(f'  {n:9s} {f.__doc__}' for n,f in commands.items()) + '\n\nvitx explain, alone, explains a shipped picture.')

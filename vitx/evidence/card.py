@@ -70,7 +70,7 @@ class Card:
     def warnings(self)->list: # sentences
         "What is wrong, and what to do"
         limits, sentences = WARNING_LIMITS, []
-        if self.confidence_drop < limits['confidence_drop']: sentences.append(f"Little hangs on what this map marks: without it the model loses only {max(self.confidence_drop, 0):.0%} more of {self.label!r} than without as much of anything else, and a cut always finds something. If the thing isn't in the picture, don't read the map; if it fills the picture, show it with more room around it.")
+        if self.confidence_drop < limits['confidence_drop']: sentences.append(f"The highlighted region has little effect: hiding it lowers the probability of {self.label!r} by only {max(self.confidence_drop, 0):.0%} more than hiding an equally large region elsewhere. Every map has a brightest spot, so don't trust this one. If the object fills the image, show it with more room around it.")
         if self.prob < limits['prob']: sentences.append(f"The model is unsure ({self.prob:.2f}), so the map explains a guess: look at its other answers, or ask about a class that you know is there.")
         if self.variation < limits['variation']: sentences.append(f"No patch stands out in what flowed to the head (variation {self.variation:.2f}): take the order of the cells as chance, and ask for another class or another picture.")
         if self.class_agnostic: sentences.append("This method draws the same map for every class: to ask about a class use rcut, chefer or gradcam.")
