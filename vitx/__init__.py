@@ -1,1 +1,8 @@
+"See which pixels made a Vision Transformer predict a class"
 __version__ = "0.1.0"
+
+def __getattr__(name): # loaded when asked for, so that `import vitx` stays quick
+    if name == 'Explainer':
+        from .explain import Explainer
+        return Explainer
+    raise AttributeError(f"module 'vitx' has no attribute {name!r}")

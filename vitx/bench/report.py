@@ -169,7 +169,9 @@ def _published_table(model, by, run):
     return [Table('Beside published values', ['method', 'metric', 'published', 'ours', 'difference', 'tolerance', 'agrees', 'source'], rows, ["Tolerance: how far reproductions by others differ from the published value."])]*bool(rows)
 
 # %% ../../nbs/bench/08_report.ipynb #2a40566d
-def is_control(n): return n in method and 'control' in str(method[n].meta.get('source'))
+def is_control(n)->bool:
+    "Whether a method is a control, which doesn't look at the model"
+    return n in method and 'control' in str(method[n].meta.get('source'))
 
 def _reference_method(names, values): # the default, or else the best; None: nothing has a value
     return _DEFAULT_METHOD if values.get(_DEFAULT_METHOD) else next((n for n in names if values[n]), None)

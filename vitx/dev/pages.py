@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['caption', 'plain_text', 'is_figure', 'captions', 'add_alt_texts', 'embed_animations', 'fold_solutions',
-           'wrap_html_outputs', 'drop_dashed_headings', 'unnest_links', 'escape_underscores', 'notebook_links', 'ready']
+           'wrap_html_outputs', 'drop_dashed_headings', 'unnest_links', 'escape_underscores', 'notebook_links',
+           'title_of', 'contents_table', 'ready']
 
 # %% ../../nbs/dev/03_pages.ipynb #7d705258
 import html, json, re
@@ -112,6 +113,24 @@ def notebook_links(path:str,    # of the notebook, from the repository's root
     where = f'{branch}/{path}'
     colab = re.sub(r'^https://github\.com', 'https://colab.research.google.com/github', git_url)
     return f'<p class="notebook-links"><a href="{colab}/blob/{where}">Open in Colab</a> · <a href="{git_url}/raw/{where}">Download the notebook</a></p>'
+
+# %% ../../nbs/dev/03_pages.ipynb #f4870a8b
+def title_of(nb:dict)->tuple: # a notebook as read from JSON
+    "The title of a notebook and the sentence below it"
+    lines = next(_source(c) for c in nb['cells'] if c['cell_type'] == 'markdown').splitlines()
+    return lines[0].removeprefix('# '), next((l[2:] for l in lines if l.startswith('> ')), '')
+
+def contents_table(nbs)->str: # folder of the notebooks
+    "The notebooks of `sidebar.yml` as a Markdown table: chapters, links and what each is about"
+    import yaml
+    rows, nbs = ['| | |', '|---|---|'], Path(nbs)
+    def add(entry, depth):
+        if isinstance(entry, str): entry = dict(href=entry)
+        if name := entry.get('section'): rows.append(f'| **{name}** | |' if depth == 0 else f'| *{name}* | |')
+        elif entry['href'] != 'index.ipynb': rows.append('| [{0}]({0}) | {1} |'.format(entry['href'], title_of(json.loads((nbs/entry['href']).read_text(encoding='utf8')))[1]).replace('.ipynb](', ']('))
+        for e in entry.get('contents', []): add(e, depth + 1)
+    for entry in yaml.safe_load((nbs/'sidebar.yml').read_text())['website']['sidebar']['contents']: add(entry, 0)
+    return '\n'.join(rows)
 
 # %% ../../nbs/dev/03_pages.ipynb #f2f02ace
 class ready:
