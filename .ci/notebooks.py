@@ -1,6 +1,6 @@
 """What contributors and the gate do with notebooks: test them, execute them, check their form, render README.
 
-    python .ci/notebooks.py test    [--flags real,slow] [--workers N] [NOTEBOOK ...]   run each once on a copy: no cell may fail, stored text outputs must come back
+    python .ci/notebooks.py test    [--flags real,slow] [--workers N] [--record] [NOTEBOOK ...]   run each once on a copy: no cell may fail, stored text outputs must come back
     python .ci/notebooks.py execute [--flags real,slow] [--workers N] [NOTEBOOK ...]   run in place and store outputs
     python .ci/notebooks.py lint                                         sizes, import order, captions, solutions, no foreign paths
     python .ci/notebooks.py fold                                         mark solutions as closed, as `execute` does, without running anything
@@ -248,12 +248,14 @@ def main():
     ap.add_argument('--flags', default=os.environ.get('VITX_FLAGS', ''))
     ap.add_argument('--workers', type=int, default=os.cpu_count() or 1)
     ap.add_argument('--check', action='store_true')
+    ap.add_argument('--record', action='store_true', help='write the order of the slowest notebooks to .ci/slowest.txt')
     a = ap.parse_intermixed_args()
     if real := os.environ.get('VITX_REAL'): os.environ.update(HF_HOME=f'{real}/hf', HF_HUB_OFFLINE='1')  # before a kernel imports the hub
     flags = set(filter(None, a.flags.split(',')))
     if a.what == 'fold': return fold()
     if a.what in ('test', 'execute'): passed, failed, ranked = each(tested if a.what == 'test' else executed, a.notebooks, flags, a.workers)
-    else: passed, failed = lint() if a.what == 'lint' else readme(a.check)
+    if a.what in ('test', 'execute') and a.record: SLOWEST.write_text('\n'.join(ranked[:24]) + '\n')
+    if a.what not in ('test', 'execute'): passed, failed = lint() if a.what == 'lint' else readme(a.check)
     print(f'{passed} passed, {failed} failed')
     sys.exit(bool(failed))
 
