@@ -19,6 +19,8 @@ from .model.classifiers import asset_path
 from .evidence.parts import PART_COLORS
 from .explain import *
 from .view.atlas import *
+from .view.panels import *
+from .view.pages import *
 
 # %% ../nbs/explore.ipynb #17cf9619
 ESM_ELEMENTS = '''
