@@ -20,12 +20,13 @@ from ..explain import *
 
 # %% ../../nbs/view/01_atlas.ipynb #15f128ba
 class Atlas:
-    "Maps of one picture for several classes at every layer of a model"
-    def __init__(self, ex:Explainer, img,  # anything `ex` explains, one picture
-                 targets=None,             # classes; None: the five likeliest
+    "Attribution maps of one image for several classes at every layer of a model"
+    def __init__(self, ex:Explainer,
+                 img,              # one image, of any kind that `ex` explains
+                 targets=None,     # classes, as indices or names; None: the five most probable
                  method:str='rcut',
-                 max_side:int=480,          # side of the picture as shown, in pixels
-                 **options):               # of the method
+                 max_side:int=480, # longer side of the shown image, in pixels
+                 **options):       # options of the method
         self.ex, self.method, self.options, self.original = ex, method, options, read_image(img)
         get_method(method)
         x, place = preprocess(self.original, ex.transform, ex._geometry)
@@ -40,33 +41,40 @@ class Atlas:
 
     def __repr__(self): return f'Atlas: {len(self.grid_maps)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
     @property
-    def depth(self)->int: return self.ex.depth
-    def name(self, t, n=40)->str: return truncate_label(self.ex.labels[t], n)
+    def depth(self)->int:
+        "Number of layers"
+        return self.ex.depth
+    def name(self, t:int, n:int=40)->str:
+        "Name of a class in at most n characters"
+        return truncate_label(self.ex.labels[t], n)
     def map(self, t:int, layer:int, place=None)->torch.Tensor: # (H,W) in 0..1
-        "Evidence for a class at a layer, on the picture as shown"
+        "Attribution map of a class at a layer, on the shown image (default) or on another geometry"
         return map_on_image(self.pixel_maps[t][layer], place or self.place).clamp(0, 1)
 
 # %% ../../nbs/view/01_atlas.ipynb #52fea0f2
 @patch
 def compute(self:Atlas, *targets):
-    "Compute what is missing for these classes, all of it in one call"
+    "Compute the maps of those classes that have none yet, in one call"
     new = [t for t in dict.fromkeys(targets) if t not in self.grid_maps]
     if not new: return self
     with progress_bar(): m = self.ex._maps(self.capture, torch.tensor([new]), self.method, range(self.depth), **self.options)[0].cpu()   # (T,L,h,w)
-    self.grid_geometry = self.capture.grid_geometry       # where the cells of the maps lie on what the model saw
+    self.grid_geometry = self.capture.grid_geometry       # position of the grid on the model's input
     pixel_maps = normalize_map(upsample_by_method(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.grid_geometry))[0].unflatten(0, m.shape[:2])
     self.grid_maps.update(zip(new, m)); self.pixel_maps.update(zip(new, pixel_maps))
     return self
 
 @patch
 def explanation(self:Atlas, t:int, layer:int)->Explanation:
-    "The same as `ex(img, t, method, layer)`, without asking the model again"
-    return self.ex._make_explanation(self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer], self.original_place, self.probs, t, self.method, layer, None, self.grid_geometry)
+    "`Explanation` of a class at a layer, as from `ex(img, t, method, layer)`, but without running the model"
+    return self.ex._make_explanation(self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer], self.original_place, self.probs, t, self.method, layer,
+                                     None, self.grid_geometry)
 
 # %% ../../nbs/view/01_atlas.ipynb #d33ed1a7
 @patch
-def parts(self:Atlas, t:int, layer:int, k:int)->tuple: # labels (h,w), shares list
-    "The evidence for a class at a layer, cut into k parts"
+def parts(self:Atlas, t:int, layer:int,
+          k:int,   # largest number of parts
+         )->tuple: # labels (h,w), −1 outside; list of shares, falling, sum 1 (empty if the map has no positive values)
+    "Parts of the map of a class at a layer"
     if self._keys is None:
         run = self.capture(**required_sites(self.ex.anat, range(self.depth)))
         self._keys = [[c[0].cpu() for c in artifact_free_keys(run, l)] for l in range(self.depth)]

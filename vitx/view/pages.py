@@ -90,35 +90,47 @@ for (const root of document.querySelectorAll('.vitx:not([data-on])')) { root.dat
 SCRIPT = f'<script>(() => {{{PAINT}{CONTROLS}}})();</script>'
 
 # %% ../../nbs/view/03_pages.ipynb #ada7d445
-def _data_uri(kind, b): return f'data:image/{kind};base64,' + base64.b64encode(b).decode()
+def _data_uri(kind, b):
+    "An image file as an address that holds it"
+    return f'data:image/{kind};base64,' + base64.b64encode(b).decode()
 
-def _sprite(atlas, t, size): # all layers of a class, one below the other, as a WebP
+def _sprite(atlas, t, size):
+    "The maps of a class at all layers, one below the other, as the address of one WebP image"
     place = atlas.place.scaled(size)
     m = torch.cat([atlas.map(t, l, place) for l in range(atlas.depth)])
     Image.fromarray((m*255).round().byte().numpy()).save(b := io.BytesIO(), 'WEBP', quality=80, method=4)
     return _data_uri('webp', b.getvalue())
 
 def _page_data(atlas, tile):
+    "JSON for the script: classes, maps with a longer side of `tile` pixels, and colors"
     W, H = atlas.image.size
     size = [max(1, round(tile*s/max(W, H))) for s in (H, W)]
-    classes = [dict(label=atlas.name(t), prob=f'{atlas.probs[t]:.2f}', description=[describe_location(atlas.map(t, l)) for l in range(atlas.depth)], maps=_sprite(atlas, t, size)) for t in atlas.grid_maps]
+    classes = [dict(label=atlas.name(t), prob=f'{atlas.probs[t]:.2f}', description=[describe_location(atlas.map(t, l)) for l in range(atlas.depth)],
+                    maps=_sprite(atlas, t, size)) for t in atlas.grid_maps]
     colors = [base64.b64encode((palette(s)*255).round().astype(np.uint8).tobytes()).decode() for s in (False, True)]
-    return json.dumps(dict(size=[W, H], tile=size[::-1], layers=atlas.depth, method=atlas.method, palette=colors, classes=classes), ensure_ascii=False).replace('<', '\\u003c')
+    content = dict(size=[W, H], tile=size[::-1], layers=atlas.depth, method=atlas.method, palette=colors, classes=classes)
+    return json.dumps(content, ensure_ascii=False).replace('<', '\\u003c')
 
-def legend_html(has_hidden:bool=False)->str: # HTML
-    "What the colors mean"
+def legend_html(has_hidden:bool=False, # whether part of the image is hatched
+               )->str:
+    "Legend of the colors, as HTML"
     stops = ', '.join('#%02x%02x%02x' % tuple((palette()[i]*255).round().astype(int)) for i in range(0, 256, 51))
-    return f'<div class="vitx-legend">weak <i style="background: linear-gradient(to right, {stops})"></i> strong evidence{"; hatched: not seen by the model" if has_hidden else ""}</div>'
+    hatched = '; hatched: not seen by the model' if has_hidden else ''
+    return f'<div class="vitx-legend">weak <i style="background: linear-gradient(to right, {stops})"></i> strong evidence{hatched}</div>'
 
 # %% ../../nbs/view/03_pages.ipynb #94ddad67
-def html_fragment(atlas:Atlas, limit:int=1_000_000)->str: # at most so many bytes
-    "The atlas as a piece of HTML that needs no network and no kernel; `VitxError` if it can't be made small enough"
+def html_fragment(atlas:Atlas,
+                  limit:int=1_000_000, # largest size in bytes; the maps get a lower resolution until the fragment fits
+                 )->str:
+    "The atlas as an HTML fragment that needs no network and no kernel; `VitxError` if it can't be made small enough"
     for tile in (160, 128, 96, 64, 48, 32):
         text = _render_fragment(atlas, tile)
         if len(text.encode()) <= limit: return text
-    raise VitxError(f"{len(atlas.grid_maps)} classes × {atlas.depth} layers don't fit into {limit:,} bytes: make the atlas with fewer targets or a smaller picture")
+    raise VitxError(f"{len(atlas.grid_maps)} classes × {atlas.depth} layers don't fit into {limit:,} bytes: "
+                    "give the atlas fewer targets or a smaller max_side")
 
 def _render_fragment(atlas, tile):
+    "The fragment with maps whose longer side has `tile` pixels"
     q, first = html.escape, next(iter(atlas.grid_maps))
     visible, last = atlas.place.visible, atlas.depth-1
     plain, still = Panel('', '', hatch_hidden(np.asarray(atlas.image, dtype=np.float32)/255, visible)), make_panels(atlas, AtlasView(first, last))[1]
@@ -136,7 +148,7 @@ def _render_fragment(atlas, tile):
 
 # %% ../../nbs/view/03_pages.ipynb #b64c42fc
 def html_page(title:str, body:str)->str:
-    "A piece of HTML as a whole page"
+    "A whole HTML page with a title and this body"
     return f'''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><link rel="icon" href="data:,">
 <style>:root {{ color-scheme: light dark }} body {{ margin: 0 auto; max-width: 62rem; padding: 1rem; font-family: system-ui, sans-serif }} h1 {{ font-size: 1.2rem; font-weight: 600; margin: 0 0 .8rem }}</style></head>
@@ -147,9 +159,9 @@ def html_page(title:str, body:str)->str:
 
 @patch
 def save_html(self:Atlas, path):
-    "Write one file that any browser opens: layers, classes and comparison work, without a network"
+    "Write the atlas as one HTML file, in which layers, classes and comparison work in any browser without a network"
     path = writable_path(path)
-    if path.suffix.lower() not in ('.html', '.htm'): raise VitxError(f"save_html writes a page: end {path.name!r} in .html")
-    text = html_page(f'What {self.ex.name} saw, by {self.method}', html_fragment(self, 990_000))
+    if path.suffix.lower() not in ('.html', '.htm'): raise VitxError(f"{path.name!r} is no name of a page: let it end in .html")
+    text = html_page(f'Attribution maps of {self.ex.name} by {self.method}', html_fragment(self, 990_000))
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return path

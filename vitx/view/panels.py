@@ -20,31 +20,32 @@ from .atlas import *
 # %% ../../nbs/view/02_panels.ipynb #a2dabb03
 @dataclass(frozen=True)
 class AtlasView:
-    "What to show of an atlas"
-    target: int
+    "The reader's choices: what to show of an atlas"
+    target: int            # index of a class
     layer: int
-    compare_to: int = None     # a second class to compare with
-    opacity: float = .85
-    num_parts: int = 0        # cut the evidence into so many parts; 0: don't
+    compare_to: int = None # index of a second class; None: no comparison
+    opacity: float = .85   # of the map over the image, 0..1
+    num_parts: int = 0     # number of parts; 0: don't show parts
 
 @dataclass
 class Panel:
-    "One picture with its title, and the same in words"
+    "An image with a title, and a description for readers who can't see it"
     title: str
     description: str
     pixels: np.ndarray = field(repr=False) # (H,W,3) uint8
     def jpeg(self, quality:int=88)->bytes:
+        "The image as a JPEG file"
         Image.fromarray(self.pixels).save(b := io.BytesIO(), 'JPEG', quality=quality)
         return b.getvalue()
 
-def format_percent(share)->str:
-    "A share as people say it"
+def format_percent(share:float)->str: # share in 0..1
+    "A share in percent, as text"
     return 'less than 1%' if 0 < share < .005 else f'{share:.0%}'
 
 def describe_location(m:torch.Tensor # (H,W) in 0..1
-         )->str:
-    "The place of the evidence in words"
-    m = m.numpy()[tuple(slice(None, None, max(1, n//96)) for n in m.shape)]     # fine enough for words
+                     )->str:
+    "Where a map is strongest, and the share of the image with values above half of the maximum, in words"
+    m = m.numpy()[tuple(slice(None, None, max(1, n//96)) for n in m.shape)]     # sampled, which is fast and fine enough for words
     if m.max() <= 0: return 'no evidence'
     strong = m > .5*m.max()
     y, x = (min(int(3*i.mean()/n), 2) for i,n in zip(strong.nonzero(), m.shape))
@@ -53,10 +54,10 @@ def describe_location(m:torch.Tensor # (H,W) in 0..1
     return f'strongest {at}, strong on {format_percent(strong.mean())} of the picture'
 
 # %% ../../nbs/view/02_panels.ipynb #3d8f8e68
-def hatch_hidden(pixels:np.ndarray,  # (H,W,3) in 0..1
-            visible:torch.Tensor,  # (H,W) bool
-           )->np.ndarray:       # (H,W,3) uint8
-    "Stripes where the model saw nothing"
+def hatch_hidden(pixels:np.ndarray,    # (H,W,3) in 0..1
+                 visible:torch.Tensor, # (H,W) bool: pixels that the model saw
+                )->np.ndarray:         # (H,W,3) uint8
+    "Draw stripes over the pixels that the model did not see"
     out = (pixels*255 + .5).astype(np.uint8)
     if visible.all(): return out
     y, x = np.ogrid[:out.shape[0], :out.shape[1]]
@@ -65,13 +66,14 @@ def hatch_hidden(pixels:np.ndarray,  # (H,W,3) in 0..1
 
 # %% ../../nbs/view/02_panels.ipynb #df41e126
 def make_panels(atlas:Atlas, v:AtlasView)->list: # of Panel
-    "The pictures for a view: the map; or its parts; or two classes and their difference"
+    "Panels of a view: the image and the map; then its parts, if wanted; then the second map and the difference, if two classes are compared"
     atlas.compute(v.target, *([] if v.compare_to is None else [v.compare_to]))
     visible, img = atlas.place.visible, atlas.image
     def panel(title, description, pixels): return Panel(title, description, hatch_hidden(pixels, visible))
     def one(t):
         m = atlas.map(t, v.layer)
-        return m, panel(f'{atlas.name(t)}  {atlas.probs[t]:.2f}', f'evidence for {atlas.ex.labels[t]} by {atlas.method} at layer {v.layer}: {describe_location(m)}', overlay(img, m, v.opacity))
+        description = f'evidence for {atlas.ex.labels[t]} by {atlas.method} at layer {v.layer}: {describe_location(m)}'
+        return m, panel(f'{atlas.name(t)}  {atlas.probs[t]:.2f}', description, overlay(img, m, v.opacity))
     m, first = one(v.target)
     out = [panel('picture', 'the picture', np.asarray(img, dtype=np.float32)/255), first]
     if v.num_parts:
@@ -80,24 +82,28 @@ def make_panels(atlas:Atlas, v:AtlasView)->list: # of Panel
     if v.compare_to is None or v.compare_to == v.target: return out
     m2, second = one(v.compare_to)
     a, b = atlas.name(v.target, 24), atlas.name(v.compare_to, 24)
-    return out + [second, panel(f'{a} (orange) − {b} (purple)', f'more for {a}: {describe_location((m-m2).clamp_min(0))}; more for {b}: {describe_location((m2-m).clamp_min(0))}', overlay(img, m-m2, v.opacity, signed=True))]
+    description = f'more for {a}: {describe_location((m-m2).clamp_min(0))}; more for {b}: {describe_location((m2-m).clamp_min(0))}'
+    return out + [second, panel(f'{a} (orange) − {b} (purple)', description, overlay(img, m-m2, v.opacity, signed=True))]
 
 # %% ../../nbs/view/02_panels.ipynb #28a1c504
 def _parts_panel(atlas, v):
+    "Title, description and pixels of the panel with the parts"
     labels, shares = atlas.parts(v.target, v.layer, v.num_parts)
     title = 'parts: ' + ', '.join(f'{c} {format_percent(s)}' for c,s in zip(COLOR_NAMES, shares))
     if not len(shares): return 'no parts', 'no evidence, so no parts', dim_image(np.asarray(atlas.image, dtype=np.float32)/255)
     names = title.removeprefix('parts: ')
-    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', paint_parts(atlas.image, labels, atlas.place, atlas.pixel_maps[v.target][v.layer], atlas.grid_geometry)
+    painted = paint_parts(atlas.image, labels, atlas.place, atlas.pixel_maps[v.target][v.layer], atlas.grid_geometry)
+    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', painted
 
-COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'gray')   # of PART_COLORS
+COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'gray')   # names of PART_COLORS
 
 # %% ../../nbs/view/02_panels.ipynb #8aacaf9d
-def show_panels(shown:list, # of Panel
-                caption:str=None, fig=None)->np.ndarray: # of axes
+def show_panels(shown:list,       # of Panel
+                caption:str=None, # text below the panels
+                fig=None,         # figure to draw in; None: a new one
+               )->np.ndarray:     # of axes
     "Draw panels side by side"
     import matplotlib.pyplot as plt
-    H, W = shown[0].pixels.shape[:2]
     fig = fig or plt.figure(figsize=panels_figsize(shown))
     fig.set_layout_engine('constrained')
     axs = fig.subplots(1, len(shown), squeeze=False)[0]
@@ -105,7 +111,9 @@ def show_panels(shown:list, # of Panel
     if caption: fig.supxlabel(caption, fontsize=8)
     return axs
 
-def panels_figsize(shown, width=2.6)->tuple: # (width, height) in inches
-    "The size of a figure for panels"
+def panels_figsize(shown:list,      # of Panel
+                   width:float=2.6, # of a panel, in inches
+                  )->tuple:         # (width, height) in inches
+    "Size of a figure for panels"
     H, W = shown[0].pixels.shape[:2]
     return width*len(shown), min(max(width*H/W, 1), 6) + .5
