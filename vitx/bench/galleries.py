@@ -38,18 +38,18 @@ def top_methods(names:list,  # methods, best first
                 values:dict, # method → {image: value}
                 limit:int,   # largest number of methods
                )->list:
-    "Methods that have values: first the default (the best, if the default has none), then the others from best to worst, controls last"
+    "Methods that have values, at most `limit`: first the default, then the others from best to worst, controls last"
     first = _reference_method(names, values)
     return sorted((n for n in names if values[n]), key=lambda n: (n != first, is_control(n)))[:limit]
 
 def target_by_image(rows:list,     # of one dataset and model
-                    top:bool=True, # include images for which the model's top class was explained, because their own class isn't known
+                    top:bool=True, # include images of unknown class, for which the model's top class was explained
                    )->dict:        # image → index of the class
     "The class that was explained on each image"
     return {r['image']: r['target'] for r in rows if r['target'] is not None and (top or not r['note'].startswith((UNKNOWN_CLASS, NO_LABEL)))}
 
 def label_by_image(rows:list, run:dict, model:str)->dict: # image → text
-    "The name of the class that was explained on each image; a remark tells where it is the model's top class because the image's own class isn't known"
+    "Name of the class that was explained on each image, marked if it is the model's top class because the image's own class isn't known"
     known = target_by_image(rows, top=False)
     return {i: class_label(run, model, t) + ('' if i in known else " (the model's top class)") for i,t in target_by_image(rows).items()}
 

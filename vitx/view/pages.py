@@ -161,7 +161,7 @@ def html_page(title:str, body:str)->str:
 def save_html(self:Atlas, path):
     "Write the atlas as one HTML file, in which layers, classes and comparison work in any browser without a network"
     path = writable_path(path)
-    if path.suffix.lower() not in ('.html', '.htm'): raise VitxError(f"{path.name!r} is no name of a page: let it end in .html")
+    if path.suffix.lower() not in ('.html', '.htm'): raise VitxError(f"save_html can't write {path.name!r}: use a name that ends in .html")
     text = html_page(f'Attribution maps of {self.ex.name} by {self.method}', html_fragment(self, 990_000))
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return path
