@@ -34,7 +34,7 @@ commands = Registry('command')
 def explain(image:str=None,      # picture; without it, the shipped one
             model:str=None,      # timm name, hf:NAME, torchvision:NAME, open_clip:NAME, a folder, or road_vit, shipped like scene_vit; without it, scene_vit
             labels:str=None,     # names of the classes: a JSON file, or texts joined by commas
-            device:str=None,     # where to run, such as cuda; without it, the CPU
+            device:str='auto',   # device: cuda, cuda:1, mps or cpu; auto is the fastest at hand
             target:str=None,     # class: index, label or part of one; without it, the top class
             method:str='rcut',   # how; `vitx methods` lists them
             layer:int=-1,        # tokens that enter this block; negative counts from the last
@@ -47,13 +47,19 @@ def explain(image:str=None,      # picture; without it, the shipped one
     get_method(method)
     out = check_output_path(out or f'{src.stem}-{method}.png')
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another --out")
-    e = Explainer(model, labels=_parse_labels(labels), device=device)(src, target, method, layer, against)
+    e = Explainer(model, labels=_parse_labels(labels), device=_parse_device(device))(src, target, method, layer, against)
     e.save(out)
     if image is not None and model in (None, *BUNDLED_MODELS): print(f"vitx: {model or 'the shipped model'} knows nothing but drawn {'roads' if model == 'road_vit' else 'scenes'}; for a photo, name another with --model", file=sys.stderr)
     if json: print_json(dict(image=image or 'shipped scene.png', **e.to_dict(), out=str(out)))
     else:
         for label,p in e.top: print(f'{p:7.3f}  {label}')
         print(f'{"no " if e.is_empty else ""}evidence for {e.title!r} by {method}, layer {e.layer}: {out}')
+
+def _parse_device(device): # None: the CPU, where models are
+    if device != 'auto': return device
+    if (fastest := choose_device()) == 'cpu': return None
+    print(f'vitx: computing on {fastest}; --device names another', file=sys.stderr)
+    return fastest
 
 def _parse_labels(labels): return labels if labels is None or labels.endswith('.json') else list(_split_commas(labels) or ())
 
@@ -74,7 +80,7 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
                   resume:bool=False,      # go on with the rows that are there
                   retry:bool=False,       # go on, and ask again what has no value, after its cause was mended
                   format:str='csv',       # of the rows: csv or parquet
-                  device:str=None,        # where to run, such as cuda; without it, the CPU
+                  device:str='auto',      # device: cuda, cuda:1, mps or cpu; auto is the fastest at hand
                   protocol:str=None,      # a frozen protocol, with metrics of its own; `vitx protocols` lists them
                   batch:int=1,            # pictures explained at once; more pays on a GPU
                   group:int=16,           # pictures written together, and lost together by a kill; at least a batch
@@ -84,7 +90,7 @@ def bench_command(data:str='scenes',      # dataset, or dataset:PATH, such as sc
                  ):
     "Score methods on a dataset, one row per image, method and metric"
     if not model and data.partition(':')[0] not in ('scenes', 'grid'): print('vitx: without --model it is the shipped one that is asked, which knows drawn scenes and nothing else', file=sys.stderr)
-    try: path = bench(data, _split_commas(model) or (None,), _split_commas(methods), _split_commas(metrics), limit, out, resume, retry, format, device, protocol, batch, group, shard, workers, engine)
+    try: path = bench(data, _split_commas(model) or (None,), _split_commas(methods), _split_commas(metrics), limit, out, resume, retry, format, _parse_device(device), protocol, batch, group, shard, workers, engine)
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; go on with --resume', file=sys.stderr)
         raise
@@ -157,7 +163,7 @@ def datasets(json:bool=False # print JSON
 # %% ../nbs/cli.ipynb #9e47838f
 def app_notebook(image, model, folder, allow_save:bool=True)->dict:
     "A notebook with one cell: the explorer"
-    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore(Explainer({model!r}), {image!r}, allow_save={allow_save})"
+    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore(Explainer({model!r}, device='auto'), {image!r}, allow_save={allow_save})"
     return dict(cells=[dict(cell_type='code', id='explorer', execution_count=None, metadata={}, outputs=[], source=cell)], nbformat=4, nbformat_minor=5,
                 metadata=dict(title='vitx', kernelspec=dict(name='python3', display_name='Python 3', language='python')))
 

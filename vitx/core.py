@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['method', 'metric', 'dataset', 'family', 'library', 'VitxError', 'close_matches', 'Registry', 'writable_path',
-           'atomic_path', 'report_progress_to', 'progress_bar', 'track', 'set_seed']
+           'atomic_path', 'report_progress_to', 'progress_bar', 'track', 'quick_thread_switches', 'is_symbolic',
+           'constant', 'keep_constants', 'set_seed']
 
 # %% ../nbs/core.ipynb #0832016a
 import difflib, os, random, sys, tempfile
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, torch
@@ -126,6 +128,42 @@ def track(items,       # a list, or anything with a length
             try: yield item
             finally: _progress_callback.reset(token)
         report(len(items), len(items), description)
+
+# %% ../nbs/core.ipynb #8aea4109
+@contextmanager
+def quick_thread_switches(seconds:float=2e-4):
+    "A scope in which Python's threads wait less long for each other: those that read pictures give way every few calls"
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, seconds))
+    try: yield
+    finally: sys.setswitchinterval(before)
+
+# %% ../nbs/core.ipynb #08277a0e
+def is_symbolic(*tensors)->bool:
+    "Do these tensors stand for values that can't be read, as while a graph is traced?"
+    return any(type(t).__name__ == 'FakeTensor' or torch.is_tensor(t) and t.is_meta for t in tensors)
+
+_kept_constants = ContextVar('constants', default=None)
+
+@lru_cache(256)
+def _make_constant(make, args, device, dtype):
+    with torch.inference_mode(False): return make(*args).to(device, dtype)
+
+def constant(make,           # function of hashable arguments, which returns a tensor
+             *args, like:torch.Tensor, # whose device and dtype the tensor gets
+            )->torch.Tensor:
+    "A tensor that doesn't depend on the input, made once for each device"
+    if is_symbolic(like): return make(*args).to(like)
+    t = _make_constant(make, args, like.device, like.dtype)
+    if (kept := _kept_constants.get()) is not None: kept.append(t)
+    return t
+
+@contextmanager
+def keep_constants():
+    "A scope whose constants are kept alive in the list that it yields"
+    token = _kept_constants.set(kept := [])
+    try: yield kept
+    finally: _kept_constants.reset(token)
 
 # %% ../nbs/core.ipynb #0ec2c409
 def set_seed(seed:int=42):

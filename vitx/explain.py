@@ -7,7 +7,7 @@ __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_output_path', 'find_class', 
            'normalize_map', 'option_defaults']
 
 # %% ../nbs/explain.ipynb #856af207
-import json, re
+import json, math, os, re
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +30,7 @@ from .model.loading import *
 from .model.tracing import *
 from .model.token_places import *
 from .model.capture import *
+from .model.cuda_graphs import *
 from .picture.show import *
 from .evidence.metrics import randomize_model
 from .method.rcut import *
@@ -169,13 +170,14 @@ class Explainer:
                  model=None,         # timm name, folder saved by timm, nn.Module, 'scene_vit' or 'road_vit'; None: the first shipped one, scene_vit
                  *, labels=None,     # list of texts, or a JSON file with one; default: the model's own
                  transform=None,     # PIL image → (3,h,w); default: the model's own
-                 device=None,        # where to move the model; default: where it is
+                 device=None,        # 'cuda', 'mps', 'cpu' or 'auto', the fastest at hand; None: the model stays where it is
                  score:str='logit',  # what is explained: 'logit' or 'prob'
+                 cuda_graphs:bool=True, # on a GPU: record calls that come again and replay them
                 ):
         if score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: there are 'logit' and 'prob'")
         labels = _read_labels(labels)
         self.model = load_model(model, labels)
-        self.score = score
+        self.score, self._graphs, self._recorded = score, GraphCache() if cuda_graphs else None, {}   # _recorded: what isn't a tensor in answers that are replayed
         if device is not None: _move_model(self.model, device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}
         self.name = Path(model).name if isinstance(model, (str, Path)) and Path(model).is_dir() else str(model) if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
@@ -205,7 +207,7 @@ class Explainer:
 
 # %% ../nbs/explain.ipynb #3063c740
 def _move_model(model, device):
-    try: model.to(device)
+    try: model.to(choose_device() if device == 'auto' else device)
     except (RuntimeError, AssertionError) as e: raise VitxError(f"can't use device {device!r}: {str(e).splitlines()[0]}") from None
 
 def _read_labels(given):
@@ -227,9 +229,8 @@ def _check_labels(given, model):
 # %% ../nbs/explain.ipynb #eb44b54b
 def normalize_map(m:torch.Tensor)->torch.Tensor: # (…,h,w) signed
     "Divide each map by its positive maximum, or by its largest size where nothing is positive"
-    top = m.amax((-2, -1), keepdim=True)
-    top = torch.where(top > 0, top, m.abs().amax((-2, -1), keepdim=True))
-    return m/top.clamp_min(torch.finfo(m.dtype).tiny)
+    low, top = m.flatten(-2).aminmax(dim=-1, keepdim=True)
+    return m/torch.where(top > 0, top, -low).clamp_min(torch.finfo(m.dtype).tiny)[..., None]
 
 @patch
 def _layer_indices(self:Explainer, layers):
@@ -251,8 +252,9 @@ def maps(self:Explainer, x:torch.Tensor,    # (B,3,H,W), preprocessed
         )->torch.Tensor:          # (B,T,L,h,w) float32, signed; with `pixels` (B,T,L,H,W)
     "Evidence maps on the token grid"
     capture = Capture(self.model, _check_batch(x), self.anat, self.score)
-    m = self._maps(capture, targets, method, layers, self._target_index(against), **options)
-    return normalize_map(upsample_by_method(method, m.flatten(1, 2), capture.x, capture.grid_geometry)).unflatten(1, m.shape[1:3]) if pixels else m
+    answer = self._compute(capture, targets, method, layers, self._target_index(against), pixels, **options)
+    _check_answer(capture, answer, method)
+    return answer.pixel_maps if pixels else answer.maps
 
 def option_defaults(name:str)->dict:
     "The options of a method, with their defaults"
@@ -269,27 +271,75 @@ def _with_options(f, options):
 # %% ../nbs/explain.ipynb #ba085279
 @patch
 def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
+    answer = self._compute(capture, targets, name, layers, against, **options)
+    _check_answer(capture, answer, name)
+    return answer.maps
+
+@dataclass
+class _Answer:
+    "What one call of a method gives: tensors, some of which may still be computed"
+    maps: torch.Tensor         # (B,T,L,h,w)
+    logits: torch.Tensor       # (B,C)
+    checks: torch.Tensor       # what `_check_answer` reads
+    check_names: tuple
+    pixel_maps: torch.Tensor = None # (B,T,L,H,W), or None
+
+@patch
+def _compute(self:Explainer, capture, targets, name, layers, against=None, pixels=False, **options):
     f, layers = _with_options(method[name], options), self._layer_indices(layers)
     if isinstance(targets, (list, tuple, np.ndarray)): targets = [[self.target(c) for c in t] if isinstance(t, (list, tuple, np.ndarray)) else self.target(t) for t in targets]
     elif targets is not None and not isinstance(targets, torch.Tensor): targets = self.target(targets)
+    if against is not None: _check_contrast(f, targets, against)
+    if self._graphs is None or not capture.x.is_cuda or f.meta.get('n_forward') or f.meta.get('uses_internals') or is_symbolic(capture.x) or (model_key := replay_key(self.model)) is None: return self._compute_now(capture, targets, f, layers, against, pixels)
+    as_tensor = None if targets is None else as_targets(targets, capture.x.new_empty(len(capture.x), len(self.labels)))
+    key = name, tuple(layers), against, pixels, repr(options), capture.score, capture.x.shape, capture.x.dtype, None if targets is None else as_tensor.shape, model_key
+    def call(x, *t):
+        inner = Capture(self.model, x, capture.anat, capture.score)
+        answer = self._compute_now(inner, *(t or (None,)), f, layers, against, pixels)
+        self._recorded[key] = inner.grid_geometry, answer.check_names
+        return answer.maps, answer.logits, answer.checks, *([answer.pixel_maps] if pixels else [])
+    maps, logits, checks, *fine = self._graphs(key, call, capture.x, *([] if targets is None else [as_tensor]))
+    capture._logits, (capture.grid_geometry, names) = logits, self._recorded[key]
+    return _Answer(maps, logits, checks, names, *fine)
+
+# %% ../nbs/explain.ipynb #9e57c2da
+@patch
+def _compute_now(self:Explainer, capture, targets, f, layers, against, pixels):
+    name = f.meta['name']
     try: m = f(capture, targets, layers) if against is None else _contrast_maps(f, capture, as_targets(targets, capture.logits), layers, against)
     except VitxError: raise
     except Exception as e:
         if not f.meta.get('uses_internals'): raise
         raise VitxError(f"{name} looks inside the blocks of a plain ViT, and {type(capture.model).__name__} is built otherwise ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, rout, cut or gradcam") from e
     m = normalize_map(m.float())
-    if _are_probabilities(capture.logits): raise VitxError("this model answers with probabilities, which hide how sure it is: give the module without its last softmax or sigmoid")
     if (n := capture.logits.shape[1]) != len(self.labels): raise VitxError(f"this model answers with {n} numbers, but it has {len(self.labels)} labels: give {n} in labels=, and if it says another number of classes itself, set its num_classes")
-    if not m.isfinite().all(): raise VitxError(f"{name} gave values that are not finite for this model and picture: try score='logit', float32 weights, or another method")
-    return m
+    y, values = capture.logits, dict(zip(('low', 'high'), m.aminmax()))
+    if not capture.anat.is_checked: values |= dict(zip(('lowest', 'highest', 'lowest_sum', 'highest_sum'), (*y.aminmax(), *y.sum(1).aminmax())))
+    values |= capture.flags
+    fine = normalize_map(upsample_by_method(name, m.flatten(1, 2), capture.x, capture.grid_geometry)).unflatten(1, m.shape[1:3]) if pixels else None
+    return _Answer(m, y, torch.stack([v.to(m) for v in values.values()]), tuple(values), fine)
 
-def _are_probabilities(y): # (B,C): probabilities where logits should be?
-    return y.min() >= 0 and y.max() <= 1 and bool((y.sum(1) - 1).abs().max() < 1e-2 or y.numel() > 20)
+# %% ../nbs/explain.ipynb #7c079562
+def _check_answer(capture, answer, name):
+    "Raise what is wrong with the input, the logits or the maps; the values are read at once, so that a GPU waits a single time"
+    if is_symbolic(answer.maps): return
+    said = dict(zip(answer.check_names, answer.checks.tolist()))
+    if not math.isfinite(said['low'] + said['high']):
+        if not capture.x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
+        raise VitxError(f"{name} gave values that are not finite for this model and picture: try score='logit', float32 weights, or another method")
+    if said.get('same'): raise VitxError("a class has no lead over itself: give another class in `against`")
+    if 'lowest' in said and 0 <= said['lowest'] and said['highest'] <= 1 and (max(1 - said['lowest_sum'], said['highest_sum'] - 1) < 1e-2 or answer.logits.numel() > 20):
+        raise VitxError("this model answers with probabilities, which hide how sure it is: give the module without its last softmax or sigmoid")
+    capture.anat.is_checked |= 'lowest' in said and not said.get('leftover')
+    if said.get('leftover'): raise VitxError("tokens that the head doesn't read have a gradient behind the last attention: this model mixes tokens there, so its anatomy must say num_pooled_prefix=0")
+
+def _check_contrast(f, targets, against):
+    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} draws the same map for every class, so it can't explain a lead: use rcut, chefer or gradcam")
+    if targets is not None and not is_symbolic(t := torch.as_tensor(targets)) and (t == against).any(): raise VitxError("a class has no lead over itself: give another class in `against`")
 
 def _contrast_maps(f, capture, targets, layers, against):
     "Evidence for each target minus evidence for one other class, in the method's own units, so that swapping the two turns the map over"
-    if (targets == against).any(): raise VitxError("a class has no lead over itself: give another class in `against`")
-    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} draws the same map for every class, so it can't explain a lead: use rcut, chefer or gradcam")
+    capture.flags['same'] = (targets == against).any()
     m = f(capture, torch.cat([targets, torch.full_like(targets[:, :1], against)], 1), layers)
     return m[:, :-1] - m[:, -1:]
 
@@ -300,7 +350,6 @@ def _check_batch(x):
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
         raise VitxError("maps takes a preprocessed batch, a float tensor (B,3,H,W); call the explainer itself with pictures")
     if x.shape[1] != 3: raise VitxError(f"a batch of {x.shape[1]} channels: give (B,3,H,W)")
-    if not x.isfinite().all(): raise VitxError("the batch holds NaN or infinite values")
     return x
 
 # %% ../nbs/explain.ipynb #68b7c803
@@ -322,19 +371,38 @@ def __call__(self:Explainer, img,         # path, bytes, file object, PIL image,
     if len(layers) != 1 or not isinstance(batch, int) or batch < 1: raise VitxError("a call explains one layer in batches of at least one picture; use `maps` for several layers")
     targets, against = [self._target_index(t) for t in targets], self._target_index(against)
     out = []
-    for i in range(0, len(images), batch): out += self._explain(images[i:i+batch], targets[i:i+batch], method, layers[0], against)
+    for i in range(0, len(images), batch):
+        prepared = [(img, *preprocess(img, split_transform(self.transform)[0], self._geometry)) for img in images[i:i+batch]]
+        out += self._collect(self._launch(prepared, targets[i:i+batch], method, layers[0], against))
     return out
 
+# %% ../nbs/explain.ipynb #cd0a7f24
 @patch
-def _explain(self:Explainer, images, targets, name, layer, against):
-    xs, places = zip(*[preprocess(i, self.transform, self._geometry) for i in images])
-    capture = Capture(self.model, torch.stack(xs), self.anat, self.score)
-    top = all(t is None for t in targets)   # the top class is known only after the run: one forward pass serves both
-    if not top: targets = [best if t is None else t for t,best in zip(targets, capture.logits.argmax(1).tolist() if None in targets else targets)]
-    m = self._maps(capture, None if top else torch.tensor(targets)[:, None], name, layer, against)[:, 0, 0].cpu()
-    if top: targets = capture.logits.argmax(1).tolist()
-    pixel_maps = normalize_map(upsample_by_method(name, m[:, None], capture.x.cpu(), capture.grid_geometry))[:, 0]
-    return [self._make_explanation(img, g, f, place, p, t, name, layer, against, capture.grid_geometry) for img,g,f,place,p,t in zip(images, m, pixel_maps, places, capture.logits.softmax(-1).cpu(), targets)]
+def _launch(self:Explainer, prepared, targets, name, layer, against): # prepared: (picture, x, place) each → what `_collect` takes; a GPU may still be computing it
+    "Begin to explain a batch"
+    images, xs, places = zip(*prepared)
+    x, device = torch.stack(xs), next(self.model.parameters()).device
+    x = split_transform(self.transform)[1](x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x)
+    capture = Capture(self.model, x, self.anat, self.score)
+    known = torch.tensor([-1 if t is None else t for t in targets])[:, None]
+    if all(t is None for t in targets): classes = None           # the top class is known only after the run: one forward pass serves both
+    elif None in targets: classes = torch.where((k := known.to(device)) < 0, capture.logits.argmax(1, keepdim=True), k)
+    else: classes = known
+    answer = self._compute(capture, classes, name, layer, against, pixels=True)
+    classes = answer.logits.argmax(1) if classes is None else classes[:, 0]
+    tensors = answer.maps[:, 0, 0], answer.pixel_maps[:, 0, 0], answer.logits.softmax(-1), classes, answer.checks
+    tensors = [t.to('cpu', non_blocking=True) for t in tensors]
+    done = torch.cuda.Event() if device.type == 'cuda' else None
+    if done: done.record()
+    return images, places, capture, answer, tensors, done, (name, layer, against)
+
+@patch
+def _collect(self:Explainer, launched)->list: # of Explanation
+    "Wait for a batch, check it and hand out its explanations"
+    images, places, capture, answer, (maps, pixel_maps, probs, classes, answer.checks), done, asked = launched
+    if done: done.synchronize()
+    _check_answer(capture, answer, asked[0])
+    return [self._make_explanation(img, g.clone(), f.clone(), place, p, t, *asked, capture.grid_geometry) for img,g,f,place,p,t in zip(images, maps, pixel_maps, places, probs, classes.tolist())]
 
 @patch
 def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, grid_geometry=None):
@@ -347,14 +415,24 @@ def stream(self:Explainer, images,    # whatever gives pictures one after anothe
            target=None,       # index, label or None for the top class of each
            method:str='rcut', layer:int=-1,
            against=None,      # explain the lead over this class
-           batch:int=8, workers:int=2, # threads that read ahead
+           batch:int=None,    # pictures at once; None: 8, on a GPU what its free memory holds, at most 64
+           workers:int=None,  # threads that read and preprocess ahead; None: one for each core, at most 16
            broken=None,       # called with the error of a picture that can't be read, which is then left out; None: the error is raised
           ):                  # generator of `Explanation`
     "Explanations of pictures that come one after another, in their order"
     get_method(method)
-    layers, call_args = self._layer_indices(layer), dict(target=self._target_index(target), method=method, layer=layer, against=self._target_index(against))
+    layers, call_args = self._layer_indices(layer), (method, self._layer_indices(layer)[0], self._target_index(against))
+    batch, workers = _stream_batch(self) if batch is None else batch, min(16, os.cpu_count() or 1) if workers is None else workers
     if len(layers) != 1 or any(type(v) is not int or v < 1 for v in (batch, workers)): raise VitxError("a stream explains one layer in batches of at least one picture, read by at least one worker")
-    return _explain_stream(self, _read_ahead(_stream_images(images), workers, batch, broken), batch, call_args)
+    return _explain_stream(self, _read_ahead(self, _stream_images(images), workers, batch*(1 + _launches_ahead(self)), broken), batch, self._target_index(target), call_args)
+
+def _stream_batch(ex): # pictures
+    device = next(ex.model.parameters()).device
+    if device.type != 'cuda': return 8
+    h, w = ex._geometry((256, 256)).input_size
+    area = h*w/224**2
+    num = torch.cuda.mem_get_info(device)[0]/2/(60e6*area*max(area, 1))     # bytes that one picture takes, rounded up from ViT-L
+    return 2**int(math.log2(min(max(num, 1), 64)))
 
 def _stream_images(images):
     one = isinstance(images, (bytes, bytearray, Image.Image)) or getattr(images, 'ndim', 4) < 4 or isinstance(images, (str, Path)) and Path(images).is_file()
@@ -365,8 +443,9 @@ def _stream_images(images):
     return found
 
 # %% ../nbs/explain.ipynb #9c50893d
-def _read_ahead(images, workers, ahead, broken):
+def _read_ahead(ex, images, workers, ahead, broken): # → (picture, x, place) each, in their order
     queue, n = deque(), count()
+    prepare = lambda picture: (img := read_image(picture), *preprocess(img, split_transform(ex.transform)[0], ex._geometry))
     def first():
         i = next(n)
         try: yield queue.popleft().result()
@@ -374,27 +453,30 @@ def _read_ahead(images, workers, ahead, broken):
             e = VitxError(f"picture {i} of the stream: {e}")
             if broken is None: raise e from None
             broken(e)
-    with ThreadPoolExecutor(workers) as pool:
+    with quick_thread_switches(), ThreadPoolExecutor(workers) as pool:
         for p in images:
-            if isinstance(p, (str, Path, bytes, bytearray)): queue.append(pool.submit(read_image, p))
-            else: queue.append(_read_now(p))
+            if isinstance(p, (str, Path, bytes, bytearray)): queue.append(pool.submit(prepare, p))
+            else: queue.append(_read_now(p, pool, prepare))
             if len(queue) > ahead: yield from first()
         while queue: yield from first()
 
-def _read_now(picture): # a camera may write its next frame into the same array, so this one is copied
-    future = Future()
-    try: future.set_result(read_image(picture).copy())
-    except VitxError as e: future.set_exception(e)
+def _read_now(picture, pool, prepare): # a camera may write its next frame into the same array, so this one is copied
+    try: img = read_image(picture).copy()
+    except VitxError as e: (future := Future()).set_exception(e)
+    else: future = pool.submit(prepare, img)
     return future
 
-def _explain_stream(ex, images, batch, call_args):
-    pending, error = [], None
+def _launches_ahead(ex): return int(next(ex.model.parameters()).device.type == 'cuda')      # a GPU computes one batch while another is handed out
+
+def _explain_stream(ex, prepared, batch, target, call_args):
+    waiting, launched, error = [], deque(), None
     while error is None:
-        try: pending.append(next(images))
+        try: waiting.append(next(prepared))
         except (StopIteration, VitxError) as e: error = e    # what is in hand comes first
-        if pending and (error or len(pending) == batch):
-            yield from ex(pending, batch=batch, **call_args)
-            pending = []
+        if waiting and (error or len(waiting) == batch):
+            launched.append(ex._launch(waiting, [target]*len(waiting), *call_args))
+            waiting = []
+        while len(launched) > (0 if error else _launches_ahead(ex)): yield from ex._collect(launched.popleft())
     if isinstance(error, VitxError): raise error
 
 # %% ../nbs/explain.ipynb #5f0ed1f5

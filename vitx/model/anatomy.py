@@ -9,7 +9,7 @@ __all__ = ['infer_grid', 'fits_image', 'infer_layout', 'as_tokens', 'HookPoint',
 # %% ../../nbs/model/05_anatomy.ipynb #45742e4e
 import math, threading, weakref
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -98,6 +98,8 @@ class Anatomy:
     grid_fn: object = infer_grid # (height, width, patches) → (rows, columns) of a sequence's patches
     size: tuple = None      # (H,W) of the pictures that it holds for; None: of all
     rebuild: object = None    # (H,W) → the anatomy for pictures of another size
+    writes_in_place: bool = field(default=False, repr=False)    # does the model write into what enters a block? Then copies are taken
+    is_checked: bool = field(default=False, repr=False) # did a first answer show that the head reads logits from these tokens alone?
     def for_size(self, size:tuple): # (H,W)
         "The anatomy for pictures of a size"
         return self if self.size in (None, tuple(size)) else self.rebuild(tuple(size))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['to_rgb', 'image_from_array', 'read_image', 'find_files', 'find_images', 'read_mask', 'CropGeometry', 'infer_geometry',
-           'interpolation_matrix', 'map_on_image', 'preprocess']
+           'interpolation_matrix', 'map_on_image', 'preprocess', 'split_transform']
 
 # %% ../../nbs/picture/01_images.ipynb #18331c8f
 import io, os, warnings
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, torch
@@ -234,3 +234,16 @@ def preprocess(img:Image.Image, # RGB
     x, geometry = transform(img), get_geometry((H, W))
     if tuple(x.shape[-2:]) != geometry.input_size: raise VitxError(_UNSUPPORTED)
     return x, geometry
+
+# %% ../../nbs/picture/01_images.ipynb #52866532
+@lru_cache(64)
+def split_transform(transform)->tuple: # function of a PIL image → (3,h,w); function of a batch of these (B,3,h,w) → float32
+    "A transform in two parts: for each picture, and for a batch. If torchvision's ToTensor and Normalize are its last steps, they are the second part"
+    steps = getattr(transform, 'transforms', [])
+    if [type(s).__name__.removeprefix('Maybe') for s in steps[-2:]] != ['ToTensor', 'Normalize']: return transform, lambda x: x
+    def pixels(img):
+        for step in steps[:-2]: img = step(img)
+        a = np.array(img)
+        return torch.from_numpy(a).permute(2, 0, 1) if a.ndim == 3 and a.dtype == np.uint8 else steps[-1](steps[-2](img))
+    mean, std = (torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (steps[-1].mean, steps[-1].std))
+    return pixels, lambda x: x if x.is_floating_point() else (x.float()/255 - mean.to(x.device))/std.to(x.device)
