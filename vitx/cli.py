@@ -24,6 +24,7 @@ from .core import *
 from .explain import *
 from .picture.images import *
 from .model.classifiers import *
+from .model.loading import *
 from .bench.protocols import *
 from .dev.zoo import read_zoo
 

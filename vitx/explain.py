@@ -175,8 +175,7 @@ class Explainer:
                  cuda_graphs:bool=True, # on a GPU: record calls that come again and replay them
                 ):
         if score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: there are 'logit' and 'prob'")
-        labels = _read_labels(labels)
-        self.model = load_model(model, labels)
+        self.model = load_model(model, labels := _read_labels(labels))
         self.score, self._graphs, self._recorded = score, GraphCache() if cuda_graphs else None, {}   # _recorded: what isn't a tensor in answers that are replayed
         if device is not None: _move_model(self.model, device)
         cfg = getattr(self.model, 'pretrained_cfg', None) or {}

@@ -172,6 +172,7 @@ def gaussian_affinity(v:torch.Tensor,  # (…,n,k) a description of each patch
     shape, v = v.shape[:-2], (v - v.mean(-2, keepdim=True)).reshape(-1, *v.shape[-2:])     # centered, so that the product below loses no digits
     size = v.square().sum(-1)
     d2 = torch.baddbmm(size[:, :, None] + size[:, None], v, v.mT, alpha=-2).clamp_min_(0)
+    d2.diagonal(dim1=-2, dim2=-1).zero_()
     distances = d2.flatten(-2)
     distances = distances[..., ::-(-distances.shape[-1]//MAX_MEDIAN_SAMPLES)]
     s2 = torch.where((m := distances.median(-1).values) > 0, m, distances.sqrt().mean(-1).square()).clamp_min(1e-24)
