@@ -98,7 +98,7 @@ def key_affinity(keys,       # (…,blocks,n,d) or a list of blocks' (…,n,d): 
               power:float=4.,  # larger: only strong ties hold
              )->torch.Tensor:  # (…,n,n) in 0..1
     "Mean over blocks of the soft affinity of their keys, without ties to oneself"
-    A = soft_affinity(torch.stack(list(keys), -3) if not torch.is_tensor(keys) else keys, power).mean(-3)
+    A = soft_affinity(keys, power).mean(-3) if torch.is_tensor(keys) else torch.stack([soft_affinity(k, power) for k in keys]).mean(0)
     A.diagonal(dim1=-2, dim2=-1).zero_()
     return A
 
@@ -196,17 +196,19 @@ def _relevance_and_graph(run, layers, fix_artifacts, power): # → token_relevan
     flow, bad = attention_relevance(run, layers) if has_flow else None, artifact_masks(run, layers) if fix_artifacts else None
     parts, T = [], run.targets.shape[1]
     for i,l in enumerate(layers):
-        maps, features = [relevance[b] for b in late_blocks(l)] + [flow[:, :, i]]*has_flow, _affinity_features(run, range(l+1) if has_keys else late_blocks(l))
+        maps, features = [relevance[b] for b in late_blocks(l)] + ([flow[:, :, i]] if has_flow else []), _affinity_features(run, range(l+1) if has_keys else late_blocks(l))
         fill = (lambda v: fill_artifacts(v, bad[:, i], run.grid)) if fix_artifacts else lambda v: v
-        num_maps, num_blocks, is_half = len(maps)*T, len(features), features[0].dtype != maps[0].dtype
+        num_maps, widths, is_half = len(maps)*T, [f.shape[1] for f in features], features[0].dtype != maps[0].dtype
         filled = fill(torch.cat(maps if is_half else maps + features, 1))                         # (B,C,n)
         features = fill(torch.cat(features, 1)) if is_half else filled[:, num_maps:]              # half precision suffices for what is compared
-        maps, features = filled[:, :num_maps].unflatten(1, (-1, T)), features.unflatten(1, (num_blocks, -1)).mT
+        maps = filled[:, :num_maps].unflatten(1, (-1, T))
+        features = features.unflatten(1, (len(widths), -1)).mT if len({*widths}) == 1 else [f.mT for f in features.split(widths, 1)]
         parts.append((standardize(maps[:, :len(late_blocks(l))]).mean(1), maps[:, -1], key_affinity(features, power if has_keys else power/2)))   # tokens are less sharp than keys
     token_relevance, flows, graphs = (torch.stack(p, 1) if len(layers) > 1 else p[0][:, None] for p in zip(*parts))
     return token_relevance, flows if has_flow else None, graphs
 
 def _token_relevances(run, blocks): # → (B,blocks,T,n)
+    if len({run.values['tokens', b].shape for b in blocks}) > 1: return torch.stack([run.patches(token_times_gradient(run.values['tokens', b], run.grads['tokens', b]), -1) for b in blocks], 1)
     t, grad = (torch.stack([d['tokens', b] for b in blocks], 1) for d in (run.values, run.grads))      # (B,blocks,N,D), (B,blocks,T,N,D)
     return run.patches((t[:, :, None]*grad).sum(-1), -1)
 
