@@ -46,14 +46,14 @@ RENDER = Exporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_outp
 # ---- a page
 
 def take_options(cell):
-    "Take Quarto's options from the top of a cell, hide the code where they say so, and return the alt text of the cell's figures"
-    if cell.cell_type != 'code': return ''
+    "Take Quarto's options from the top of a cell, hide the code if they say so, and return them"
+    if cell.cell_type != 'code': return {}
     lines = cell.source.splitlines()
     top = list(takewhile(lambda l: l.startswith('#|'), lines))
     options = yaml.safe_load('\n'.join(l[2:].strip() for l in top)) or {}
     cell.source = '\n'.join(lines[len(top):]).strip('\n')
     cell.metadata = {'transient': {'remove_source': options.get('echo') is False or not cell.source}}
-    return options.get('fig-alt', '')
+    return options
 
 def anchor(text, taken):
     "Return the id that Pandoc gives to a heading; `taken` counts the ids of the page"
@@ -68,7 +68,15 @@ class Page:
         front = yaml.safe_load(next(c.source for c in self.nb.cells if c.cell_type == 'raw').strip().strip('-'))
         title = nbformat.v4.new_markdown_cell(f'# {front["title"]}\n\n{front.get("description", "")}')
         self.nb.cells, self.nb.metadata.title = [title] + [c for c in self.nb.cells if c.cell_type != 'raw'], front['title']
+        self.folds_code = front.get('code-fold', False)
         self.out = posixpath.join(posixpath.dirname(path), front['output-file'])
+
+    def fold(self, code, summary):
+        "Put code into a closed box"
+        box, title = self.soup.new_tag('details', attrs={'class': 'code-fold'}), self.soup.new_tag('summary')
+        title.string = summary
+        code.wrap(box)
+        box.insert(0, title)
 
     def target(self, url):
         "Return the file of the site to which an address on this page leads"
@@ -77,11 +85,13 @@ class Page:
 
     def render(self, site, outs):
         "Make the page. `site` is the real site's address, `outs` has the page of each notebook"
-        alts = [take_options(c) for c in self.nb.cells]
+        options = [take_options(c) for c in self.nb.cells]
         self.soup = BeautifulSoup(RENDER(self.nb)[0], 'html.parser')
         cells, taken = self.soup.select('.jp-Cell'), Counter()
-        for cell, alt in zip(cells, alts, strict=True):
-            for img in cell.select('.jp-RenderedImage img'): img['alt'] = alt
+        for cell, given in zip(cells, options, strict=True):
+            for img in cell.select('.jp-RenderedImage img'): img['alt'] = given.get('fig-alt', '')
+            code = cell.select_one('.jp-Cell-inputWrapper') if 'jp-CodeCell' in cell['class'] else None
+            if code and given.get('code-fold', self.folds_code): self.fold(code, given.get('code-summary', 'Code'))
         for h in self.soup.select('.jp-RenderedMarkdown :is(h1, h2, h3, h4, h5, h6)')[1:]: h['id'] = anchor(h.get_text(), taken)  # the first is the title
         for a in self.soup.select('a[href]'):
             url = urlsplit(a['href'])
