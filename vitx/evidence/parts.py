@@ -73,7 +73,7 @@ PART_COLORS = ('#E69F00', '#56B4E9', '#009E73', '#CC79A7', '#F0E442', '#0072B2',
 def check_num_parts(k):
     "Raise a VitxError unless k is an integer from 1 to 8"
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(PART_COLORS):
-        raise VitxError(f"{k!r} is not a possible number of parts: set k to an integer from 1 to {len(PART_COLORS)}")
+        raise VitxError(f"k is the number of parts: set it to an integer from 1 to {len(PART_COLORS)}, not {k!r}")
 
 def cut_parts(keys:list,             # per block: (n,d) keys of all patches
               grid_map:torch.Tensor, # (h,w) signed, maximum 1
