@@ -50,50 +50,10 @@ def wanted(cell, flags):
 
 # ---- running
 
-PRELOAD = ['torch', 'timm', 'matplotlib.pyplot', 'fastcore.test', 'ipykernel.kernelapp', 'vitx.explain']   # what nearly every notebook imports
-
-
-def kernel(argv, cwd, env):
-    "Be a notebook's kernel, in a process that has imported most of what the notebook needs"
-    os.setsid()
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1), os.dup2(quiet, 2)       # what a kernel tells a terminal
-    os.chdir(cwd)
-    os.environ.update(env)
-    sys.argv, sys.path[:0] = argv, ['']
-    from ipykernel import kernelapp
-    kernelapp.launch_new_instance()
-
-
-class Forked:
-    "A process with the methods that jupyter_client expects of a Popen object"
-    stdin = stdout = stderr = None
-    def __init__(self, process): self.process, self.pid = process, process.pid
-    def poll(self): return None if self.process.is_alive() else self.process.exitcode
-    def wait(self, timeout=None): self.process.join(timeout); return self.process.exitcode
-    def send_signal(self, signum): os.kill(self.pid, signum)
-    def kill(self): self.process.kill()
-    def terminate(self): self.process.terminate()
-
-
-def launch_kernel(cmd, cwd=None, env=None, **_):
-    "In place of jupyter_client's: fork a process that was imported into once, instead of importing torch for every notebook"
-    import multiprocessing as mp
-    fork = mp.get_context('forkserver')
-    fork.set_forkserver_preload(PRELOAD)
-    env = {k: v for k, v in (env or {}).items() if k != 'JPY_PARENT_PID'}      # the kernel's parent is the fork server
-    process = fork.Process(target=kernel, args=(['ipykernel_launcher', *cmd[cmd.index('-f'):]], cwd or os.getcwd(), env))
-    process.start()
-    while process.is_alive() and os.getpgid(process.pid) != process.pid: time.sleep(.005)   # jupyter_client signals the whole group: wait until it is the kernel's own
-    return Forked(process)
-
-
 def run(path, flags):
     "A copy of the notebook with fresh outputs, progress bars and other stderr dropped; raises where a cell does"
     import nbformat
     from nbclient import NotebookClient
-    from jupyter_client.provisioning import local_provisioner
-    local_provisioner.launch_kernel = launch_kernel
     nb = nbformat.read(path, 4)
     client = NotebookClient(nb, timeout=3600, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}})
     with client.setup_kernel():
@@ -167,7 +127,6 @@ def write(nb, path):
 
 def each(work, paths, flags, workers):
     "Do `work` to each notebook, several at once, the longest first; how many went well, how many didn't"
-    os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'                  # as kernels have it
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))   # so that kernels don't fight for cores
     first = {n: i for i, n in enumerate(SLOWEST.read_text().split())} if SLOWEST.exists() else {}
     paths, took = sorted(notebooks(paths), key=lambda p: first.get(name_of(p), len(first))), {}
