@@ -87,7 +87,7 @@ def bench_command(data:str='scenes',      # Dataset, or dataset:PATH, for exampl
                   group:int=16,           # Pictures whose rows are written at once, at least --batch; a killed run loses unfinished groups
                   shard:str=None,         # i/n, for example 2/8: only every n-th group, starting with the i-th. Default: all groups
                   workers:int=1,          # Number of processes, or of Ray actors
-                  engine:str='local',     # local; or ray: the cluster at RAY_ADDRESS, else a new local one
+                  engine:str='local',     # Where to run: local, or ray (the cluster at RAY_ADDRESS, else a new one on this machine)
                  ):
     "Score methods on a dataset: one row for each image, model, method and metric"
     if not model and data.partition(':')[0] not in ('scenes', 'grid'): print('vitx: using scene_vit, the default model, which was trained on drawn scenes only; choose another with --model', file=sys.stderr)
@@ -146,7 +146,7 @@ def protocols(json:bool=False # Print JSON
 def models(pattern:str='*',        # Part of a name; * and ? are wildcards
            json:bool=False         # Print JSON
           ):
-    "List tested timm transformers: layers and tokens that vitx detects, methods that work besides rcut, rout, cut and gradcam, result of the checks"
+    "List tested timm transformers: detected layers and tokens, methods besides rcut, rout, cut and gradcam, result of the checks"
     rows = [r for r in read_zoo() if fnmatch(r['name'], pattern if set(pattern) & set('*?[') else f'*{pattern}*')]
     if not rows: raise VitxError(f"no tested transformer matches {pattern!r}: try `vitx models tiny`. Other transformers may work, too; convolutional networks don't")
     if json: return print_json(rows)
@@ -157,7 +157,7 @@ def models(pattern:str='*',        # Part of a name; * and ? are wildcards
 @commands('datasets')
 def datasets(json:bool=False # Print JSON
             ):
-    "List the datasets: the word for --data, a description, and the default metrics"
+    "List the datasets: the value for --data, a description, and the default metrics"
     rows = [dict(name=n, path=f.meta.get('path', ''), summary=f.__doc__, metrics=list(f.meta.get('metrics', DEFAULT_METRICS))) for n,f in dataset.items()]
     _print_rows(rows if json else [dict(name=r['name'] + r['path'], summary=f"{r['summary']} [{', '.join(r['metrics'])}]") for r in rows], json)
 

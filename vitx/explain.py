@@ -75,7 +75,7 @@ class Explanation:
         return self.signed.clamp(0, 1)
     @property
     def visible(self)->torch.Tensor: # (H,W) bool
-        "False where preprocessing cropped the picture"
+        "False where the picture was cropped away before the model saw it"
         return self.place.visible
 
 # %% ../nbs/explain.ipynb #0fc8d001
@@ -182,11 +182,11 @@ class Explainer:
         self.name = Path(model).name if isinstance(model, (str, Path)) and Path(model).is_dir() else str(model) if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
         if isinstance(model, ZeroShotClassifier) and labels is not None: raise VitxError("the labels of a zero-shot model are its texts: give the texts to zero_shot, or give another text as target")
         self._labels = None if isinstance(self.model, ZeroShotClassifier) else _check_labels(labels, self.model)
-        if len(self.labels) == 1: raise VitxError("this model has a single output, so it has no classes to compare: give a model with one output for each class")
+        if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
         self.transform = model_transform(self.model) if transform is None else as_transform(transform)
         self._geometry = lru_cache(256)(partial(infer_geometry, self.transform))
         if transform is not None and len({infer_geometry(self.transform, (96, 120)) for _ in range(4)}) > 1:
-            raise VitxError("this transform moves pixels elsewhere each time: give one without random steps")
+            raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
         self.anat = anatomy(self.model, size := self._geometry((256, 256)).input_size)
         if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's models have been checked: see the page of model families
         if not self.labels: self._labels = [f'class {i}' for i in range(Capture(self.model, torch.zeros(1, 3, *size), self.anat).logits.shape[1])]
@@ -222,7 +222,7 @@ def _check_labels(given, model):
     if isinstance(given, dict) and all(re.fullmatch('[0-9]+', str(k)) for k in given): given = [given[k] for k in sorted(given, key=int)]
     if not isinstance(given, (list, tuple)): raise VitxError("labels must be a list of texts, or a dict from class index to text")
     given = [str(l) for l in given]
-    if n and len(given) != n: raise VitxError(f"{len(given)} labels for a model with {n} classes: give one for each")
+    if n and len(given) != n: raise VitxError(f"{len(given)} labels for a model of {n} classes: give one for each")
     return given
 
 # %% ../nbs/explain.ipynb #eb44b54b
@@ -333,7 +333,7 @@ def _check_answer(capture, answer, name):
     if said.get('leftover'): raise VitxError("tokens that the head doesn't read have a gradient after the last attention, so this model mixes tokens there: set num_pooled_prefix=0 in its anatomy")
 
 def _check_contrast(f, targets, against):
-    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} gives the same map for every class, so it can't compare two: use rcut, chefer or gradcam")
+    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} gives the same map for every class, so it can't explain a lead of one class over another: use rcut, chefer or gradcam")
     if targets is not None and not is_symbolic(t := torch.as_tensor(targets)) and (t == against).any(): raise VitxError("`target` and `against` are the same class: give two different classes")
 
 def _contrast_maps(f, capture, targets, layers, against):

@@ -106,7 +106,7 @@ def seg_acc(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
 
 @metric('seg-miou', better='higher', needs='mask', range=(0, 1))
 def seg_miou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
-    "Mean of background and object: intersection over union with the map's mean as threshold, per image (Chefer et al., 2021, divide sums over the data set)"
+    "Mean intersection over union of background and object with the map's mean as threshold, per image (after Chefer et al., 2021)"
     counts = seg_counts(m, mask)
     return (counts[..., 0]/counts[..., 1].clamp_min(1)).mean(-1)
 

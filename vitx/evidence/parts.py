@@ -24,8 +24,8 @@ from ..method.masking import kmeans
 from ..method.rcut import *
 
 # %% ../../nbs/evidence/02_parts.ipynb #5eea7938
-def artifact_free_keys(run,   # activations with `required_sites` of layer l
-                       l:int, # layer of the map
+def artifact_free_keys(run,    # activations with `required_sites` of layer l
+                       l:int,  # layer of the map
                       )->list: # per block of the second half: (B,n,d)
     "Keys of the patches with heads concatenated, or else the input of attention; artifact tokens are replaced by the mean of their neighbors"
     fill = artifact_filler(run, l)[1]
