@@ -124,7 +124,8 @@ _MHA_SIGNATURE = signature(F.multi_head_attention_forward)
 CHUNK_ENTRIES = dict(cpu=2**19, cuda=2**25)   # entries of attention matrices that are held at a time: on a CPU what its caches hold, elsewhere what keeps it busy
 MIN_CHUNK_ROWS = 128                         # rows: products of fewer are slow
 
-def fits_one_chunk(q): # (B,H,N,d): its attention matrices may be held at once
+def fits_one_chunk(q)->bool: # (B,H,N,d)
+    "Are the attention matrices of these queries few enough to be held at once?"
     B, H, N, _ = q.shape
     return B*H*N*N <= CHUNK_ENTRIES.get(q.device.type, CHUNK_ENTRIES['cuda'])
 
