@@ -20,11 +20,11 @@ from .samples import *
 from ..picture.images import *
 
 # %% ../../nbs/data/04_layouts.ipynb #70ba0bb2
-def draw_mask(shapes,           # each a list of points (x, y): two are opposite corners of a box, more an outline
-          image,            # on which they lie
-          origin:int=0,      # what the file calls the first pixel
-          size:tuple=None,  # width and height of the picture that was annotated; None: not told
-         )->np.ndarray:     # (H,W) bool
+def draw_mask(shapes,          # each a list of points (x, y): two opposite corners of a box, or three and more of an outline
+              image,           # PIL image of the shapes
+              origin:int=0,    # coordinate of the first pixel in the file
+              size:tuple=None, # (width, height) of the annotated image; None: unknown
+             )->np.ndarray:    # (H,W) bool
     "The union of boxes and outlines; a VitxError where one lies outside the picture"
     (W, H), mask, scale = image.size, Image.new('1', image.size), _scale(size, image)
     for points in shapes:
@@ -34,31 +34,31 @@ def draw_mask(shapes,           # each a list of points (x, y): two are opposite
         else: ImageDraw.Draw(mask).polygon(points, fill=1)
     return np.array(mask)
 
-def _scale(size, image): # from the picture that was annotated to this one
+def _scale(size, image): # from the annotated image to this one
     (W, H), (w, h) = image.size, size or image.size
     if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"the annotation is of a picture of {w}×{h}, this one is {W}×{H}: turned or cut?")
     return W/w
-def _check_size(m, image): # the same, or a VitxError
+def _check_size(m, image): # → m, or a VitxError
     if m.shape != image.size[::-1]: raise VitxError(f"a mask of {m.shape[1]}×{m.shape[0]} on a picture of {image.size[0]}×{image.size[1]}")
     return m
-def _check_inside(points, W, H): # the same, or a VitxError
+def _check_inside(points, W, H): # → points, or a VitxError
     if not points: raise VitxError("a shape without points")
     if not all(math.isfinite(v) for p in points for v in p): raise VitxError("a shape with a point that is no number")
     if (excess := max(max(-x, -y, x - W, y - H) for x,y in points)) > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {excess:.0f} pixels outside its picture of {W}×{H}")
     return points
 
 # %% ../../nbs/data/04_layouts.ipynb #f0a6f612
-def images_by_name(folder)->dict: # {path without suffix, relative: paths}
+def images_by_name(folder)->dict: # {relative path without suffix: paths}
     "All pictures of a folder and its subfolders, by name"
     found = {}
     for p in find_images(folder): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
     return found
 
-def _unique_reader(read, paths, absent, **options): # what reads the only one of these
+def _unique_reader(read, paths, absent, **options): # → reader of the only path, or one that raises an error
     if not paths: return failing_reader(absent)
     return partial(read, paths[0], **options) if len(paths) == 1 else failing_reader(f"{' and '.join(p.name for p in paths)} have the same name, so it isn't clear whose annotation is whose: rename one")
 
-def _find_folder(path, name, *parts): # the first of these subfolders that is there
+def _find_folder(path, name, *parts): # → the first of these subfolders that exists
     if path is None: raise VitxError(f"{name} needs a folder: {name}:FOLDER")
     if not Path(path).is_dir(): raise VitxError(f"there is no folder {path}")
     found = next((p for p in (Path(path)/part for part in parts) if p.is_dir()), None)
@@ -101,7 +101,7 @@ def imagenet(path, limit:int=None, ex=None):
         yield Sample(p.relative_to(root).as_posix(), partial(read_image, p, upright=False), partial(_box_mask, xml) if xml else failing_reader('no annotation') if annotations else None, imagenet_class(wnid, ex))
     for stem in sorted(unused): yield Sample(stem, failing_reader('an annotation without a picture'))
 
-def _devkit_classes(root): # → {stem: WordNet id}, of a flat folder, by the development kit or by Kaggle's table
+def _devkit_classes(root): # → {stem: WordNet id} of a flat folder, from the development kit or Kaggle's table
     if (table := root/'LOC_val_solution.csv').is_file():
         with open(table, newline='', encoding='utf8', errors='replace') as f: return {r[0]: r[1].split()[0] for r in csv.reader(f) if len(r) > 1 and r[1].strip()}
     found = {name: next((p for at in ('', 'data/', '*devkit*/', '*devkit*/data/') for p in root.glob(at + name)), None) for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat')}
@@ -124,7 +124,7 @@ def _box_mask(path, image):
 
 def _first_class(xml):
     try: return xml and _read_xml(xml).findtext('object/name')
-    except VitxError: return None    # its mask will say so
+    except VitxError: return None    # reading the mask raises the error
 
 # %% ../../nbs/data/04_layouts.ipynb #bcdcc72b
 VOC_CLASSES = 'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor'.split()
@@ -144,7 +144,7 @@ def voc(path, limit:int=None, split:str='val'):
         if not classes: yield Sample(name, image, failing_reader(reason))
         for c in classes: yield Sample(f'{name}/{VOC_CLASSES[c-1] if c <= len(VOC_CLASSES) else c}', image, partial(_class_mask, mask_files[name][0], c), VOC_CLASSES[c-1] if c <= len(VOC_CLASSES) else f'VOC class {c}')
 
-def _read_label_image(path): # the numbers, not their colors
+def _read_label_image(path): # → class numbers, not colors
     try:
         with Image.open(path) as f: m = np.array(f)
     except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
@@ -177,7 +177,7 @@ def coco(path, limit:int=None, split:str='val2017'):
     for p in find_images(folder):
         if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p, upright=False), failing_reader("a picture that isn't listed"))
 
-def _group_by_image(annotations): # → {picture: {category: shapes}}, {annotation: what is wrong with it}
+def _group_by_image(annotations): # → {image: {category: shapes}}, {annotation: error}
     shapes_by_image, broken = {}, {}
     for k,a in enumerate(annotations):
         try: shapes_by_image.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
@@ -185,7 +185,7 @@ def _group_by_image(annotations): # → {picture: {category: shapes}}, {annotati
     return {i: dict(sorted(shapes_by_category.items(), key=lambda v: (str(type(v[0])), v[0]))) for i,shapes_by_category in shapes_by_image.items() if shapes_by_category}, broken
 
 # %% ../../nbs/data/04_layouts.ipynb #96375de6
-def _instance_mask(shapes, size, image): # size: of the picture that was annotated; None: not told
+def _instance_mask(shapes, size, image): # size of the annotated image; None: unknown
     _scale(size, image)
     try: mask = _union_mask(import_optional('pycocotools.mask'), shapes, *(size or image.size))
     except (TypeError, LookupError, ValueError, AttributeError) as e:
@@ -193,11 +193,11 @@ def _instance_mask(shapes, size, image): # size: of the picture that was annotat
         raise VitxError(f"the segmentation isn't COCO's: {type(e).__name__} {e}") from None
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.NEAREST))
 
-def _union_mask(rle, shapes, W, H): # boxes, outlines, or run lengths, plain or compressed
+def _union_mask(rle, shapes, W, H): # shapes: boxes, outlines, or run lengths (plain or compressed)
     mask = np.zeros((H, W), bool)
     for s in shapes:
         if not s: raise VitxError("an annotation that shows no place")
-        if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box alone
+        if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box
         if isinstance(s, list):
             if any(len(p) < 6 or len(p) % 2 for p in s): raise VitxError("an outline of less than three points")
             for p in s: _check_inside([*zip(p[::2], p[1::2])], W, H)
@@ -224,7 +224,7 @@ def _open_hdf5(file):
     try: return import_optional('h5py').File(file)
     except OSError as e: raise VitxError(f"{file.name} is no HDF5 file: {e}") from None
 def _matlab_image(file, i):
-    with _open_hdf5(file) as f: return image_from_array(f[f['value/img'][i, 0]][()].T)   # MATLAB's order: columns first
+    with _open_hdf5(file) as f: return image_from_array(f[f['value/img'][i, 0]][()].T)   # MATLAB stores columns first
 def _matlab_mask(file, i, image):
     try:
         with _open_hdf5(file) as f: m = f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
@@ -268,7 +268,7 @@ def lrn(path, limit:int=None):
     "Driving dangers: a folder per class, a LabelMe file beside each picture"
     root = _find_folder(path, 'lrn')
     images = images_by_name(root)
-    annotations = {name: p for p in find_files(root, {'.json'}) if (name := p.relative_to(root).with_suffix('').as_posix()) in images or p.parent != root or 'shapes' in p.read_text(errors='replace')}   # others at the top are about the whole
+    annotations = {name: p for p in find_files(root, {'.json'}) if (name := p.relative_to(root).with_suffix('').as_posix()) in images or p.parent != root or 'shapes' in p.read_text(errors='replace')}   # other files at the top describe the dataset
     if images and not annotations: raise VitxError(f"{path} has no folder with LabelMe's JSON files, so it isn't laid out as lrn; folder:{path} takes any pictures")
     for name in sorted({*images, *annotations}):
         image, label = _unique_reader(read_image, images.get(name), 'an annotation without a picture'), _folder_class(name)
@@ -276,7 +276,7 @@ def lrn(path, limit:int=None):
         except VitxError as e: mask = failing_reader(str(e))
         yield Sample([*images.get(name, ()), annotations.get(name)][0].relative_to(root).as_posix(), image, mask, label)
 
-def _read_labelme(path): # → class, and what draws its shapes
+def _read_labelme(path): # → class, function that draws its mask
     try:
         annotation = json.loads(path.read_text(encoding='utf-8-sig'))
         shapes = [(str(s['label']).partition('_')[0], s.get('shape_type'), [(float(x), float(y)) for x,y in s['points']]) for s in annotation['shapes']]
@@ -286,7 +286,7 @@ def _read_labelme(path): # → class, and what draws its shapes
     return shapes[0][0], partial(draw_mask, [_labelme_polygon(*s) for kind,*s in shapes if kind == shapes[0][0]], size=size)
 
 def _labelme_polygon(kind, points):
-    if kind == 'circle': # its center and a point of its rim
+    if kind == 'circle': # points: its center, and a point of its border
         if len(points) != 2: raise VitxError(f"a circle of {len(points)} points")
         (x, y), r = points[0], math.dist(*points)
         return [(x + r*math.cos(a), y + r*math.sin(a)) for a in np.linspace(0, 2*math.pi, 48, endpoint=False)]

@@ -22,9 +22,9 @@ from ..picture.images import *
 
 # %% ../../nbs/data/05_readers.ipynb #25531ae3
 def choose_split(available:Iterable, # names of the splits
-             requested:str=None, # NAME, or a slice of it such as NAME[:100]; None: the usual one
-             source:str='',   # whose they are, for the message
-            )->str:
+                 requested:str=None, # NAME, or a slice such as NAME[:100]; None: the validation split, or the only one
+                 source:str='',      # the dataset, for error messages
+                )->str:
     "The split that is asked for; without a word the one for validation, or the only one; a VitxError names those there are"
     available = list(available)
     if requested:
@@ -34,10 +34,10 @@ def choose_split(available:Iterable, # names of the splits
     if candidates: return candidates[0]
     raise VitxError(f"{source} has the splits {', '.join(available)}: say which, as in {source}@{available[0]}" if available else f"{source} has no splits")
 
-def label_to_target(value,           # number or text; None: not told
-             names:list=None, # of the dataset's classes; None: not told
-             ex=None,         # explainer, whose model is asked
-            ):
+def label_to_target(value,           # number or text; None: unknown
+                    names:list=None, # names of the dataset's classes; None: unknown
+                    ex=None,         # explainer of the model; None: a model with the same classes
+                   ):
     "What to ask the model for: an index, a text, or None where that isn't known"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer, str)) or value == '': return None
     if isinstance(value, str): return imagenet_class(value, ex) if re.fullmatch(r'n\d{8}', value) else value
@@ -47,15 +47,15 @@ def label_to_target(value,           # number or text; None: not told
     if all(n.isdigit() for n in names) or has_same_classes and _is_imagenet(names): return int(value) if has_same_classes else None
     return label_to_target(names[value], ex=ex)
 
-def _is_imagenet(names): # its thousand classes, in its order
+def _is_imagenet(names): # → are these ImageNet's thousand classes, in its order?
     return len(names) == 1000 and all(a.split(',')[0] == b.split(',')[0] for a,b in zip(names, imagenet_names().values()) if a != b)
 
 # %% ../../nbs/data/05_readers.ipynb #46f54693
-def _check_hub(name): # a VitxError, soon, where the hub can't be asked about a name; loading would try for half a minute
+def _check_hub(name): # raise a VitxError early if the hub doesn't know a name; loading would retry for half a minute
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     try: HfApi().dataset_info(name, timeout=10)
-    except OfflineModeIsEnabled: return     # what was loaded before is in the cache
+    except OfflineModeIsEnabled: return     # the cache may hold it
     except HfHubHTTPError as e:
         if e.response.status_code not in (401, 403, 404): raise VitxError(f"{_unreachable_message(name)} ({e.response.status_code})") from None
         raise VitxError(f"{name} is no folder here, and the hub has no dataset of this name for you: if it is private or gated, log in (hf auth login)") from None
@@ -64,7 +64,7 @@ def _check_hub(name): # a VitxError, soon, where the hub can't be asked about a 
 
 def _unreachable_message(name): return f"{name} is no folder here, and the hub can't be reached: load it once with a network (HF_HUB_OFFLINE=1 reads it from then on), or bring its files and give hfds:FOLDER"
 
-def _load(name, f, *args, **options): # of datasets
+def _load(name, f, *args, **options): # f: a function of datasets
     try: return f(*args, **options)
     except ConnectionError: raise VitxError(_unreachable_message(name)) from None
     except Exception as e:
@@ -74,7 +74,7 @@ def _load(name, f, *args, **options): # of datasets
 # %% ../../nbs/data/05_readers.ipynb #a0c91d11
 _MASK_COLUMNS, _LABEL_COLUMNS = ('mask', 'label_mask', 'segmentation_mask', 'annotation'), ('label', 'labels', 'class', 'category', 'target', 'cls')
 
-def _find_columns(features): # → the columns of pictures, masks and classes, or None
+def _find_columns(features): # → columns of images, masks and classes, each or None
     pictures = [n for n,f in features.items() if type(f).__name__ == 'Image']
     plain = [n for n in pictures if n not in (*_MASK_COLUMNS, *_LABEL_COLUMNS)]
     named = [n for n,f in features.items() if type(f).__name__ == 'ClassLabel']
@@ -87,7 +87,7 @@ def hfds(path, limit:int=None, ex=None):
     "A dataset of the Hugging Face hub by NAME, or a folder of Parquet files or pictures; NAME@SPLIT for another split than validation"
     if path is None: raise VitxError("hfds needs a dataset: hfds:NAME_ON_THE_HUB or hfds:FOLDER")
     (name, split), library = parse_split(path, None), import_optional('datasets')
-    if Path(name).is_dir(): name = str(Path(name).absolute())   # no name of the hub, nor a kind of file
+    if Path(name).is_dir(): name = str(Path(name).absolute())   # so that datasets takes it for a folder
     else: _check_hub(name)
     builder = _load(name, library.load_dataset_builder, name)
     split = choose_split(map(str, builder.info.splits or getattr(builder.config, 'data_files', None) or ()), split, f'hfds:{name}')
@@ -100,7 +100,7 @@ def hfds(path, limit:int=None, ex=None):
     names = getattr(builder.info.features.get(label), 'names', None)
     for i,v in enumerate(values): yield Sample(f'{split}/{i}', partial(_row_image, pictures, i), mask and partial(_row_mask, masks, i), label_to_target(v, names, ex))
 
-def _undecoded(rows, column): # alone: a row is read whole, and what else is in it may be damaged
+def _undecoded(rows, column): # only this column, because other cells of a row may be damaged
     return rows.select_columns([column]).cast_column(column, import_optional('datasets').Image(decode=False))
 
 # %% ../../nbs/data/05_readers.ipynb #beec1916
@@ -114,7 +114,7 @@ def _row_image(rows, i):
     with _open_cell(rows, i, 'picture') as f: return _read_file_image(f)
 
 def _read_file_image(f):
-    if not hasattr(f, 'name'): f.name = 'the picture'   # of bytes, for what is said of them
+    if not hasattr(f, 'name'): f.name = 'the picture'   # bytes have no name, error messages need one
     return read_image(f)
 
 def _row_mask(rows, i, image):
@@ -126,9 +126,9 @@ def _row_mask(rows, i, image):
         return read_mask(f, image)
 
 # %% ../../nbs/data/05_readers.ipynb #5322d313
-_IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'ppm', 'bmp', 'tif', 'tiff', 'gif')    # the first that is there is the picture
+_IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'ppm', 'bmp', 'tif', 'tiff', 'gif')    # the first that exists is the image
 
-def tar_records(file)->tuple: # ({name: {suffix: (where it begins, bytes)}}, what is wrong with the file or None)
+def tar_records(file)->tuple: # ({name: {suffix: (offset, bytes)}}, error of the file or None)
     "The records of a tar file in their order, by name up to the first dot; a folder like `__this__` holds none"
     found, error = {}, None
     try:
@@ -142,7 +142,7 @@ def tar_records(file)->tuple: # ({name: {suffix: (where it begins, bytes)}}, wha
     except (tarfile.TarError, OSError, EOFError, zlib.error): error = f"{Path(file).name} is cut short or no tar file"
     return found, error
 
-def tar_bytes(file, span:tuple)->bytes: # (where it begins, bytes)
+def tar_bytes(file, span:tuple)->bytes: # span: (offset, bytes)
     "A file of a tar file; a VitxError where that ends before"
     try:
         with tarfile.open(file) as tar:
@@ -190,15 +190,15 @@ def wds(path, limit:int=None, ex=None):
         for name,record in records.items(): yield Sample(f'{shard}/{name}', _image_reader(file, record), None, label_to_target(_stored_label(file, record, field), ex=ex))
         if error: yield Sample(shard, failing_reader(error))
 
-def _image_reader(file, record): # what reads the picture
+def _image_reader(file, record): # → function that reads the image
     if 'duplicate' in record: return failing_reader("a record with two files of one name")
     suffix = min((s for s in record if s.rpartition('.')[2] in _IMAGE_SUFFIXES), key=lambda s: ('.' in s, _IMAGE_SUFFIXES.index(s.rpartition('.')[2])), default=None)
     return failing_reader(f"a record without a picture, only {', '.join(record)}") if suffix is None else lambda: _read_file_image(io.BytesIO(tar_bytes(file, record[suffix])))
 
-def _stored_label(file, record, field): # the label as it is told, or None
+def _stored_label(file, record, field): # → number or text, or None
     try:
         if 'cls' in record and not field: value = tar_bytes(file, record['cls']).decode().strip()
         else: value = json.loads(tar_bytes(file, record['json']))
-    except (KeyError, ValueError): return None     # a VitxError is one: the picture will say so
+    except (KeyError, ValueError): return None     # includes VitxError; reading the image raises it again
     if isinstance(value, dict): value = next((value[k] for k in ([field] if field else _LABEL_COLUMNS) if k in value), None)
     return int(value) if isinstance(value, str) and re.fullmatch(r'\d+', value) else value

@@ -19,39 +19,39 @@ from ..core import *
 from .samples import *
 
 # %% ../../nbs/data/03_roads.ipynb #10b347a2
-ROAD_SIZE, SUPERSAMPLING = 128, 3           # pixels of a picture, which is drawn so many times larger
+ROAD_SIZE, SUPERSAMPLING = 128, 3           # side of an image in pixels; it is drawn this many times larger, then reduced
 LANE_WIDTH, CAMERA_HEIGHT = 3.2, 1.35         # meters: width of a lane, height of the camera
 DANGERS = ('cutting in', 'braking car', 'pedestrian', 'child and ball', 'cyclist', 'oncoming overtaker', 'red light', 'roadworks', 'animal', 'obstacle')
 
 # %% ../../nbs/data/03_roads.ipynb #101662c6
 def pick(rng, options):
-    "One of these, by chance"
+    "A random choice from `options`"
     return options[rng.integers(len(options))]
 
 class Camera:
-    "A camera over the road, the hour and the weather"
+    "Camera, time of day and weather"
     def __init__(self, rng, calm:bool=False, # calm: a clear day
-                 camera_z:float=0.):            # meters that the camera has driven on
+                 camera_z:float=0.):            # meters that the camera has moved forward
         n, self.camera_z = ROAD_SIZE*SUPERSAMPLING, camera_z
         self.focal, self.horizon, self.vanishing_x = n*rng.uniform(1.05, 1.3), n*rng.uniform(.36, .44), n*rng.uniform(.4, .56)
         night, fog, rain, visibility, self.daylight = *(rng.random(3) < (.25, .35, .25)), rng.uniform(20, 60), rng.uniform(.75, 1.1)
         self.night, self.rain, self.visibility = night and not calm, rain and not calm, visibility if fog and not calm else 1e4
         self.haze_color = np.array([34, 38, 52]) if self.night else np.array([196, 202, 208])*self.daylight
     def depth(self, Z): return max(Z - self.camera_z, .7)
-    def scale(self, Z): return self.focal/self.depth(Z)   # pixels of a meter
+    def scale(self, Z): return self.focal/self.depth(Z)   # pixels per meter at Z
     def project(self, X, Z, Y=0.): return self.vanishing_x + X*self.scale(Z), self.horizon + (CAMERA_HEIGHT - Y)*self.scale(Z)
-    def shade(self, c, Z, glow=False): # a color as it looks over there
+    def shade(self, c, Z, glow=False): # color c at distance Z, in light and fog; glow: of a lamp
         Z = self.depth(Z)
         hour = (.36 + .6*math.exp(-Z/9))*np.array([.95, .97, 1.1]) if self.night else self.daylight
         clear = max(math.exp(-Z/self.visibility), .6*glow)
         c = np.asarray(c, float)*(1 if glow else hour)*clear + self.haze_color*(1 - clear)
         return (*c.clip(0, 255).astype(int).tolist(), 255)
-    def ground_strip(self, draw, x0, x1, z0, z1, c): # of the ground
+    def ground_strip(self, draw, x0, x1, z0, z1, c): # a rectangle on the ground, in meters
         if z1 > self.camera_z + .7: draw.polygon([self.project(x, z) for x,z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))], fill=self.shade(c, (z0 + z1)/2))
 
 # %% ../../nbs/data/03_roads.ipynb #8dab729b
 class Pen:
-    "Draws in meters, x to the right and y up, standing on the road at a place"
+    "Draws one object at a place on the road, in meters: x to the right, y up"
     def __init__(self, camera, X, Z, flip=1):
         self.camera, self.X, self.Z, self.flip = camera, X, Z, flip
         self.image = Image.new('RGBA', (ROAD_SIZE*SUPERSAMPLING,)*2); self.draw = ImageDraw.Draw(self.image)
@@ -67,7 +67,7 @@ class Pen:
 # %% ../../nbs/data/03_roads.ipynb #18d1198b
 CAR_COLORS = [(190, 40, 40), (40, 70, 150), (225, 225, 220), (40, 42, 46), (120, 125, 130), (30, 110, 80), (205, 170, 60), (110, 60, 120)]
 
-def car(p, rng, visible_end:str='rear', lights:str=None, yaw:float=0.): # rear or front; brake, left or right; its flank, to the right or, below 0, to the left
+def car(p, rng, visible_end:str='rear', lights:str=None, yaw:float=0.): # rear or front; brake, left or right; visible side: > 0 right, < 0 left
     "A car from behind or from the front"
     c = np.array(pick(rng, CAR_COLORS))
     w, h = rng.uniform(.85, .95), rng.uniform(1.35, 1.65)
@@ -98,7 +98,7 @@ CLOTHES_COLORS = [(180, 50, 60), (50, 80, 170), (230, 200, 60), (60, 140, 90), (
 SKIN_COLORS = [(232, 190, 160), (180, 130, 100), (110, 75, 55), (240, 205, 180)]
 
 def person(p, rng, height:float=1.75):
-    "Somebody on foot"
+    "A pedestrian"
     k, skin, top, leg = height/1.75, pick(rng, SKIN_COLORS), pick(rng, CLOTHES_COLORS), pick(rng, [(40, 45, 70), (60, 55, 50), (90, 90, 95), (30, 30, 34)])
     a = rng.uniform(.18, .32)
     for s in (-1, 1): p.stroke([(0, .85*k), (s*a*k*.6, .45*k), (s*a*k, .04*k)], .17*k, leg)
@@ -115,7 +115,7 @@ def child(p, rng):
 
 # %% ../../nbs/data/03_roads.ipynb #d045c9a2
 def cyclist(p, rng):
-    "From the side or from behind"
+    "A cyclist from the side or from behind"
     if rng.random() < .5: # from the side
         for x in (-.52, .52):
             p.disc(x, .34, .34, (25, 25, 28)); p.disc(x, .34, .27, (150, 150, 150) if not p.camera.night else (70, 70, 75))
@@ -164,12 +164,12 @@ def obstacle(p, rng):
 
 # %% ../../nbs/data/03_roads.ipynb #e31dff72
 def traffic_light(p, rng, red:bool):
-    "Red or green"
+    "A traffic light, red or green"
     p.stroke([(0, 0), (0, 3.2)], .13, (70, 74, 78)); p.box(-.26, 2.5, .26, 3.9, (28, 30, 32))
     for i,(c,on) in enumerate([((255, 35, 30), red), ((255, 190, 40), False), ((50, 235, 110), not red)]): p.disc(0, 3.65-.44*i, .18, c if on else tuple(np.array(c)//6), on)
 
 def tree(p, rng):
-    "Its crown in one of four colors"
+    "A tree with a crown in one of four colors"
     p.stroke([(0, 0), (0, 2)], .3, (92, 68, 46)); g = np.array(pick(rng, [(60, 110, 50), (80, 125, 55), (120, 130, 50), (150, 105, 45)]))
     for _ in range(7): p.disc(rng.uniform(-1., 1.), rng.uniform(2, 4.2), rng.uniform(.7, 1.2), tuple(g*rng.uniform(.8, 1.15)))
 
@@ -187,11 +187,11 @@ def sign(p, rng):
 # %% ../../nbs/data/03_roads.ipynb #429c268f
 @dataclass
 class RoadObject:
-    "Who draws it, and where it stands"
+    "An object on the road: its drawing function and its place"
     draw: object; X: float; Z: float; flip: int = 1; danger: bool = False
 
 def danger_object(kind:str, rng)->RoadObject: # kind: one of `DANGERS`
-    "What makes the danger, on our lane or about to be"
+    "The dangerous object, in our lane or about to enter it"
     lane_x, side, distance = LANE_WIDTH/2, int(rng.choice([-1, 1])), rng.uniform(6, 10)
     draw, offset, Z = {
         'cutting in': (partial(car, lights='left' if side > 0 else 'right', yaw=-side*rng.uniform(.3, .5)), side*rng.uniform(1.5, 2.1), distance),
@@ -202,7 +202,7 @@ def danger_object(kind:str, rng)->RoadObject: # kind: one of `DANGERS`
     return RoadObject(draw, lane_x + offset, Z, side if draw in (person, child, cyclist, animal, obstacle) else 1, True)
 
 def harmless_objects(kind:str, rng)->list: # of `RoadObject`s
-    "What is no danger where it is, or not yet"
+    "Objects that are harmless where they are"
     edge, flip = LANE_WIDTH + .8, lambda: int(rng.choice([-1, 1]))
     def at_roadside(lo, hi): return flip()*rng.uniform(lo, hi)
     out = [RoadObject(pick(rng, [tree, tree, lamp, sign]), at_roadside(edge + .6, edge + 4), rng.uniform(8, 40)) for _ in range(rng.integers(1, 4))]
@@ -259,10 +259,10 @@ class Road:
         return [int(v) for v in (x.min(), y.min(), x.max(), y.max())]
 
 # %% ../../nbs/data/03_roads.ipynb #7911d0e0
-def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn
-         calm:bool=False,           # nothing around it, on a clear day
-         camera_z:float=0.,            # meters driven on; negative: further back
-         cleared:bool=False,        # the same danger in the same place, and all around it taken away
+def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn at random
+         calm:bool=False,           # a danger without surroundings, on a clear day
+         camera_z:float=0.,         # meters that the camera has moved forward; negative: back
+         cleared:bool=False,        # keep the danger of this seed, remove its surroundings
         )->Road:
     "A street scene from a seed"
     rng = np.random.default_rng(seed)
@@ -270,7 +270,7 @@ def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn
     if label not in DANGERS: raise VitxError(f"there is no danger {label!r}: there are {', '.join(DANGERS)}")
     camera, no_buildings = Camera(rng, calm or cleared, camera_z), calm or cleared
     objects = ([] if calm else harmless_objects(label, rng)) + [danger_object(label, rng)]
-    objects[-1].X = float(np.clip(objects[-1].X, *((np.array([.13, .87])*ROAD_SIZE*SUPERSAMPLING - camera.vanishing_x)*objects[-1].Z/camera.focal)))   # in sight
+    objects[-1].X = float(np.clip(objects[-1].X, *((np.array([.13, .87])*ROAD_SIZE*SUPERSAMPLING - camera.vanishing_x)*objects[-1].Z/camera.focal)))   # in view
     img = _draw_ground(camera, np.random.default_rng([seed, 1]))
     if not no_buildings: _draw_buildings(camera, np.random.default_rng([seed, 2]), img)
     mask = np.zeros((ROAD_SIZE*SUPERSAMPLING,)*2, np.float32)
@@ -284,7 +284,7 @@ def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn
     x = np.asarray(img.resize((ROAD_SIZE, ROAD_SIZE), Image.LANCZOS), float) + _weather_noise(camera, rng)
     return Road(x.clip(0, 255).astype(np.uint8), np.asarray(Image.fromarray(mask).resize((ROAD_SIZE, ROAD_SIZE), Image.BOX)) > .5, label)
 
-def _weather_noise(camera, rng): # streaks of rain, noise of the sensor
+def _weather_noise(camera, rng): # streaks of rain, and sensor noise
     s = Image.new('L', (ROAD_SIZE, ROAD_SIZE))
     for u,v,l,c in zip(*rng.uniform([[0], [0], [4], [25]], [[ROAD_SIZE], [ROAD_SIZE], [10], [65]], (4, 70*camera.rain))): ImageDraw.Draw(s).line([(u, v), (u - l/4, v + l)], fill=int(c))
     return np.asarray(s, float)[..., None] + rng.normal(0, rng.uniform(1, 5), (ROAD_SIZE, ROAD_SIZE, 3))
@@ -296,9 +296,9 @@ def approach(seed:int, danger:str=None, frames:int=12, meters:float=8., calm:boo
 
 # %% ../../nbs/data/03_roads.ipynb #f92d3ae1
 @dataset('roads', path='[:calm]', size=200)
-def roads(path=None,      # 'calm': the same, cleared of all but the danger
-          limit:int=None, # samples; None: 200
-          first_seed:int=9000):# seed of the first
+def roads(path=None,      # 'calm': the same roads, cleared of all but the danger
+          limit:int=None, # number of samples; None: 200
+          first_seed:int=9000):# seed of the first road
     "Drawn street scenes, one danger in each"
     if path not in (None, 'calm', 'complex'): raise VitxError(f"roads:{path}: after the colon stands calm or complex, or nothing")
     for i in range(200 if limit is None else limit):

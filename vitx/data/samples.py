@@ -26,15 +26,15 @@ class Sample:
     "A picture, what to explain in it, and which pixels are that; image and mask are read at first use"
     def __init__(self,
                  name:str,     # unique in its dataset, such as a relative path
-                 image,        # RGB, or a function that reads it
-                 mask=None,    # (H,W) bool, or a function of the image that reads it; None: not known
-                 target=None): # class index or label; a dict by model name where models differ; None: not known to the model
+                 image,        # PIL image (RGB), or a function that reads it
+                 mask=None,    # (H,W) bool, or a function of the image that reads it; None: no mask
+                 target=None): # class index or label; {model name: class} if models differ; None: unknown
         self.name, self._image, self._mask, self.target = name, image, mask, target
     def __repr__(self): return f'Sample({self.name!r}, target={self.target!r})'
     @cached_property
     def image(self)->Image.Image: return self._image() if callable(self._image) else self._image
     @property
-    def has_mask(self)->bool: return self._mask is not None # False: of a dataset without masks
+    def has_mask(self)->bool: return self._mask is not None # False if the dataset has no masks
     @cached_property
     def mask(self)->np.ndarray: return self._mask(self.image) if callable(self._mask) else self._mask
     def target_for(self, model:str):
@@ -53,9 +53,9 @@ def import_optional(module:str):
     except ImportError: raise VitxError(f"this dataset needs {module.split('.')[0]}: pip install 'vitx[data]'") from None
 
 # %% ../../nbs/data/02_samples.ipynb #fdec6544
-def parse_split(path,  # FOLDER or FOLDER@SPLIT
-             default, # the usual one
-            )->tuple: # (folder, split)
+def parse_split(path,     # FOLDER or FOLDER@SPLIT
+                default,  # split if the path names none
+               )->tuple: # (folder, split)
     "A path and the split that it names, or the usual one; a folder whose own name holds an @ is left alone"
     head, sep, tail = str(path).rpartition('@')
     return (head, tail) if sep and '/' not in tail and path is not None and not Path(path).exists() else (path, default)
@@ -70,16 +70,16 @@ def imagenet_names()->dict: # WordNet id → name
 def _imagenet_index(): return {w: i for i,w in enumerate(imagenet_names())}
 
 def imagenet_class(wnid:str, # WordNet id, such as n02123045
-                   ex=None,  # explainer, whose model is asked
+                   ex=None,  # explainer of the model; None: a model of 1,000 classes
                   ):
     "A class of ImageNet's thousand: its index for a model of 1,000 classes, its name for another; other ids as they are"
     return wnid if wnid not in _imagenet_index() else _imagenet_index()[wnid] if ex is None or len(ex.labels) == 1000 else imagenet_names()[wnid]
 
 # %% ../../nbs/data/02_samples.ipynb #bce6781d
 @dataset('scenes', path='[:OBJECTS]', size=200)
-def scenes(path=None,      # objects in each scene; None: 2
-           limit:int=None, # samples; None: 200
-           first_seed:int=5000, # seed of the first
+def scenes(path=None,           # objects in each scene, 1 to 4; None: 2
+           limit:int=None,      # number of samples; None: 200
+           first_seed:int=5000, # seed of the first scene
           ):
     "Scenes from numbered seeds, one sample per object; scenes:1 draws one object in each"
     n = _objects_per_scene(path or 2)
@@ -94,7 +94,7 @@ def _objects_per_scene(path):
 
 # %% ../../nbs/data/02_samples.ipynb #3ca4a304
 @dataset('pairs', path=':FOLDER')
-def pairs(path, # folder that holds pairs.json
+def pairs(path,           # folder with a pairs.json
           limit:int=None):
     "A folder of images with one mask each, listed in its pairs.json"
     if path is None: raise VitxError("pairs needs a folder that holds a pairs.json: pairs:FOLDER")
@@ -108,12 +108,12 @@ def pairs(path, # folder that holds pairs.json
 
 # %% ../../nbs/data/02_samples.ipynb #94941e9b
 def samples(data:str,       # NAME or NAME:PATH
-            limit:int=None, # so many; None: all
+            limit:int=None, # largest number of samples, at least 1; None: the dataset's default
             ex=None,        # explainer, for datasets that depend on the model
            ):
     "The samples of a dataset, by name"
     name, _, path = data.partition(':')
-    if path.startswith('~'): path = str(Path(path).expanduser())   # shells do so before a colon only
+    if path.startswith('~'): path = str(Path(path).expanduser())   # shells don't expand ~ after a colon
     f = dataset[name]
     if limit is not None and limit < 1: raise VitxError(f"a limit of {limit} leaves no samples: give at least 1")
     return islice(f(path or None, limit, **({'ex': ex} if f.meta.get('explainer') else {})), limit)
@@ -129,11 +129,11 @@ def confident_samples(source, ex, min_prob:float=.5):
 
 # %% ../../nbs/data/02_samples.ipynb #186199f4
 @dataset('grid', path='[:DATASET]', explainer=True, metrics=('grid-pointing-game',), size=200)
-def grid(path=None,      # where the pictures come from, NAME or NAME:PATH; None: scenes:1
-         limit:int=None, # samples; None: 200
-         ex=None,        # explainer: which pictures the model knows
-         pool_size:int=60,   # pictures to draw from
-         seed:int=0):
+def grid(path=None,        # dataset of the single images, NAME or NAME:PATH; None: scenes:1
+         limit:int=None,   # number of samples; None: 200
+         ex=None,          # explainer of the model that must classify the images correctly
+         pool_size:int=60, # number of images to draw from
+         seed:int=0):      # of the choice of images
     "Composites of four pictures that the model is sure of, of different classes, tiled two by two; one sample per cell"
     known = list(islice(confident_samples(samples('scenes:1' if path in (None, 'scenes') else path, ex=ex), ex), pool_size))
     by_class = {}
@@ -152,7 +152,7 @@ def _cell_mask(i, h, w):
     return mask
 
 def _tile_images(images, h, w):
-    "Four pictures, each squashed into its cell of an image (h,w), in reading order"
+    "Four images, each resized to its cell of an image (h,w), in reading order"
     out = Image.new('RGB', (w, h))
     for i,img in enumerate(images):
         y, x = np.argwhere(_cell_mask(i, h, w))[[0, -1]].T.tolist()

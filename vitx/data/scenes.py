@@ -25,8 +25,8 @@ FACTOR_OF = {c: factor for factor, values in FACTORS.items() for c in values}
 def _polar(r, a): return np.stack([r*np.cos(a), r*np.sin(a)], 1)
 
 def shape_polygons(shape:str, # 'star', 'cross', 'ring' or 'blob'
-            rng,       # NumPy generator: blobs differ
-           )->list:    # outer outline, then holes; each (k,2) in the unit circle
+                   rng,       # NumPy generator; only blobs use it
+                  )->list:    # outer outline, then holes; each (k,2) in the unit circle
     "The corner points of a shape"
     if shape == 'star':
         a = np.arange(10)*np.pi/5
@@ -43,9 +43,9 @@ def shape_polygons(shape:str, # 'star', 'cross', 'ring' or 'blob'
     return [_polar(r/r.max(), a)]
 
 # %% ../../nbs/data/01_scenes.ipynb #8fd64360
-def rasterize(polygons:list, center, radius:float, angle:float, # pixels, pixels, radians
-         size:int, # side of the picture
-        )->np.ndarray: # alpha (size,size) float32 in 0..1
+def rasterize(polygons:list, center, radius:float, angle:float, # outlines in the unit circle; pixels, pixels, radians
+              size:int,     # side of the image, pixels
+             )->np.ndarray: # alpha (size,size) float32 in 0..1
     "Fill outlines, edges smoothed by drawing at four times the size"
     scale, rotation = 4, np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
     canvas = Image.new('L', (size*scale, size*scale))
@@ -56,10 +56,10 @@ def rasterize(polygons:list, center, radius:float, angle:float, # pixels, pixels
     return np.asarray(canvas.reduce(scale), dtype=np.float32)/255
 
 # %% ../../nbs/data/01_scenes.ipynb #e7587c31
-def texture_mask(texture:str, # 'striped', 'checked', 'dotted' or 'plain'
-         u, v,        # coordinates in pixels, turned with the object
-         period:float, # pixels from one stripe to the next
-        )->np.ndarray: # 1 where the dark tone goes, else 0, the shape of `u`
+def texture_mask(texture:str,  # 'striped', 'checked', 'dotted' or 'plain'
+                 u, v,         # coordinates in pixels, rotated with the object
+                 period:float, # pixels from one stripe to the next
+                )->np.ndarray: # 1 for dark pixels, else 0; same shape as `u`
     "The dark part of a texture"
     a, b = np.mod(u/period, 1), np.mod(v/period, 1)
     if texture == 'striped': return (a < .5).astype(np.float32)
@@ -71,7 +71,7 @@ def texture_mask(texture:str, # 'striped', 'checked', 'dotted' or 'plain'
 HUES = dict(red=0., yellow=.15, blue=.6)
 
 def sample_color(name:str, # 'red', 'yellow', 'blue' or 'neutral'
-                 rng, # NumPy generator: colors vary a little
+                 rng,      # NumPy generator; colors vary a little
                 )->np.ndarray: # (3,) RGB in 0..1
     "A color near its name"
     if name in HUES: h, s, v = HUES[name] + rng.uniform(-.02, .02), rng.uniform(.8, 1), rng.uniform(.8, 1)
@@ -101,12 +101,12 @@ def background(size:int, clutter:float, rng)->np.ndarray: # (size,size,3) float3
 class SceneObject:
     "One object of a scene: what it is, by which factor, and which pixels are its own"
     label: str          # one of `CLASSES`
-    factor: str         # 'shape', 'texture' or 'color': what makes it that class
+    factor: str         # 'shape', 'texture' or 'color': the factor that defines the class
     shape: str
     texture: str
     color: str
-    position: tuple     # center (x,y) as a share of the picture, 0..1: never says anything about the class
-    radius: float       # as a share of the picture
+    position: tuple     # center (x,y) as a share of the image, 0..1; independent of the class
+    radius: float       # as a share of the image
     angle: float        # radians
     mask: np.ndarray = field(repr=False) # (s,s) bool
 
@@ -122,7 +122,7 @@ class Scene:
 
 # %% ../../nbs/data/01_scenes.ipynb #6c4bfc0a
 def _place_circles(n, rng, large):
-    "Centers and radii of `n` circles that don't touch, as shares of the picture"
+    "Centers and radii of `n` circles that don't touch, as shares of the image"
     lo, hi = ((.17, .28) if n == 1 else (.15, .21)) if not large else ((.25, .32) if n == 1 else (.19, .23))
     for _ in range(200):
         r = rng.uniform(lo, hi, n)
@@ -135,7 +135,7 @@ def _paint_object(img, label, xy, r, angle, rng):
     "Paint one object over `img` (s,s,3), in place"
     size, factor = len(img), FACTOR_OF[label]
     value = dict(NEUTRAL, color='neutral') | {factor: label}
-    rngs = [np.random.default_rng(s) for s in rng.integers(0, 2**32, 3)]  # one each, so that a factor's draws don't shift another's
+    rngs = [np.random.default_rng(s) for s in rng.integers(0, 2**32, 3)]  # one per factor, so that the draws of one don't change those of another
     alpha = rasterize(shape_polygons(value['shape'], rngs[0]), xy*size, r*size, angle, size)
     rgb, period = sample_color(value['color'], rngs[1]), size*rngs[2].uniform(.065, .085)
     y, x = np.mgrid[:size, :size].astype(np.float32) - np.float32(xy[::-1]*size)[:, None, None]
@@ -145,12 +145,12 @@ def _paint_object(img, label, xy, r, angle, rng):
     return SceneObject(label, factor, **value, position=tuple(xy.tolist()), radius=float(r), angle=float(angle), mask=alpha >= .5)
 
 # %% ../../nbs/data/01_scenes.ipynb #a483e7ff
-def scene(seed:int,       # same seed, same picture
-          n:int=1,        # objects, each of another class
-          labels=None,    # their classes; drawn at random if not given
-          size:int=96,    # side in pixels
-          clutter:float=1., # 0 calm … 1 full
-          large:bool=False, # larger objects, easier to learn
+def scene(seed:int,         # the same seed gives the same scene
+          n:int=1,          # number of objects, each of a different class; at most 4
+          labels=None,      # their classes; None: drawn at random
+          size:int=96,      # side in pixels
+          clutter:float=1., # 0: none … 1: full
+          large:bool=False, # larger objects, which are easier to learn
          )->Scene:
     "A picture drawn from `seed`, with the truth about every object in it"
     rng = np.random.default_rng(seed)
