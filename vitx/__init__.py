@@ -5,4 +5,7 @@ def __getattr__(name): # loaded when asked for, so that `import vitx` stays quic
     if name == 'Explainer':
         from .explain import Explainer
         return Explainer
+    if name == 'standard_transform':
+        from .model.classifiers import standard_transform
+        return standard_transform
     raise AttributeError(f"module 'vitx' has no attribute {name!r}")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_output_path', 'find_class', 'get_method', 'list_methods', 'Explainer',
-           'normalize_map', 'option_defaults']
+           'read_bands', 'band_transform', 'normalize_map', 'option_defaults']
 
 # %% ../nbs/explain.ipynb #856af207
-import json, math, os, re
+import io, json, math, os, re
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +24,11 @@ from PIL import Image
 import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # registers their methods
 from .core import *
 from .picture.images import *
+from .targets import *
 from .model.classifiers import *
 from .model.zero_shot import *
 from .model.loading import *
+from .model.anatomy import preserve_state, thread_check
 from .model.tracing import *
 from .model.token_places import *
 from .model.capture import *
@@ -48,7 +50,7 @@ class Explanation:
     place: CropGeometry = field(repr=False)                # where the model's input lies on the picture
     target: int                                            # class index
     label: str                                             # name of the class
-    prob: float                                            # the model's probability of the class
+    prob: float                                            # the model's probability of the class; None for a number that isn't one, such as a regression's
     method: str                                            # name of the method
     layer: int                                             # block whose input tokens were explained, counted from 0
     model: str                                             # name of the model
@@ -58,11 +60,14 @@ class Explanation:
     explainer: object = field(default=None, repr=False)    # the Explainer, which `card` needs; not pickled
     grid_geometry: tuple = field(default=None, repr=False) # where the grid's cells lie on the model's input; None: they tile it
     file: str = field(default=None, repr=False)            # path of the picture; None: unknown
+    value: float = None                                    # the number that was explained: the logit of the class, or what a regression or `score` gives
 
     def __getstate__(self): return self.__dict__ | dict(explainer=None)
     @property
     def title(self)->str: return self.label + (f' rather than {self.against}' if self.against else '')
-    def __repr__(self): return f'Explanation: {self.title!r} {self.prob:.3f}, by {self.method} at layer {self.layer} of {self.model}' + (': no evidence anywhere' if self.is_empty else '')
+    @property
+    def answer(self)->str: return f'{self.prob:.3f}' if self.prob is not None else f'value {self.value:.4g}'   # what the model says
+    def __repr__(self): return f'Explanation: {self.title!r} {self.answer}, by {self.method} at layer {self.layer} of {self.model}' + (': no evidence anywhere' if self.is_empty else '')
     @property
     def is_empty(self)->bool: return not self.grid_map.max() > 0   # e.g. if the head's weights are 0, since no gradient reaches the tokens then
     @cached_property
@@ -89,7 +94,7 @@ def _draw(e, fig):
     fig.set_layout_engine('constrained')  # keeps titles and caption inside the figure
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], 'picture')
-    show_overlay(img, map_on_image(e.pixel_map, p).clamp(0, 1), axs[1], f'{truncate_label(e.title)}  {e.prob:.2f}', p.visible)
+    show_overlay(img, map_on_image(e.pixel_map, p).clamp(0, 1), axs[1], f'{truncate_label(e.title)}  {e.answer if e.prob is None else format(e.prob, ".2f")}', p.visible)
     fig.supxlabel(('no ' if e.is_empty else '') + f'evidence by {e.method}, layer {e.layer}' + ('' if p.visible.all() else '; hatched: not seen by the model'), fontsize=8)
     return axs
 
@@ -111,12 +116,15 @@ def check_output_path(path)->Path:
     return path
 
 @patch
-def save(self:Explanation, path)->Path:
+def save(self:Explanation, path,
+         full_size:bool=False, # a picture of the photo's own size, without title and margins
+        )->Path:
     "Write a figure (.png, .jpg, .webp, .pdf, .svg), the map (.npy, float32) or all numbers (.json); the suffix decides"
     path = check_output_path(path)
     with atomic_path(path) as tmp:
         if path.suffix.lower() == '.npy': np.save(tmp, self.map.numpy())
         elif path.suffix.lower() == '.json': tmp.write_text(json.dumps(self.to_dict() | dict(grid_map=self.grid_map.tolist())))
+        elif full_size: _save_overlay(self, tmp, path.suffix[1:].lower())
         else:
             from matplotlib import rc_context
             from matplotlib.figure import Figure
@@ -129,8 +137,16 @@ def save(self:Explanation, path)->Path:
 @patch
 def to_dict(self:Explanation)->dict:
     "The class, its probability, the method and the sizes, without the map"
-    return dict(model=self.model, target=self.target, label=self.label, against=self.against, prob=round(self.prob, 6), score=self.score, method=self.method, layer=self.layer,
-                size=list(self.place.image_size), grid=list(self.grid_map.shape), top=[dict(label=l, prob=round(p, 6)) for l,p in self.top])
+    return dict(model=self.model, target=self.target, label=self.label, against=self.against, prob=None if self.prob is None else round(self.prob, 6), value=None if self.value is None else round(self.value, 6), score=self.score, method=self.method, layer=self.layer,
+                size=list(self.place.image_size), grid=list(self.grid_map.shape), top=[dict(label=l, prob=None if p is None else round(p, 6)) for l,p in self.top])
+
+def _save_overlay(e, path, kind):
+    if kind in ('pdf', 'svg'): raise VitxError(f"full_size=True writes pixels, so it needs .png, .jpg or .webp, not .{kind}")
+    with Image.new('RGB', e.image.size) as out:
+        for y in range(0, e.image.height, 512):         # strips, so that a photo of 50 megapixels needs little memory
+            box = (0, y, e.image.width, min(y+512, e.image.height))
+            out.paste(Image.fromarray((overlay(e.image.crop(box), e.map[box[1]:box[3]])*255).round().astype(np.uint8)), box[:2])
+        out.save(path, format={'jpg': 'jpeg'}.get(kind, kind), quality=92)
 
 # %% ../nbs/explain.ipynb #4147570a
 def find_class(target,      # index, label or part of a label
@@ -171,27 +187,54 @@ class Explainer:
                  *, labels=None,        # list of class names, or a JSON file with one; None: the model's own
                  transform=None,        # PIL image → (3,h,w); None: the model's own
                  device=None,           # 'cuda', 'cuda:1', 'mps', 'cpu', or 'auto' for the fastest; None: the model isn't moved
-                 score:str='logit',     # what to explain: 'logit' or 'prob'
+                 score='logit',         # what to explain: 'logit', 'prob', or a function of the model's output that gives (B,), e.g. from `vitx.targets`
+                 output=None,           # which part of the output holds the logits: a key, an index or a function; None: the only candidate
+                 task:str=None,         # 'multiclass', 'multilabel', 'binary', 'regression' or 'embedding'; None: found
+                 inputs:dict=None,      # further inputs of the model, by name
+                 read=read_image,       # function that reads pictures, e.g. partial(read_image, value_range=(0, 4095))
+                 display=None,          # three channels of a model of many channels that are drawn as red, green, blue; None: the first three
                  cuda_graphs:bool=True, # on a GPU: record repeated calls as CUDA graphs and replay them
                 ):
-        if score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: give 'logit' or 'prob'")
-        self.model = load_model(model, labels := _read_labels(labels))
-        self.score, self._graphs, self._recorded = score, GraphCache() if cuda_graphs else None, {}   # _recorded: the parts of recorded results that aren't tensors
-        if device is not None: _move_model(self.model, device)
-        cfg = getattr(self.model, 'pretrained_cfg', None) or {}
-        self.name = Path(model).name if isinstance(model, (str, Path)) and Path(model).is_dir() else str(model) if isinstance(model, str) else '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or type(self.model).__name__
+        if not callable(score) and score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', or a function of the model's output")
+        if isinstance(model, str): refuse_convnets(model)
+        loaded, labels = load_model(model, labels := _read_labels(labels), need_classes=False), labels
+        if device is not None: _move_model(loaded, device)
+        self.name, self.read, self.display = _model_name(model, loaded), read, display
+        self._transform = None if transform is None else as_transform(transform)
+        if transform is not None: check_repeatable(self._transform)
         if isinstance(model, ZeroShotClassifier) and labels is not None: raise VitxError("the labels of a zero-shot model are its texts: give the texts to zero_shot, or give another text as target")
-        self._labels = None if isinstance(self.model, ZeroShotClassifier) else _check_labels(labels, self.model)
-        if len(self.labels) == 1: raise VitxError("this model has a single output, so there is nothing to tell a class from: give a head with one output for each class")
-        self.transform = model_transform(self.model) if transform is None else as_transform(transform)
-        self._geometry = lru_cache(256)(partial(infer_geometry, self.transform))
-        if transform is not None and len({infer_geometry(self.transform, (96, 120)) for _ in range(4)}) > 1:
-            raise VitxError("this transform puts pixels elsewhere each time: give one without random steps")
-        self.anat = anatomy(self.model, size := self._geometry((256, 256)).input_size)
-        if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's models have been checked: see the page of model families
-        if not self.labels: self._labels = [f'class {i}' for i in range(Capture(self.model, torch.zeros(1, 3, *size), self.anat).logits.shape[1])]
+        custom = score if callable(score) else None
+        self.model = fit_reader(loaded, output, custom, task, inputs, _num_labels(labels), None if transform is None else _input_size(self._transform))
+        self.score, self._given_labels, self.task = 'logit' if custom else score, labels, task_of(self.model)
+        self._labels = None if isinstance(self.model, ZeroShotClassifier) else _check_labels(labels, self.model, self.task, custom)
+        self._prepare(cuda_graphs)
 
-    def __repr__(self): return f'Explainer({self.name!r}, {len(self.labels)} classes, {len(self.anat.blocks)} layers)'
+    def _prepare(self, cuda_graphs):
+        "Everything that is measured, or that can't be pickled"
+        self._graphs, self._recorded = GraphCache() if cuda_graphs else None, {}   # _recorded: the parts of recorded results that aren't tensors
+        self.channels, self._no_transform = num_channels(self.model), None
+        if self._transform is None:
+            try: self._transform = band_transform(input_size(self.model), self.channels) if self.channels not in (1, 3) else model_transform(self.model)
+            except VitxError as e: self._no_transform = str(e)
+        self._geometry = lru_cache(256)(partial(_measure_geometry, self))
+        size = input_size(self.model) if self._transform is None else self._geometry((256, 256)).input_size
+        self.anat = anatomy(self.model, size)
+        if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's models have been checked: see the page of model families
+
+    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('_geometry', '_graphs', '_recorded', 'anat')} | dict(cuda_graphs=self._graphs is not None)
+    def __setstate__(self, state):
+        cuda_graphs = state.pop('cuda_graphs')
+        self.__dict__.update(state)
+        self._prepare(cuda_graphs)
+    def __repr__(self):
+        r = getattr(self.model, 'reader', OutputReader())
+        what = 'an embedding' if self.task == 'embedding' else f'{len(self.labels)} classes' if self.task == 'multiclass' else f'{len(self.labels)} labels' if self.task == 'multilabel' else 'one number' if self.task == 'regression' else 'yes or no'
+        how = [f'output {r.output!r}'] if r.output is not None and not callable(r.output) else [f'score {getattr(r.score, "__name__", "of its own")}'] if r.score and self.task != 'embedding' else []
+        return f"Explainer({self.name!r}, {', '.join([what, *how])}, {self.depth} layers)"
+    @property
+    def transform(self): # PIL image → (C,h,w)
+        if self._transform is None: raise VitxError(self._no_transform)
+        return self._transform
     @property
     def depth(self)->int: return len(self.anat.blocks)
     @property
@@ -199,15 +242,28 @@ class Explainer:
     def methods(self)->list: return list_methods()
     def target(self, t, exact:bool=False)->int: # class index
         "Index of a class, given by index, label or, unless `exact`, part of a label; a zero-shot model adds an unknown text as a new class"
+        if self.task == 'embedding': raise VitxError(_NO_CLASSES)
+        if self.task in ('binary', 'regression') and t in ('+', '-'): return int(t == '+')
         try: return find_class(t, self.labels, exact)
         except VitxError:
             if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
             return self.model.add_text(t)
 
 # %% ../nbs/explain.ipynb #3063c740
+_NO_CLASSES = "this model returns an embedding, so there is no class to explain: use similarity(image, reference), or explain a number of it with score="
+
+def _model_name(given, model): # claims no weights that a module may not have
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if isinstance(given, (str, Path)) and Path(given).is_dir(): return Path(given).name
+    return str(given) if isinstance(given, str) else cfg.get('architecture') or type(model).__name__
+
+def _input_size(transform): return infer_geometry(transform, (256, 256)).input_size
+def _measure_geometry(ex, size): return infer_geometry(ex.transform, size)
+def _num_labels(labels): return len(labels) if isinstance(labels, (list, tuple, dict)) else None
+
 def _move_model(model, device):
     try: model.to(choose_device() if device == 'auto' else device)
-    except (RuntimeError, AssertionError) as e: raise VitxError(f"can't use device {device!r}: {str(e).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, TypeError) as e: raise VitxError(f"can't use device {device!r}: {str(e).splitlines()[0]}") from None
 
 def _read_labels(given):
     if not isinstance(given, (str, Path)): return given
@@ -215,15 +271,51 @@ def _read_labels(given):
     try: return json.loads(Path(given).read_text())
     except ValueError as e: raise VitxError(f"the label file {given} isn't valid JSON: {e}") from None
 
-def _check_labels(given, model):
+def _check_labels(given, model, task, score):
+    if task == 'embedding': return []
     n = getattr(model, 'num_classes', None)
-    if n == 0: raise VitxError("this model has no classifier head (num_classes=0), so there is no class to explain")
+    if given is None and task in ('binary', 'regression'): return ['-', '+'] if score is None else [f'less {score.__name__}', f'more {score.__name__}'] if getattr(score, '__name__', '<lambda>') != '<lambda>' else ['less', 'more']
     if given is None: return model_labels(model)
     if isinstance(given, dict) and all(re.fullmatch('[0-9]+', str(k)) for k in given): given = [given[k] for k in sorted(given, key=int)]
     if not isinstance(given, (list, tuple)): raise VitxError("labels must be a list of texts, or a dict from class index to text")
     given = [str(l) for l in given]
-    if n and len(given) != n: raise VitxError(f"{len(given)} labels for a model of {n} classes: give one for each")
+    if task in ('binary', 'regression') and len(given) == 1: return [f'not {given[0]}' if task == 'binary' else f'less {given[0]}', given[0] if task == 'binary' else f'more {given[0]}']
+    if n and len(given) != n: raise VitxError(f"{len(given)} labels for a model of {n} {'classes' if task == 'multiclass' else 'outputs'}: give one for each")
     return given
+
+# %% ../nbs/explain.ipynb #4fd394e3
+def read_bands(a,               # array (H,W,C), or tensor (C,H,W), in the model's units
+               channels:int,    # of the model
+               display=None,    # three channels to draw; None: the first three
+              )->Image.Image:   # RGB; its attribute `bands` is the tensor (C,H,W)
+    "Picture of many channels as an RGB image that carries them"
+    if hasattr(a, 'bands'): return a
+    if not isinstance(a, (np.ndarray, torch.Tensor)) or a.ndim != 3 or channels not in (a.shape[0], a.shape[-1]): raise VitxError(f"this model takes {channels} channels: give an array (H,W,{channels}), a tensor ({channels},H,W), or a preprocessed batch to `maps`")
+    t = torch.as_tensor(a)
+    if t.shape[-1] == channels and not (torch.is_tensor(a) and t.shape[0] == channels): t = t.permute(2, 0, 1)
+    if not t.is_floating_point(): raise VitxError(f"the unit of pixels of type {t.dtype} is unknown: give floats, normalized as the model was trained")
+    if not t.isfinite().all(): raise VitxError("the picture contains NaN or infinite values: replace them first, e.g. with nan_to_num")
+    shown = t.float()[list(display or range(min(3, channels)))]
+    shown = (shown if len(shown) == 3 else shown[:1].expand(3, -1, -1)).flatten(1)
+    k = [max(1, round(q*shown.shape[1])) for q in (.02, .98)]
+    low, high = (shown.kthvalue(i, dim=1, keepdim=True).values for i in k)
+    img = Image.fromarray(((shown - low)/(high - low).clamp_min(1e-12)*255).clamp(0, 255).round().byte().view(3, *t.shape[1:]).permute(1, 2, 0).numpy())
+    img.bands = t.float()
+    return img
+
+def band_transform(size, channels:int): # RGB image with `bands` → (C,h,w)
+    "Preprocessing of pictures of many channels: resize"
+    return partial(_resize_bands, tuple(size), channels)
+
+def _resize_bands(size, channels, img):
+    bands = getattr(img, 'bands', None)
+    if bands is None: bands = torch.from_numpy(np.asarray(img, np.float32)/255).permute(2, 0, 1)[[c % 3 for c in range(channels)]]
+    return torch.nn.functional.interpolate(bands[None], size, mode='bilinear', antialias=True)[0]
+
+@patch
+def _read(self:Explainer, img): # → RGB
+    "Read a picture in the way that fits the model"
+    return self.read(img) if self.channels in (1, 3) else read_bands(img, self.channels, self.display)
 
 # %% ../nbs/explain.ipynb #eb44b54b
 def normalize_map(m:torch.Tensor)->torch.Tensor: # (…,h,w) signed
@@ -241,7 +333,7 @@ def _layer_indices(self:Explainer, layers):
 
 # %% ../nbs/explain.ipynb #becd2d1f
 @patch
-def maps(self:Explainer, x:torch.Tensor, # (B,3,H,W), preprocessed
+def maps(self:Explainer, x:torch.Tensor, # (B,C,H,W), preprocessed
          targets=None,                   # None (each image's top class), a class, a list of classes (for all images), or (B,T) indices
          method:str='rcut',              # name of the method
          layers=None,                    # a layer or a list of layers; None: the last block
@@ -250,8 +342,8 @@ def maps(self:Explainer, x:torch.Tensor, # (B,3,H,W), preprocessed
          **options,                      # options of the method, such as `threshold` of rcut
         )->torch.Tensor:                 # (B,T,L,h,w) float32, signed; with `pixels` (B,T,L,H,W)
     "Attribution maps on the token grid, for a batch, T classes and L layers"
-    capture = Capture(self.model, _check_batch(x), self.anat, self.score)
-    answer = self._compute(capture, targets, method, layers, self._target_index(against), pixels, **options)
+    capture = Capture(self.model, _check_batch(x, self.channels), self.anat, self.score)
+    answer = self._compute(capture, targets, method, layers, None if against is None else self.target(against), pixels, **options)
     _check_answer(capture, answer, method)
     return answer.pixel_maps if pixels else answer.maps
 
@@ -263,9 +355,16 @@ def _with_options(f, options):
     if not options: return f
     meta, known = f.meta, option_defaults(f.meta['name'])
     if bad := options.keys() - {*known}: raise VitxError(f"{meta['name']} has no option {min(bad)!r}: its options are {', '.join(known) or 'none'}")
+    for k,v in options.items(): _check_option(meta['name'], k, v, known[k], meta.get('options', {}).get(k))
     f = partial(f, **options)
     f.meta = meta
     return f
+
+def _check_option(name, k, v, default, slider): # slider: (minimum, maximum, step, description)
+    number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    fits = isinstance(v, bool) if isinstance(default, bool) else number and (not isinstance(default, int) or v == int(v)) if isinstance(default, (int, float)) else True
+    low = slider[0] if slider else -math.inf
+    if not fits or number and v < low: raise VitxError(f"{name} can't use {k}={v!r}: give {'True or False' if isinstance(default, bool) else 'a whole number' if isinstance(default, int) else 'a number'}" + (f' of at least {low}' if slider else '') + f', default {default}')
 
 # %% ../nbs/explain.ipynb #ba085279
 @patch
@@ -288,6 +387,7 @@ def _compute(self:Explainer, capture, targets, name, layers, against=None, pixel
     f, layers = _with_options(method[name], options), self._layer_indices(layers)
     if isinstance(targets, (list, tuple, np.ndarray)): targets = [[self.target(c) for c in t] if isinstance(t, (list, tuple, np.ndarray)) else self.target(t) for t in targets]
     elif targets is not None and not isinstance(targets, torch.Tensor): targets = self.target(targets)
+    if targets is None: targets = self._target_index(None)
     if against is not None: _check_contrast(f, targets, against)
     if self._graphs is None or not capture.x.is_cuda or f.meta.get('n_forward') or f.meta.get('uses_internals') or is_symbolic(capture.x) or (model_key := replay_key(self.model)) is None: return self._compute_now(capture, targets, f, layers, against, pixels)
     as_tensor = None if targets is None else as_targets(targets, capture.x.new_empty(len(capture.x), len(self.labels)))
@@ -343,12 +443,14 @@ def _contrast_maps(f, capture, targets, layers, against):
     return m[:, :-1] - m[:, -1:]
 
 @patch
-def _target_index(self:Explainer, t): return None if t is None else self.target(t)
+def _target_index(self:Explainer, t): # None: the top class, or more of the number
+    if self.task == 'embedding': raise VitxError(_NO_CLASSES)
+    return self.target(t) if t is not None else 1 if self.task == 'regression' else None
 
-def _check_batch(x):
+def _check_batch(x, channels):
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
-        raise VitxError("maps takes a preprocessed batch, a float tensor (B,3,H,W): to explain pictures, call the explainer itself")
-    if x.shape[1] != 3: raise VitxError(f"the batch has {x.shape[1]} channels: give (B,3,H,W)")
+        raise VitxError("maps takes a preprocessed batch, a float tensor (B,C,H,W): to explain pictures, call the explainer itself")
+    if x.shape[1] != channels: raise VitxError(f"the batch has {x.shape[1]} channels: give (B,{channels},H,W)")
     return x
 
 # %% ../nbs/explain.ipynb #68b7c803
@@ -363,13 +465,13 @@ def __call__(self:Explainer, img, # path, bytes, file object, PIL image, array o
              batch:int=16):       # pictures that the model gets at once
     "Attribution map of a picture for a class: an `Explanation`, or a list of them for a batch"
     if not _is_batch(img): return self([img], [target], method, layer, against)[0]
-    images = [read_image(i) for i in img]
+    images = [self._read(i) for i in img]
     targets = list(target) if isinstance(target, (list, tuple)) else [target]*len(images)
     if len(targets) != len(images): raise VitxError(f"{len(targets)} targets for {len(images)} pictures: give one for each picture, or one for all")
     get_method(method)
     layers = self._layer_indices(layer)
     if len(layers) != 1 or not isinstance(batch, int) or batch < 1: raise VitxError("a call needs one layer and a batch of at least 1: use `maps` for several layers")
-    targets, against = [self._target_index(t) for t in targets], self._target_index(against)
+    targets, against = [self._target_index(t) for t in targets], None if against is None else self.target(against)
     out = []
     for i in range(0, len(images), batch):
         prepared = [(img, *preprocess(img, split_transform(self.transform)[0], self._geometry)) for img in images[i:i+batch]]
@@ -390,7 +492,7 @@ def _launch(self:Explainer, prepared, targets, name, layer, against): # prepared
     else: classes = known
     answer = self._compute(capture, classes, name, layer, against, pixels=True)
     classes = answer.logits.argmax(1) if classes is None else classes[:, 0]
-    tensors = answer.maps[:, 0, 0], answer.pixel_maps[:, 0, 0], answer.logits.softmax(-1), classes, answer.checks
+    tensors = answer.maps[:, 0, 0], answer.pixel_maps[:, 0, 0], class_probs(answer.logits, self.task), answer.logits, classes, answer.checks
     tensors = [t.to('cpu', non_blocking=True) for t in tensors]
     done = torch.cuda.Event() if device.type == 'cuda' else None
     if done: done.record()
@@ -399,15 +501,16 @@ def _launch(self:Explainer, prepared, targets, name, layer, against): # prepared
 @patch
 def _collect(self:Explainer, launched)->list: # of Explanation
     "Wait for a batch, check its values and return its explanations"
-    images, places, capture, answer, (maps, pixel_maps, probs, classes, answer.checks), done, asked = launched
+    images, places, capture, answer, (maps, pixel_maps, probs, logits, classes, answer.checks), done, asked = launched
     if done: done.synchronize()
     _check_answer(capture, answer, asked[0])
-    return [self._make_explanation(img, g.clone(), f.clone(), place, p, t, *asked, capture.grid_geometry) for img,g,f,place,p,t in zip(images, maps, pixel_maps, places, probs, classes.tolist())]
+    return [self._make_explanation(img, g.clone(), f.clone(), place, p, t, *asked, capture.grid_geometry, y[t].item()) for img,g,f,place,p,y,t in zip(images, maps, pixel_maps, places, probs, logits, classes.tolist())]
 
 @patch
-def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, grid_geometry=None):
-    top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))]
-    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item(), name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, grid_geometry, getattr(img, 'filename', None))
+def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, grid_geometry=None, value=None):
+    known = has_probs(self.task)
+    top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))] if known else [(self.labels[t], None)]
+    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item() if known else None, name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, grid_geometry, getattr(img, 'filename', None), probs[t].item() if value is None else value)
 
 # %% ../nbs/explain.ipynb #e1ffbe80
 @patch
@@ -422,9 +525,10 @@ def stream(self:Explainer, images, # any iterable of pictures, or a folder
           ):                       # generator of `Explanation`
     "Explanations of a stream of pictures, in the same order"
     get_method(method)
-    layers, call_args = self._layer_indices(layer), (method, self._layer_indices(layer)[0], self._target_index(against))
+    layers, call_args = self._layer_indices(layer), (method, self._layer_indices(layer)[0], None if against is None else self.target(against))
     batch, workers = _stream_batch(self) if batch is None else batch, min(16, os.cpu_count() or 1) if workers is None else workers
     if len(layers) != 1 or any(type(v) is not int or v < 1 for v in (batch, workers)): raise VitxError("a stream needs one layer, a batch of at least 1 and at least 1 worker: give a single layer and positive integers")
+    if broken is not None and not callable(broken): raise VitxError(f"broken={broken!r} isn't a function: give one that takes the error of an unreadable picture, e.g. print")
     return _explain_stream(self, _read_ahead(self, _stream_images(images), workers, batch*(1 + _launches_ahead(self)), broken), batch, self._target_index(target), call_args)
 
 def _stream_batch(ex): # number of pictures
@@ -446,7 +550,7 @@ def _stream_images(images):
 # %% ../nbs/explain.ipynb #9c50893d
 def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x, place), in order
     queue, n = deque(), count()
-    prepare = lambda picture: (img := read_image(picture), *preprocess(img, split_transform(ex.transform)[0], ex._geometry))
+    prepare = lambda picture: (img := ex._read(picture), *preprocess(img, split_transform(ex.transform)[0], ex._geometry))
     def first():
         i = next(n)
         try: yield queue.popleft().result()
@@ -457,12 +561,12 @@ def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x,
     with quick_thread_switches(), ThreadPoolExecutor(workers) as pool:
         for p in images:
             if isinstance(p, (str, Path, bytes, bytearray)): queue.append(pool.submit(prepare, p))
-            else: queue.append(_read_now(p, pool, prepare))
+            else: queue.append(_read_now(ex, p, pool, prepare))
             if len(queue) > ahead: yield from first()
         while queue: yield from first()
 
-def _read_now(picture, pool, prepare): # read and copy at once: a camera may write its next frame into the same array
-    try: img = read_image(picture).copy()
+def _read_now(ex, picture, pool, prepare): # read and copy at once: a camera may write its next frame into the same array
+    try: img = _copy_image(ex._read(picture))
     except VitxError as e: (future := Future()).set_exception(e)
     else: future = pool.submit(prepare, img)
     return future
@@ -480,14 +584,22 @@ def _explain_stream(ex, prepared, batch, target, call_args):
         while len(launched) > (0 if error else _launches_ahead(ex)): yield from ex._collect(launched.popleft())
     if isinstance(error, VitxError): raise error
 
+def _copy_image(img):
+    copy = img.copy()
+    if hasattr(img, 'bands'): copy.bands = img.bands.clone()
+    return copy
+
 # %% ../nbs/explain.ipynb #5f0ed1f5
 @patch
 def _pixel_inputs(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
     "The model's input, the same as pixels, and a function that predicts logits from pixels"
+    if self.channels != 3: raise VitxError(f"this needs pictures of three channels, and this model takes {self.channels}: use maps and metrics instead")
     x, _ = preprocess(img, self.transform, self._geometry)
     black, white = normalized_black_white(self.transform)
     ask = Capture(self.model, x[None], self.anat, self.score).predict
-    return x, ((x-black)/(white-black)).clamp(0, 1), lambda v: ask(black + v*(white-black)).cpu()
+    predict = lambda v: ask(black + v*(white-black)).cpu()
+    predict.task = self.task
+    return x, ((x-black)/(white-black)).clamp(0, 1), predict
 
 @patch
 def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
@@ -514,12 +626,50 @@ def card(self:Explanation, seed:int=0)->Card:
     ex, l = self.explainer, self.layer
     if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again, then call card")
     x, pixels, predict = ex._pixel_inputs(self.image)
-    capture, against = Capture(ex.model, x[None], ex.anat, ex.score), ex._target_index(self.against)
+    capture, against = Capture(ex.model, x[None], ex.anat, ex.score), None if self.against is None else ex.target(self.against)
     flow, logits = patch_relevance(capture, self.target, l)[0, 0].cpu(), capture.logits[0]
-    predict_scores, probs, t = predict, logits.softmax(-1), self.target
-    if against is not None: predict_scores, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # with `against`, the score is the softmax of these two classes alone
+    predict_scores, probs, t = predict, class_probs(logits, ex.task), self.target
+    if against is not None and ex.task == 'multiclass': predict_scores, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # with `against`, the score is the softmax of these two classes alone
     other_classes = [c for c in logits.topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([other_classes]), self.method, l, against)[0, :, 0].cpu() if other_classes else []
     randomized_model = randomize_model(ex.model, seed)
     randomized_map = ex._maps(Capture(randomized_model, x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('class_agnostic', False), self.grid_geometry)
+    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('class_agnostic', False), self.grid_geometry, ex.task)
+
+# %% ../nbs/explain.ipynb #2f1a14f8
+class _Features(torch.nn.Module):
+    "What enters the last linear layer of a classifier"
+    def __init__(self, model, head):
+        super().__init__()
+        self.model, self.__dict__['head'] = model, head          # not a part twice
+    def forward(self, x):
+        found, same_thread = [], thread_check()
+        h = self.head.register_forward_pre_hook(lambda m, args: found.append(args[0]) if same_thread() else None)
+        try: self.model(x)
+        finally: h.remove()
+        return found[-1] if found[-1].ndim == 2 else found[-1].flatten(1, -2).mean(1)
+
+@patch
+def similar_to(self:Explainer, reference, # a picture, a list of pictures (their mean), or a vector (D,)
+              )->Explainer:
+    "An explainer of the cosine similarity to a reference: `'+'` is evidence for similarity"
+    model = self.model if self.task == 'embedding' else _Features(self.model, next(m for m in reversed([*self.model.modules()]) if isinstance(m, torch.nn.Linear)))
+    if not isinstance(reference, torch.Tensor) or reference.ndim != 1: reference = self._embed(model, reference if _is_batch(reference) else [reference])
+    inner = model.model if isinstance(model, WrappedClassifier) else model
+    forward_fn = getattr(model, 'forward_fn', None)
+    held = WrappedClassifier(inner, None, None, self._transform, input_size(self.model), self.name, forward_fn, channels=self.channels)
+    ex = Explainer(held, transform=self._transform, score=cosine_to(reference), read=self.read, display=self.display, labels=['unlike', 'like'])
+    ex.name = self.name
+    return ex
+
+@patch
+def _embed(self:Explainer, model, images): # → (D,), mean of the normalized vectors
+    x = torch.stack([preprocess(i, self.transform, self._geometry)[0] for i in map(self._read, images)])
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(model): vectors = model(x.to(next(model.parameters())))
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).mean(0)
+
+@patch
+def similarity(self:Explainer, img, reference, # a picture, a list of pictures (their mean), or a vector (D,)
+               method:str='rcut', layer:int=-1)->Explanation:
+    "Which pixels of a picture make it similar to a reference? For classifiers, vectors are what enters the last linear layer"
+    return self.similar_to(reference)(img, '+', method, layer)

@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import *
+from ..targets import *
 from ..model.capture import *
 from ..method.baselines import center_gaussian
 from .metrics import randomize_model, rank_correlation
@@ -29,8 +30,8 @@ def confidence_drop(predict,                  # pixels (b,3,H,W) in 0..1 → log
     region = attribution > threshold
     if not region.any(): return 0.
     control = control_region(region, attribution)
-    p, hidden, control = predict(torch.stack([pixels, inpaint(pixels, region), inpaint(pixels, control)]).clamp(0, 1)).softmax(-1)[:, target].tolist()
-    return (min(control, p) - hidden)/max(p, 1e-6)   # a control that raises the probability must not raise the score
+    p, hidden, control = predict_probs(predict, torch.stack([pixels, inpaint(pixels, region), inpaint(pixels, control)]).clamp(0, 1))[:, target].tolist()
+    return (min(control, p) - hidden)/max(abs(p), 1e-6)   # a control that raises the probability must not raise the score
 
 # %% ../../nbs/evidence/04_card.ipynb #37d5bd32
 def relevance_variation(relevance:torch.Tensor)->float: # (n,) ≥ 0
@@ -64,6 +65,7 @@ class Card:
     similarity: dict             # rank correlation with the maps 'center', 'noise', 'other_class', 'randomized_model'
     other_class: str             # the class, among the model's top classes, with the least similar map
     class_agnostic: bool = False # does the method draw the same map for all classes?
+    has_probs: bool = True       # is `prob` a probability? False: a number without a range, such as a regression's
 
 # %% ../../nbs/evidence/04_card.ipynb #5ad27c31
 @patch(as_prop=True)
@@ -74,7 +76,7 @@ def warnings(self:Card)->list: # sentences
         found.append(f"The highlighted region has little effect: hiding it lowers the probability of {self.label!r} by only {max(self.confidence_drop, 0):.0%} "
                      "more than hiding an equally large region elsewhere. Every map has a brightest spot, so don't trust this one. "
                      "If the object fills the image, show it with more room around it.")
-    if self.prob < limits['prob']:
+    if self.has_probs and self.prob < limits['prob']:
         found.append(f"The model is unsure (probability {self.prob:.2f}): the map explains a guess. "
                      "Look at the other predictions, or explain a class that you know is there.")
     if self.variation < limits['variation']:
@@ -106,7 +108,7 @@ def __repr__(self:Card):
     similarity = self.similarity
     others = [f"center blob {similarity['center']:.2f}", f"noise {similarity['noise']:.2f}", f"randomized model {similarity['randomized_model']:.2f}"]
     if self.other_class: others.append(f"{self.other_class} {similarity['other_class']:.2f}")
-    lines = [('probability', f'{self.prob:.2f}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1'),
+    lines = [('probability', f'{self.prob:.2f}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1') if self.has_probs else ('value', f'{self.prob:.3g}'),
              ('confidence drop', f'{round(self.confidence_drop, 2)+0.:.2f} of the probability is lost when the marked region is hidden (control subtracted)'),
              ('variation', f'{self.variation:.2f}, standard deviation ÷ mean of the patch relevance'),
              ('border share', f'{self.border_share:.2f} of the relevance lies in the outermost cells'),
@@ -138,6 +140,7 @@ def make_card(predict,                     # pixels (b,3,H,W) in 0..1 → logits
               label:str='',
               class_agnostic:bool=False,
               grid_geometry:tuple=None,    # where the map's cells lie on the pixels, as in `capture.grid_geometry`; None: they cover the image
+              task:str='multiclass',       # one of `TASKS`: says what `probs` are
              )->Card:
     "Compare a map with its controls: center blob, noise, other classes, a randomized model and a filled region"
     other_probs = torch.cat([probs[:target], probs[target+1:]])
@@ -146,8 +149,13 @@ def make_card(predict,                     # pixels (b,3,H,W) in 0..1 → logits
     other_class = min(similarities, key=similarities.get) if similarities else ''
     noise = torch.rand(grid_map.shape, generator=torch.Generator().manual_seed(0))
     margin = (probs[target] - other_probs.max()).item() if len(other_probs) else 1.
-    entropy = -(probs*probs.clamp_min(1e-12).log()).sum().item()/max(torch.tensor(float(len(probs))).log().item(), 1e-6)
+    entropy = _entropy(probs, target, task)
     similar = dict(center=similarity(grid_map, center_gaussian(*grid_map.shape)), noise=similarity(grid_map, noise),
                    other_class=similarities.get(other_class, 0.), randomized_model=similarity(grid_map, randomized_map))
     return Card(label, probs[target].item(), margin, entropy, confidence_drop(predict, pixels, attribution, target), relevance_variation(relevance),
-                border_share(grid_map), similar, other_class, class_agnostic)
+                border_share(grid_map), similar, other_class, class_agnostic, has_probs(task))
+
+def _entropy(probs, target, task): # as a share of the largest possible; of one yes or no, where classes don't exclude each other
+    if not has_probs(task): return 0.
+    if task != 'multiclass': probs = torch.stack([probs[target], 1 - probs[target]])
+    return -(probs*probs.clamp_min(1e-12).log()).sum().item()/max(torch.tensor(float(len(probs))).log().item(), 1e-6)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ..core import *
+from ..targets import *
 from .metrics import gaussian_blur
 from ..picture.show import *
 
@@ -175,7 +176,7 @@ def measure_factors(predict,                  # pixels (b,3,H,W) in 0..1 → log
     regions = (('drops', region, None), ('control_drops', control, protect))
     edited = {(f, k): edit(pixels, m, avoid, protected, torch.Generator().manual_seed(seed)) for f,edit in EDITS.items() for k,m,protected in regions}
     for f in EDITS: edited[f, 'control_drops'] = [torch.where(protect, pixels, x) for x in edited[f, 'control_drops']]   # leave the marked region unchanged
-    p, *remaining = predict(torch.stack([pixels, *(x for xs in edited.values() for x in xs)]).clamp(0, 1)).softmax(-1)[:, target].tolist()
+    p, *remaining = predict_probs(predict, torch.stack([pixels, *(x for xs in edited.values() for x in xs)]).clamp(0, 1))[:, target].tolist()
     remaining = iter(remaining)
     drop = {k: p - float(np.mean([next(remaining) for _ in xs])) for k,xs in edited.items()}
     order = sorted(EDITS, key=lambda f: -drop[f, 'drops'])

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from ..core import *
+from ..targets import *
 
 # %% ../../nbs/evidence/01_metrics.ipynb #a909eaeb
 def _flatten_checked(m, mask):
@@ -180,7 +181,7 @@ def _pixel_ranks(m):
 
 def _target_probs(predict, xs, target, batch):
     "Softmax probability of the target for each image"
-    return torch.cat([predict(part).softmax(-1)[:, target] for part in xs.split(batch)])
+    return torch.cat([predict_probs(predict, part)[:, target] for part in xs.split(batch)])
 
 def _check_map(m, x):
     "Raise a VitxError unless the map fits the image and is finite"

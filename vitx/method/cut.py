@@ -14,6 +14,7 @@ import math
 import torch
 
 from ..core import *
+from ..picture.images import as_three_channels
 from ..model.capture import *
 from .relation import *
 
@@ -219,7 +220,7 @@ def _lab_offset(): return torch.tensor([-16., 0, 0])
 
 def color_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
     "Affinity of patches of similar mean color: distance in CIE Lab"
-    x, *patch = _whole_patches(x.float(), grid)
+    x, *patch = _whole_patches(as_three_channels(x.float()), grid)
     return gaussian_affinity(rgb_to_lab(torch.nn.functional.avg_pool2d(x, patch).flatten(2).mT), sigma)
 
 # %% ../../nbs/method/02_cut.ipynb #8888234f

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import *
+from ..targets import *
 from ..model.anatomy import *
 from ..model.tracing import *
 from ..model.capture import *
@@ -48,7 +49,7 @@ def rise(capture, targets, layers, masks=512, cells=7, p=.5, normalize_coverage=
         grid_mask = F.adaptive_avg_pool2d(mask, run.grid)
         coverage += grid_mask.sum(0)
         for b in range(len(x)):
-            scores = capture.predict(x[b]*mask[:, None].to(x)).softmax(-1)[:, run.targets[b]].cpu()   # (m,T)
+            scores = predict_probs(capture.predict, x[b]*mask[:, None].to(x))[:, run.targets[b]].cpu()   # (m,T)
             total[b] += torch.einsum('mt,mhw->thw', scores, grid_mask)
             mean[b] += scores.sum(0)
     maps = total/(coverage.clamp_min(1e-12) if normalize_coverage else masks*p) - mean[..., None, None]/masks
@@ -126,7 +127,7 @@ def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progres
         channels = torch.cat([run.patches(run.values['tokens', i])[b] for i in range(layers[l]+1)], 1).T
         keep = kmeans(channels, sample_points(channels, masks, seed))[0].topk(int(ratio*n)).indices.sort(1).values
         batches = track(keep.split(batch), 'token sets', progress)
-        scores = torch.cat([predict_with_patches(capture, capture.x[[b]], patches).softmax(-1)[:, run.targets[b]] for patches in batches])  # (m,T)
+        scores = torch.cat([class_probs(predict_with_patches(capture, capture.x[[b]], patches), capture.task)[:, run.targets[b]] for patches in batches])  # (m,T)
         maps[b, :, l] = coverage_weighted_mean(scores.T, torch.zeros(len(keep), n, device=keep.device).scatter(1, keep, 1.)).cpu()
     return run.on_grid(maps)
 
@@ -171,9 +172,9 @@ def causal_scores(predict,            # images (b,3,H,W) → logits (b,C)
     for m in track(masks[:, None].split(batch), 'feature masks', progress):
         m = m.to(x)
         z = noise*torch.stack([torch.randn(x.shape, generator=g) for _ in m]).to(x)*(1-m)   # one draw per mask makes the result independent of the batch size
-        P = predict(torch.cat([x*m + z, x + z])).softmax(-1)
+        P = predict_probs(predict, torch.cat([x*m + z, x + z]))
         out.append(P[:len(m)] - P[len(m):])
-    return torch.cat(out) + predict(x[None]).softmax(-1)
+    return torch.cat(out) + predict_probs(predict, x[None])
 
 @method('vit-cx', source='Xie et al., IJCAI 2023: ViT-CX', n_forward='2·masks, at most 2·D')
 def vit_cx(capture, targets, layers, distance_threshold=.1, noise=.1, batch=32, seed=0, progress=None):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import *
+from ..picture.images import as_three_channels
 from ..model.capture import *
 from .cut import *
 
@@ -151,7 +152,7 @@ def artifact_filler(run, l)->tuple: # → mask (B,n), and a function (B,C,n) →
 def patch_relevance(capture, targets, l:int)->torch.Tensor: # (B,T,n), ≥ 0
     "Attention relevance of the contrastive score or, without global attention, positive token × gradient; artifacts are filled"
     has_flow = capture.anat.has_global_attention_path(l)
-    run = capture(targets, tokens=[l], grad=('tokens', 'flow') if has_flow else 'tokens', linearize=True, score=contrastive_score,
+    run = capture(targets, tokens=[l], grad=('tokens', 'flow') if has_flow else 'tokens', linearize=True, score=contrastive_score if capture.is_contrastive else None,
                   **(dict(flow=range(l+1)) if has_flow else {}))
     relevance = attention_relevance(run, l) if has_flow else run.patches(token_times_gradient(run.values['tokens', l], run.grads['tokens', l]), -1).clamp_min(0)
     return artifact_filler(run, l)[1](relevance)
@@ -189,7 +190,7 @@ def rcut(capture, targets, layers, num_contrast:int=20, linearize:bool=True, fix
          color:float=1., position:float=0., texture:float=0., alpha:float=.9, threshold:float=.8, **map_options): # map_options: of `rcut_map`
     "Signed relevance of the class's contrastive score, propagated over a patch graph of attention keys and colors"
     has_flow, blocks = capture.anat.has_global_attention_path(max(layers)), {b for l in layers for b in late_blocks(l)}
-    score = (lambda y, t: contrastive_score(y, t, num_contrast)) if capture.score == 'logit' else None
+    score = (lambda y, t: contrastive_score(y, t, num_contrast)) if capture.is_contrastive else None
     run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow else 'tokens', linearize=linearize, score=score, **required_sites(capture.anat, layers))
     factors = _pixel_affinities(image_on_grid(capture.x.float(), run.grid_geometry), run.grid, color, position, texture)
     token_relevance, flow, graph = _relevance_and_graph(run, layers, fix_artifacts and has_flow, power)
@@ -233,6 +234,7 @@ def guided_upsample(m:torch.Tensor,           # (B,M,h,w) maps of each picture
                     step:int=4,               # the fit is made at 1/step of the size
                    )->torch.Tensor:           # (B,M,H,W)
     "Upsample maps with a guided filter on a color picture (He, Sun & Tang, PAMI 2013; fast version: He & Sun, 2015)"
+    x = as_three_channels(x)
     lo, hi = x.float().amin((1, 2, 3), keepdim=True), x.float().amax((1, 2, 3), keepdim=True)
     I = (x - lo)/(hi - lo).clamp_min(1e-12)
     small = F.adaptive_avg_pool2d(I, [-(-s//step) for s in x.shape[-2:]])

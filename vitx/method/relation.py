@@ -10,6 +10,7 @@ __all__ = ['channel_masks', 'minmax_scale', 'masked_probs', 'channel_groups', 'g
 import torch
 
 from ..core import *
+from ..targets import *
 from ..model.capture import *
 
 # %% ../../nbs/method/01_relation.ipynb #16487ed2
@@ -35,7 +36,7 @@ def masked_probs(predict,            # function: pictures (b,3,H,W) → logits (
                 )->torch.Tensor:     # (D,C)
     "Class probabilities of the picture under each mask"
     batches = track(masks.split(batch), 'masked pictures', progress)
-    return torch.cat([predict(x*m[:, None].to(x)).softmax(-1) for m in batches])
+    return torch.cat([predict_probs(predict, x*m[:, None].to(x)) for m in batches])
 
 # %% ../../nbs/method/01_relation.ipynb #75e67709
 def channel_groups(t:torch.Tensor, # (n,D) patch tokens

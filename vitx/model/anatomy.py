@@ -139,7 +139,7 @@ def timm_num_pooled(model)->int:
 @family('plain-vit')
 def plain_vit(model)->Anatomy:
     "ViT, DeiT, EVA, … : all tokens in every block, patches in reading order after the prefix"
-    blocks = list(getattr(model, 'blocks', []))
+    blocks = list(b) if isinstance(b := getattr(model, 'blocks', None), (nn.Sequential, nn.ModuleList, list, tuple)) else []
     attns, patch = [getattr(b, 'attn', None) for b in blocks], _patch_stride(model)
     if not blocks or not patch or timm_num_pooled(model) is None or not all(hasattr(a, 'attn_drop') and hasattr(a, 'k_norm') for a in attns): return None
     cell_steps = tuple((float(p), 0.) for p in patch)

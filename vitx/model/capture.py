@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core import *
 from ..picture.images import interpolation_matrix
+from ..targets import *
 from .classifiers import *
 from .anatomy import *
 from .tracing import *
@@ -26,10 +27,11 @@ from .interception import *
 def class_score(logits:torch.Tensor,  # (B,C)
                 targets:torch.Tensor, # (B,T) class indices
                 kind='logit',         # 'logit', 'prob', or a function of logits and targets
+                task:str='multiclass',# one of `TASKS`, for 'prob'
                )->torch.Tensor:       # (B,T)
     "The number whose cause is asked for"
     if callable(kind): return kind(logits, targets)
-    return (logits if kind == 'logit' else logits.softmax(-1)).gather(1, targets)
+    return (logits if kind == 'logit' else class_probs(logits, task)).gather(1, targets)
 
 def as_targets(targets,              # None (top class), an int, a list of ints, or (B,T)
                logits:torch.Tensor,  # (B,C)
@@ -114,6 +116,11 @@ class Capture:
     @property
     def depth(self)->int: return len(self.anat.blocks)
     @property
+    def task(self)->str: return task_of(self.model)
+    @property
+    def is_contrastive(self)->bool: # do classes exclude each other, so that one can be compared with its rivals?
+        return self.task == 'multiclass' and self.score == 'logit'
+    @property
     def logits(self)->torch.Tensor: # (B,C) float32
         "The model's answer, computed once"
         if self._logits is None: self()
@@ -164,7 +171,7 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         check_logits(logits)
         targets = as_targets(targets, logits)
         exact = logits.float()
-        grads = _gradients(class_score(exact, targets, score or self.score), logits, exact, {k: t for k,t in values.items() if k[0] in grad}, flow)
+        grads = _gradients(class_score(exact, targets, score or self.score, self.task), logits, exact, {k: t for k,t in values.items() if k[0] in grad}, flow)
         if interceptor.leftover: self.flags['leftover'] = torch.stack(interceptor.leftover).any()
         if flow: values |= {('flow', l): t for l,t in flow.mean.items()}
     self._logits = logits.detach().float()
@@ -217,26 +224,37 @@ def _pool_tokens(t, fine, grid): # (…,n,D) → (…,n',D), means
     return cells.flatten(-2).unflatten(0, t.shape[:-2]).mT
 
 # %% ../../nbs/model/10_capture.ipynb #bb2c0f8c
+_NO_GRADIENT = "no gradient passes this model: it is quantized, computes under no_grad, or ends in a sigmoid. Give one with plain floating-point weights and without it, or ask a method without gradients, such as attention or rise"
+
 def _gradients(scores, logits, exact, sites, flow=None): # exact: logits in float32, from which the scores are made
     "d scores[:,t] / d site, stacked over t: (B,T,...)"
     if not sites and not flow: return {}
+    if not scores.requires_grad: raise VitxError(_NO_GRADIENT)
     per_target, has_gradient, leaves = [], False, [*sites.values(), *([flow.anchor] if flow else [])]
     for t in track(range(scores.shape[1]), 'classes', False):
         last = t == scores.shape[1] - 1
         if flow: flow.target = t
         one_target = constant(_one_hot_row, t, scores.shape[1], like=scores).expand_as(scores)
-        g, scale = _backward(scores, logits, exact, leaves, one_target, not last) if scores.requires_grad else ([None]*len(leaves), None)
+        g, scale = _backward(scores, logits, exact, leaves, one_target, not last) 
         if flow: flow.finish()
         has_gradient |= any(d is not None for d in g) or bool(flow and flow.mean)
         per_target.append([_rescaled(torch.zeros_like(v) if d is None else d, scale) for d,v in zip(g, sites.values())])
         if flow and scale is not None: flow.relevance |= {(l, k): _rescaled(r, scale) for (l, k),r in flow.relevance.items() if k == t}
-    if not has_gradient: raise VitxError("no gradient passes this model: it is quantized, computes under no_grad, or ends in a sigmoid. Give one with plain floating-point weights and without it, or ask a method without gradients, such as attention or rise")
+    if not has_gradient: raise VitxError(_NO_GRADIENT)
     grads = {k: [g[i] for g in per_target] for i,k in enumerate(sites)}
     if flow: grads |= {('flow', l): [flow.relevance[l, t] if (l, t) in flow.relevance else torch.zeros_like(mean) for t in range(scores.shape[1])] for l,mean in flow.mean.items()}
     return {k: (torch.stack(g, 1) if len(g) > 1 else g[0][:, None]).float() for k,g in grads.items()}
 
 # %% ../../nbs/model/10_capture.ipynb #09463d58
-def _backward(scores, logits, exact, leaves, one_target, retain): # → gradients, and what they have to be multiplied by (B,), or None
+def _backward(*args): # → gradients, and what they have to be multiplied by (B,), or None
+    try: return _autograd(*args)
+    except NotImplementedError: raise VitxError(_NO_GRADIENT) from None
+    except RuntimeError as e:
+        if 'derivative' in str(e) and 'implemented' in str(e): raise VitxError(_NO_GRADIENT) from None
+        if type(e).__name__ == 'CheckpointError': raise VitxError("this model checkpoints activations in its own forward, which then runs twice: turn gradient checkpointing off while it is explained") from None
+        raise
+
+def _autograd(scores, logits, exact, leaves, one_target, retain):
     if logits.dtype.itemsize > 2: return torch.autograd.grad(scores, leaves, one_target, retain_graph=retain, allow_unused=True), None
     g, = torch.autograd.grad(scores, exact, one_target, retain_graph=True)        # of a probability, say, these may be too small for half precision
     scale = g.abs().amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
@@ -251,6 +269,8 @@ def _one_hot_row(t, n): return torch.eye(n)[t]
 def head_logits(self:Capture, tokens:torch.Tensor, # (B,N,D), as they leave a block
           )->torch.Tensor:                    # (B,C)
     "What the head answers to these tokens"
-    if not all(hasattr(self.model, part) for part in ('norm', 'forward_head')):
+    m = self.model.model if isinstance(self.model, WrappedClassifier) else self.model
+    if not all(hasattr(m, part) for part in ('norm', 'forward_head')):
         raise VitxError(f"{getattr(self.model, 'name', type(self.model).__name__)} has no `norm` and `forward_head` as timm's ViTs have, so its head can't be asked about the tokens of a block: give a ViT of timm, or use rcut, chefer or gradcam")
-    return self.model.forward_head(self.model.norm(tokens))
+    run = lambda: m.forward_head(m.norm(tokens))
+    return run() if m is self.model else self.model.reader(run)

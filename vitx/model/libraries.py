@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..core import *
+from ..targets import *
 from .classifiers import *
 
 # %% ../../nbs/model/02_libraries.ipynb #0b51dec4
@@ -48,7 +49,8 @@ def hf_model(source, labels=None): # name, folder, module or pipeline
     names = [cfg.id2label[k] for k in sorted(cfg.id2label or {}, key=int)]
     hint = (": give AutoImageProcessor.from_pretrained(…), or a function from a PIL image to a tensor" if n else
             ": models that compare pictures with texts are read with open_clip and zero_shot(…)" if hasattr(cfg, 'text_config') else ": load it with AutoModelForImageClassification")
-    return WrappedClassifier(model, n, names if len(names) == n else None, t, as_pair(size), name or None, partial(_hf_forward, as_pair(size)), hint)
+    task = dict(multi_label_classification='multilabel', regression='regression', single_label_classification='multiclass').get(getattr(cfg, 'problem_type', None))
+    return WrappedClassifier(model, n, names if len(names) == n else None, t, as_pair(size), name or None, partial(_hf_forward, as_pair(size)), hint, OutputReader(task=task), getattr(cfg, 'num_channels', 3))
 
 # %% ../../nbs/model/02_libraries.ipynb #0a976cf5
 def _tv_weights(name):

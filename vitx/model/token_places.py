@@ -52,7 +52,7 @@ def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → t
 def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, samples:int=8, seed:int=0)->tuple: # (rows, columns)
     "How far from a cell lies the token that noise in its pixels moves most (mean square over pictures and cells); (0, 0) if its own moves as much but for a tenth, None where no token moves much more than most"
     size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
-    x = F.interpolate(torch.randn(samples, 3, *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
+    x = F.interpolate(torch.randn(samples, num_channels(model), *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
     clean, grid = layer_tokens(model, anat, l, x.to(p))
     mean_moved, num_unclear, per_cell = torch.zeros(grid), 0, []
     for _ in range(cells):
@@ -69,11 +69,29 @@ def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, sampl
     return (0, 0) if mean_moved[grid[0]//2, grid[1]//2] > .9*mean_moved.max() else _peak_offset(mean_moved)
 
 def check_token_positions(model, anat:Anatomy, size:tuple):
-    "Raise where the tokens of the first layer plainly aren't the cells that they are taken for"
-    offset, sequence = token_offset(model, anat, 0, size, samples=4), anat.layers[0].tokens.layout == 'sequence'
-    if offset == (0, 0) or offset is None and not sequence or offset is not None and not anat.layers[0].num_prefix_tokens and max(map(abs, offset)) < 2: return
-    raise VitxError("the tokens of this model aren't the cells of a picture in their order, " + ("each depends on all of it" if offset is None else f"they lie up to {max(map(abs, offset))} cells from where they should")
-                    + ", so a map would show the wrong place. Class and register tokens go before the patches; for an order of the model's own, add a @family (lesson 7)")
+    "Raise where tokens plainly aren't the cells that they are taken for: in the first layer, and wherever their number changes"
+    counts = _sequence_lengths(model, anat, size)
+    for l in [0, *(l for l in range(1, len(anat.layers)) if counts[l] != counts[l-1])]:
+        layer = anat.layers[l]
+        try: offset = token_offset(model, anat, l, size, samples=4)
+        except VitxError as e: raise VitxError(f"layer {l}: {e}. {_DROPPED}" if l else str(e)) from None
+        if offset == (0, 0) or offset is None and layer.tokens.layout != 'sequence' or offset is not None and not layer.num_prefix_tokens and max(map(abs, offset)) < 2: continue
+        where = "each depends on all of it" if offset is None else f"they lie up to {max(map(abs, offset))} cells from where they should"
+        if l: raise VitxError(f"the {counts[l]} tokens that enter layer {l} (layer {l-1}: {counts[l-1]}) aren't the cells of a picture in their order, {where}. {_DROPPED}")
+        raise VitxError(f"the tokens of this model aren't the cells of a picture in their order, {where}, so a map would show the wrong place. "
+                        "Class and register tokens go before the patches; for an order of the model's own, add a @family (lesson 7)")
+
+_DROPPED = "Models that drop or merge tokens can't be explained yet: turn that off, so that all patches reach the last block"
+
+def _sequence_lengths(model, anat, size): # tokens that enter each layer; the same number for layers that aren't sequences
+    found, same_thread, x = {}, thread_check(), torch.zeros(1, num_channels(model), *size).to(next(model.parameters()))
+    def keep(l, t):
+        if same_thread(): found.setdefault(l, t.shape[-2] if anat.layers[l].tokens.layout == 'sequence' else None)
+        return t
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(model) as undo:
+        for l,layer in enumerate(anat.layers): undo.callback(layer.tokens.register(lambda t, l=l: keep(l, t)).remove)
+        model(x)
+    return [found.get(l) for l in range(len(anat.layers))]
 
 def _random_cell(grid, g): # off the rim, where padding has its say, and where it isn't its own mirror image: a transposed layout would hide there
     cells = [c for c in itertools.product(*(range(n//4, n - n//4) for n in grid))]

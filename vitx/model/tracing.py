@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['AttentionTracer', 'check_logits', 'ForwardTrace', 'class_name', 'is_attention', 'attention_modules', 'read_layers',
-           'cell_step', 'trace_anatomy', 'hiera', 'anatomy']
+           'cell_step', 'trace_anatomy', 'hiera', 'anatomy', 'refuse_convnets']
 
 # %% ../../nbs/model/06_tracing.ipynb #07142f74
 import re
 from collections import defaultdict
 from functools import lru_cache, partial
 
-import torch
+import timm, torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -60,7 +60,7 @@ class ForwardTrace:
             if not torch.is_tensor(y): return
             self.output_shapes.setdefault(names[m], tuple(y.shape))
             if y.ndim == 4 and args and torch.is_tensor(args[0]) and all(hasattr(m, n) for n in ('kernel_size', 'stride', 'padding')): self.strided.append((names[m], m, tuple(args[0].shape), tuple(y.shape)))
-        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(p)
+        x = torch.randn(1, num_channels(model), *size, generator=torch.Generator().manual_seed(0)).to(p)
         with torch.inference_mode(False), torch.no_grad(), preserve_state(model) as undo:
             for m in names:
                 undo.callback(m.register_forward_pre_hook(pre_hook, with_kwargs=True).remove)
@@ -83,10 +83,14 @@ def is_attention(m:nn.Module)->bool:
     return 'FactorAttn' in class_name(m) or not _NOT_ATTENTION.search(class_name(m)) and bool(_ATTENTION.search(class_name(m)) or hasattr(m, 'qkv'))
 def _is_inside(name, others): return any(name.startswith(o + '.') for o in others)
 
+def _with_weights(mods, name): # a softmax that is a module of its own belongs to the module that makes queries and keys
+    while name and not any(True for _ in mods[name].parameters()): name = name.rpartition('.')[0]
+    return name
+
 def attention_modules(model, trace:ForwardTrace)->list: # names, in order of their calls
     "The outermost modules that compute attention"
     mods = dict(model.named_modules())
-    square = {n for n,s,_ in trace.attention if n and len(s) > 2 and s[-1] == s[-2] > 3}
+    square = {_with_weights(mods, n) for n,s,_ in trace.attention if n and len(s) > 2 and s[-1] == s[-2] > 3} - {''}
     gates = [n for n,m in mods.items() if n and _GATING.search(class_name(m))]
     found = [n for n in trace.input_shapes if n and (is_attention(mods[n]) or n in square and not _NOT_ATTENTION.search(class_name(mods[n]))) and not _is_inside(n, gates)]
     found = [n for n in found if not (re.search('(Block|Layer)$', class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]   # a block that is named after its attention
@@ -177,7 +181,7 @@ def _num_pooled_by_gradient(model, layer, size):
             return leaves[0] if t is y else (leaves[0], *y[1:])
     with torch.inference_mode(False), torch.enable_grad(), preserve_state(model) as undo:
         undo.callback(layer.block.register_forward_hook(hook).remove)
-        y = model(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(p))
+        y = model(torch.randn(1, num_channels(model), *size, generator=torch.Generator().manual_seed(0)).to(p))
         g = torch.autograd.grad((y*torch.linspace(.5, 1, y.shape[-1]).to(y)).sum(), leaves, allow_unused=True)[0] if y.requires_grad else None
     if g is None or not (matters := g[0].abs().amax(-1) > 0).any(): return int(layer.num_prefix_tokens > 0)
     return 0 if matters[layer.num_prefix_tokens:].any() else int(matters.sum())
@@ -214,4 +218,16 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
     if any(p.is_inference() for p in model.parameters()): raise VitxError("this model was made inside torch.inference_mode, so no gradient can pass it: make it outside, or give copy.deepcopy(model)")
     for read in reversed(family.values()):
         if (found := read(model)) is not None: return found
+    if isinstance(model, WrappedClassifier) and not model.forward_fn and type(model.model).__module__.startswith('timm.'):      # only its output is read in another way
+        for read in reversed(family.values()):
+            if (found := read(model.model)) is not None: return found
     return trace_anatomy(model, size)
+
+def refuse_convnets(name:str):
+    "Raise a `VitxError` for a model name of timm without attention, before its weights are downloaded"
+    arch = name.removeprefix('timm/').split('.')[0]
+    if ':' in name or not timm.is_model(arch): return
+    with torch.device('meta'): model = timm.create_model(arch, pretrained=False)
+    try: trace = ForwardTrace(model, input_size(model))
+    except Exception: return                # it can't run without values: looked at once it is loaded
+    if not attention_modules(model, trace): raise VitxError(_no_layers_message(model, trace))

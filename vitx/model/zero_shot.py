@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from ..core import *
+from ..targets import *
 from .classifiers import *
 
 # %% ../../nbs/model/03_zero_shot.ipynb #a70b23ae
@@ -53,7 +54,7 @@ class ZeroShotClassifier(WrappedClassifier):
         if text not in names: self._add_texts([text])
         return names.index(text)
     def forward(self, x):
-        features = nn.functional.normalize(extract_logits(self.model(x)), dim=-1)     # some towers return their tokens, too
+        features = nn.functional.normalize(pick_output(self.model(x)), dim=-1)     # some towers return their tokens, too
         return self.logit_scale*features @ self.text_features.T + self.logit_bias
 
 # %% ../../nbs/model/03_zero_shot.ipynb #da18145b

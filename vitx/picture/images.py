@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scale_to_bytes', 'to_rgb', 'image_from_array', 'read_image', 'find_files', 'find_images', 'read_mask', 'CropGeometry',
-           'infer_geometry', 'check_repeatable', 'interpolation_matrix', 'map_on_image', 'preprocess',
-           'split_transform']
+           'infer_geometry', 'check_repeatable', 'interpolation_matrix', 'map_on_image', 'as_three_channels',
+           'preprocess', 'split_transform']
 
 # %% ../../nbs/picture/01_images.ipynb #18331c8f
 import io, os, warnings
@@ -314,7 +314,7 @@ def _least_squares(u, s): # → slope and offset
 def check_repeatable(transform):
     "Raise a `VitxError` if a transform gives another tensor each time"
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 120, 3), dtype=np.uint8))
-    first, *more = (_apply_transform(transform, noise) for _ in range(6))
+    with torch.random.fork_rng(devices=[]): first, *more = (_apply_transform(transform, noise) for _ in range(12))
     if any(m.shape != first.shape or not torch.equal(m, first) for m in more): raise VitxError("this transform has random steps, so pixels or colors differ each time: give the one for evaluation, without them")
 
 # %% ../../nbs/picture/01_images.ipynb #7a9addb0
@@ -336,6 +336,10 @@ def map_on_image(grid_map:torch.Tensor, # (...,h,w) map on the model's input, of
     "Map on the picture: linear interpolation, with resizing and cropping undone"
     h, w = grid_map.shape[-2:]
     return interpolation_matrix(geometry.rows, h) @ grid_map.float().cpu() @ interpolation_matrix(geometry.cols, w).T * geometry.visible
+def as_three_channels(x:torch.Tensor)->torch.Tensor: # (B,C,H,W) → (B,3,H,W)
+    "Pictures with any number of channels as three: one is repeated, more are averaged in three groups"
+    if x.shape[1] == 3: return x
+    return torch.nn.functional.adaptive_avg_pool1d(x.flatten(2).mT.flatten(0, 1)[:, None], 3)[:, 0].unflatten(0, (len(x), -1)).mT.unflatten(-1, x.shape[-2:])
 
 # %% ../../nbs/picture/01_images.ipynb #a89777d1
 def preprocess(img:Image.Image,   # RGB

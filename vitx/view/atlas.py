@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core import *
+from ..targets import *
 from ..picture.images import *
 from ..model.capture import *
 from ..picture.show import *
@@ -27,14 +28,14 @@ class Atlas:
                  method:str='rcut',
                  max_side:int=480, # longer side of the shown image, in pixels
                  **options):       # options of the method
-        self.ex, self.method, self.options, self.original = ex, method, options, read_image(img)
+        self.ex, self.method, self.options, self.original = ex, method, options, ex._read(img)
         get_method(method)
         x, place = preprocess(self.original, ex.transform, ex._geometry)
         k = max_side/max(self.original.size)
         self.image = self.original.resize([max(1, round(s*k)) for s in self.original.size], Image.LANCZOS if k < 1 else Image.BICUBIC)
         self.original_place, self.place = place, place.scaled(self.image.size[::-1])
         self.capture = Capture(ex.model, x[None], ex.anat, ex.score)
-        self.probs = self.capture.logits[0].softmax(-1).cpu()
+        self.probs = class_probs(self.capture.logits[0], ex.task).cpu()
         self.top_classes = self.probs.topk(min(5, len(self.probs))).indices.tolist()
         self.grid_maps, self.pixel_maps, self.grid_geometry, self._keys, self._parts_cache = {}, {}, None, None, {}
         self.compute(*(self.top_classes if targets is None else map(ex.target, targets)))
