@@ -221,33 +221,46 @@ class Explainer:
         self.anat = anatomy(self.model, size)
         if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's models have been checked: see the page of model families
 
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('_geometry', '_graphs', '_recorded', 'anat')} | dict(cuda_graphs=self._graphs is not None)
-    def __setstate__(self, state):
-        cuda_graphs = state.pop('cuda_graphs')
-        self.__dict__.update(state)
-        self._prepare(cuda_graphs)
-    def __repr__(self):
-        r = getattr(self.model, 'reader', OutputReader())
-        what = 'an embedding' if self.task == 'embedding' else f'{len(self.labels)} classes' if self.task == 'multiclass' else f'{len(self.labels)} labels' if self.task == 'multilabel' else 'one number' if self.task == 'regression' else 'yes or no'
-        how = [f'output {r.output!r}'] if r.output is not None and not callable(r.output) else [f'score {getattr(r.score, "__name__", "of its own")}'] if r.score and self.task != 'embedding' else []
-        return f"Explainer({self.name!r}, {', '.join([what, *how])}, {self.depth} layers)"
-    @property
-    def transform(self): # PIL image → (C,h,w)
-        if self._transform is None: raise VitxError(self._no_transform)
-        return self._transform
-    @property
-    def depth(self)->int: return len(self.anat.blocks)
-    @property
-    def labels(self)->list: return model_labels(self.model) if self._labels is None else self._labels   # read anew each time: a zero-shot model may have got new texts
-    def methods(self)->list: return list_methods()
-    def target(self, t, exact:bool=False)->int: # class index
-        "Index of a class, given by index, label or, unless `exact`, part of a label; a zero-shot model adds an unknown text as a new class"
-        if self.task == 'embedding': raise VitxError(_NO_CLASSES)
-        if self.task in ('binary', 'regression') and t in ('+', '-'): return int(t == '+')
-        try: return find_class(t, self.labels, exact)
-        except VitxError:
-            if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
-            return self.model.add_text(t)
+# %% ../nbs/explain.ipynb #5217b294
+@patch
+def __getstate__(self:Explainer): return {k: v for k,v in self.__dict__.items() if k not in ('_geometry', '_graphs', '_recorded', 'anat')} | dict(cuda_graphs=self._graphs is not None)
+
+@patch
+def __setstate__(self:Explainer, state):
+    cuda_graphs = state.pop('cuda_graphs')
+    self.__dict__.update(state)
+    self._prepare(cuda_graphs)
+
+@patch
+def __repr__(self:Explainer):
+    r = getattr(self.model, 'reader', OutputReader())
+    what = 'an embedding' if self.task == 'embedding' else f'{len(self.labels)} classes' if self.task == 'multiclass' else f'{len(self.labels)} labels' if self.task == 'multilabel' else 'one number' if self.task == 'regression' else 'yes or no'
+    how = [f'output {r.output!r}'] if r.output is not None and not callable(r.output) else [f'score {getattr(r.score, "__name__", "of its own")}'] if r.score and self.task != 'embedding' else []
+    return f"Explainer({self.name!r}, {', '.join([what, *how])}, {self.depth} layers)"
+
+@patch(as_prop=True)
+def transform(self:Explainer): # PIL image → (C,h,w)
+    if self._transform is None: raise VitxError(self._no_transform)
+    return self._transform
+
+@patch(as_prop=True)
+def depth(self:Explainer)->int: return len(self.anat.blocks)
+
+@patch(as_prop=True)
+def labels(self:Explainer)->list: return model_labels(self.model) if self._labels is None else self._labels   # read anew each time: a zero-shot model may have got new texts
+
+@patch
+def methods(self:Explainer)->list: return list_methods()
+
+@patch
+def target(self:Explainer, t, exact:bool=False)->int: # class index
+    "Index of a class, given by index, label or, unless `exact`, part of a label; a zero-shot model adds an unknown text as a new class"
+    if self.task == 'embedding': raise VitxError(_NO_CLASSES)
+    if self.task in ('binary', 'regression') and t in ('+', '-'): return int(t == '+')
+    try: return find_class(t, self.labels, exact)
+    except VitxError:
+        if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
+        return self.model.add_text(t)
 
 # %% ../nbs/explain.ipynb #3063c740
 _NO_CLASSES = "this model returns an embedding, so there is no class to explain: use similarity(image, reference), or explain a number of it with score="

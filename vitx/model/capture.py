@@ -147,6 +147,7 @@ class _WrittenInPlace(Exception): "A model wrote into a tensor that was to be ke
 @patch
 def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
     values, same_thread, versions = {}, thread_check(), {}
+    if grad and any(type(m).__module__.startswith(('torch.ao.nn.quantized', 'torch.nn.quantized')) for m in self.model.modules()): raise VitxError(_NO_GRADIENT)    # PyTorch only warns, and gives zeros
     def callback(site, l, t):
         if (site, l) in values or not same_thread(): return t    # a module that runs twice, or for somebody else
         if site in grad and not t.requires_grad: t = t.detach().requires_grad_()

@@ -170,7 +170,7 @@ def model_transform(model,
                    ): # PIL image → (3,h,w)
     "The preprocessing of a model, built by timm or by the model's library; `VitxError` if it is unknown"
     if isinstance(model, WrappedClassifier):
-        if model.transform is None: raise VitxError(f"the preprocessing of {model.name} is unknown. Give Explainer(..., transform=...), for example transform=vitx.standard_transform({(model.pretrained_cfg['input_size'] or (3, 224))[1]}){model.hint}")
+        if model.transform is None: raise VitxError(f"the preprocessing of {model.name} is unknown. Give Explainer(..., transform=...), for example transform=vitx.standard_transform({_known_size(model)}){model.hint}")
         return squash_transform(model.transform) if squash else model.transform
     cfg = getattr(model, 'pretrained_cfg', None)
     if not cfg: raise VitxError("the preprocessing of this model is unknown, because it has no pretrained_cfg. Give Explainer(..., transform=...), for example transform=vitx.standard_transform(224)")
@@ -179,6 +179,10 @@ def model_transform(model,
     config['input_size'] = (config['input_size'][0], *input_size(model))
     if squash: config.update(crop_pct=1., crop_mode='squash')
     return create_transform(**config)
+
+def _known_size(model):
+    cfg = model.pretrained_cfg
+    return cfg['input_size'][1] if cfg['input_size'] and cfg.get('is_size_known', True) else 'size'
 
 # %% ../../nbs/model/01_classifiers.ipynb #19d6cef3
 def _apply_processor(processor, img):

@@ -114,6 +114,7 @@ def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip
               )->nn.Module:
     "A classifier by name, from a folder, as given, or a shipped one"
     if spec is None: return scene_vit(pretrained=True)
+    if isinstance(spec, torch.fx.GraphModule) and 'train' in vars(spec): raise VitxError("an exported module can't be looked into: give the module that it was made of")
     if isinstance(spec, nn.Module): return _check(wrap_classifier(unwrap_model(spec)), need_classes)
     if (adapter := find_adapter(spec)) and (found := adapter(spec)): return _check(found, need_classes)     # a pipeline
     if isinstance(spec, dict) or isinstance(spec, (str, Path)) and Path(spec).is_file():
@@ -184,7 +185,7 @@ def fit_reader(model:nn.Module,
     y = held.reader(lambda: raw) if not held.reader.activation else held.reader.pick(raw)
     n = 0 if held.reader.task == 'embedding' else max(2, y.shape[1])
     names = held.pretrained_cfg.get('label_names')
-    held.num_classes, held.pretrained_cfg = n, held.pretrained_cfg | dict(num_classes=n, input_size=tuple(x.shape[1:]), label_names=names if names and len(names) == n else None)
+    held.num_classes, held.pretrained_cfg = n, held.pretrained_cfg | dict(num_classes=n, input_size=tuple(x.shape[1:]), is_size_known=bool(size or held.pretrained_cfg.get('input_size')), label_names=names if names and len(names) == n else None)
     return held
 
 def _hold(model):
@@ -204,7 +205,7 @@ def _check_num_inputs(held):
     if len(needed) > 1: raise VitxError(f"this model takes {len(needed)} inputs ({', '.join(needed)}): fix all but the picture with inputs=dict({needed[1]}=...), or, to compare two pictures, give their encoder and use similarity(image, reference)")
 
 # %% ../../nbs/model/04_loading.ipynb #603aceaf
-_SIZES = (224, 384, 256, 32, 64, 96, 128, 160, 192, 288, 336, 448, 512, 518)
+_SIZES = (224, 518, 512, 448, 384, 336, 288, 256, 192, 160, 128, 96, 64, 32)    # the largest first: some models take smaller pictures than they were made for, without an error
 
 def _run_once(held, size): # → output, `FinalActivation`, the last layer with weights, pictures
     if any(isinstance(m, (nn.Conv3d, nn.MaxPool3d)) for m in held.modules()): raise VitxError(f"{held.name} takes videos or volumes (it has 3-d convolutions); time and depth aren't supported yet: give a model of single pictures")

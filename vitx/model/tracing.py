@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AttentionTracer', 'check_logits', 'ForwardTrace', 'class_name', 'is_attention', 'attention_modules', 'read_layers',
-           'cell_step', 'trace_anatomy', 'hiera', 'anatomy', 'refuse_convnets']
+           'cell_step', 'trace_anatomy', 'hiera', 'detection_tokens', 'anatomy', 'refuse_convnets']
 
 # %% ../../nbs/model/06_tracing.ipynb #07142f74
 import re
@@ -83,6 +83,8 @@ def is_attention(m:nn.Module)->bool:
     return 'FactorAttn' in class_name(m) or not _NOT_ATTENTION.search(class_name(m)) and bool(_ATTENTION.search(class_name(m)) or hasattr(m, 'qkv'))
 def _is_inside(name, others): return any(name.startswith(o + '.') for o in others)
 
+_KNOWN_LIBRARIES = ('timm.', 'torchvision.', 'transformers.', 'open_clip.')
+
 def _with_weights(mods, name): # a softmax that is a module of its own belongs to the module that makes queries and keys
     while name and not any(True for _ in mods[name].parameters()): name = name.rpartition('.')[0]
     return name
@@ -91,7 +93,7 @@ def attention_modules(model, trace:ForwardTrace)->list: # names, in order of the
     "The outermost modules that compute attention"
     mods = dict(model.named_modules())
     square = {_with_weights(mods, n) for n,s,_ in trace.attention if n and len(s) > 2 and s[-1] == s[-2] > 3} - {''}
-    gates = [n for n,m in mods.items() if n and _GATING.search(class_name(m))]
+    gates = [n for n,m in mods.items() if n and _GATING.search(class_name(m)) and type(m).__module__.startswith(_KNOWN_LIBRARIES)]   # elsewhere, a name says nothing
     found = [n for n in trace.input_shapes if n and (is_attention(mods[n]) or n in square and not _NOT_ATTENTION.search(class_name(mods[n]))) and not _is_inside(n, gates)]
     found = [n for n in found if not (re.search('(Block|Layer)$', class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]   # a block that is named after its attention
     return [n for n in found if not _is_inside(n, found)]
@@ -123,9 +125,10 @@ def _cubic_layout(mods, trace, block, path): # (1,n,n,n) may be either: what the
             if isinstance(mods[n], nn.Linear) or isinstance(mods[n], nn.LayerNorm) and not class_name(mods[n]).endswith('2d'): return 'channels_last'
             if isinstance(mods[n], (nn.Conv2d, nn.BatchNorm2d)) or class_name(mods[n]).endswith('2d'): return 'channels_first'
 
-def read_layers(model, trace:ForwardTrace)->list: # of Layer
+def read_layers(model, trace:ForwardTrace, num_prefix:int=None)->list: # of Layer; num_prefix: tokens before the patches, if known
     "All layers that one run shows"
-    mods, num_prefix, layers = dict(model.named_modules()), getattr(model, 'num_prefix_tokens', None), {}
+    mods, layers = dict(model.named_modules()), {}
+    if num_prefix is None: num_prefix = getattr(model, 'num_prefix_tokens', None)
     attns = attention_modules(model, trace)
     for attn in attns:
         if (found := _find_block(mods, trace, attn, attns, num_prefix)) is None or found[:2] in layers: continue
@@ -210,6 +213,18 @@ def hiera(model)->Anatomy:
         order = lambda t, l=l: model.reroll(t, max(l-1, 0)).flatten(1, 2)
         layer.tokens, layer.attn_input, layer.is_global, layer.has_keys = HookPoint(layer.block, layout=order), HookPoint(layer.attn, layout=order), False, False
     return anat
+
+# %% ../../nbs/model/06_tracing.ipynb #715d9890
+@family('detection-tokens')
+def detection_tokens(model):
+    "YOLOS: the tokens of detected objects come after the patches; they are moved before them, next to CLS"
+    tokens = next((t for m in model.modules() if torch.is_tensor(t := getattr(m, 'detection_tokens', None)) and t.ndim == 3), None)
+    if tokens is None: return None
+    k, size = tokens.shape[1], input_size(model)
+    layers = read_layers(model, ForwardTrace(model, size), 1 + k)
+    order = lambda t: torch.cat([t[:, :1], t[:, -k:], t[:, 1:-k]], 1)
+    for l in layers: l.tokens.layout, l.attn_input.layout, l.is_global, l.has_keys = order, order, False, False
+    return Anatomy(layers, 0, size=size, rebuild=None)
 
 # %% ../../nbs/model/06_tracing.ipynb #0e664d4d
 def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of pictures, where the model doesn't say it
