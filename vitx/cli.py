@@ -9,6 +9,7 @@ __all__ = ['commands', 'explain', 'print_json', 'bench_command', 'report_command
 # %% ../nbs/cli.ipynb #62424d1a
 import argparse, ipaddress, json, os, secrets, signal, socket, subprocess, sys, tempfile
 from fnmatch import fnmatch
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,20 +43,30 @@ def explain(image:str=None,      # Image file. Default: the bundled picture
             against:str=None,    # Class to compare with: its evidence is subtracted. Default: none
             out:str=None,        # File to write: .png, .jpg, .webp, .pdf, .svg, .npy or .json. Default: STEM-METHOD.png in this folder
             json:bool=False,     # Print one JSON object
+            full_size:bool=False,# Write only the overlay, at the size of the picture
+            task:str=None,       # multiclass, multilabel, binary or regression. Default: found
+            output:str=None,     # Part of the model's output that holds the logits: key or index. Default: the only candidate
+            score:str=None,      # Number to explain instead of a class: MODULE:FUNCTION of the output, or MODULE:FACTORY:NUMBERS, for example vitx.targets:pixel_of_class:3,10,12
+            value_range:str=None,# LOW,HIGH: pixel values that are black and white, for pictures of more than 8 bits. Default: known from the format
+            channels:str=None,   # Channels to use, for example 0,1,2, or rgba. Default: all
+            page:int=None,       # Page of a file with several, counted from 0
            ):
     "Explain a model's prediction for a picture: write an attribution map, print the top classes"
     src = asset_path('scene.png') if image is None else Path(image)
     get_method(method)
     out = check_output_path(out or f'{src.stem}-{method}.png')
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another file as --out")
-    e = Explainer(model, labels=_parse_labels(labels), device=_parse_device(device))(src, target, method, layer, against)
-    e.save(out)
+    read = partial(read_image, value_range=_parse_numbers(value_range, 'value-range', float), channels='rgba' if channels == 'rgba' else _parse_numbers(channels, 'channels', int), page=page)
+    ex = Explainer(model, labels=_parse_labels(labels), device=_parse_device(device), task=task, output=int(output) if output and output.isdigit() else output, score=_parse_score(score), read=read)
+    e = ex(src, target, method, layer, against)
+    e.save(out, full_size=full_size) if full_size else e.save(out)
     if image is not None and model in (None, *BUNDLED_MODELS): print(f"vitx: {model or 'scene_vit, the default model,'} was trained on drawn {'roads' if model == 'road_vit' else 'scenes'} only; for photos, choose another model with --model", file=sys.stderr)
     if json: print_json(dict(image=image or 'bundled scene.png', **e.to_dict(), out=str(out)))
     else:
-        for label,p in e.top: print(f'{p:7.3f}  {label}')
+        for label,p in e.top: print(f'{e.value:7.3f}  value' if p is None else f'{p:7.3f}  {label}')
         print(f'{"no " if e.is_empty else ""}evidence for {e.title!r} by {method}, layer {e.layer}: {out}')
 
+# %% ../nbs/cli.ipynb #cfa8de16
 def _parse_device(device): # None: the CPU, where models are loaded
     if device != 'auto': return device
     if (fastest := choose_device()) == 'cpu': return None
@@ -67,6 +78,21 @@ def _parse_labels(labels): return labels if labels is None or labels.endswith('.
 def print_json(d):
     "One line of JSON"
     print(json.dumps(d, ensure_ascii=False))
+
+def _parse_numbers(text, option, kind): # → tuple, or None
+    if text is None: return None
+    try: return tuple(kind(v) for v in text.split(','))
+    except ValueError: raise VitxError(f"--{option} {text!r} isn't a list of numbers: write them with commas, for example {'0,4095' if kind is float else '0,1,2'}") from None
+
+def _parse_score(text): # → function, or 'logit'
+    if text is None: return 'logit'
+    module, _, rest = text.partition(':')
+    name, _, numbers = rest.partition(':')
+    if not name: raise VitxError(f"--score {text!r} isn't MODULE:FUNCTION, for example my_scores:first_logit or vitx.targets:pixel_of_class:3,10,12")
+    _import_module(module)
+    f = getattr(sys.modules[module], name, None)
+    if not callable(f): raise VitxError(f"{module} has no function {name!r}: write --score MODULE:FUNCTION")
+    return f(*_parse_numbers(numbers, 'score', int)) if numbers else f
 
 # %% ../nbs/cli.ipynb #b8bad246
 def _split_commas(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None

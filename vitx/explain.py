@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_output_path', 'find_class', 'get_method', 'list_methods', 'Explainer',
-           'read_bands', 'band_transform', 'normalize_map', 'option_defaults']
+           'normalize_map', 'option_defaults']
 
 # %% ../nbs/explain.ipynb #856af207
 import io, json, math, os, re
@@ -24,6 +24,7 @@ from PIL import Image
 import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # registers their methods
 from .core import *
 from .picture.images import *
+from .picture.bands import *
 from .targets import *
 from .model.classifiers import *
 from .model.zero_shot import *
@@ -134,6 +135,7 @@ def save(self:Explanation, path,
             with rc_context({'svg.hashsalt': 'vitx'}): fig.savefig(tmp, format=kind, metadata={'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)) # without dates, so that two runs write the same bytes
     return path
 
+# %% ../nbs/explain.ipynb #8957b5d2
 @patch
 def to_dict(self:Explanation)->dict:
     "The class, its probability, the method and the sizes, without the map"
@@ -296,40 +298,6 @@ def _check_labels(given, model, task, score):
     if n and len(given) != n: raise VitxError(f"{len(given)} labels for a model of {n} {'classes' if task == 'multiclass' else 'outputs'}: give one for each")
     return given
 
-# %% ../nbs/explain.ipynb #4fd394e3
-def read_bands(a,               # array (H,W,C), or tensor (C,H,W), in the model's units
-               channels:int,    # of the model
-               display=None,    # three channels to draw; None: the first three
-              )->Image.Image:   # RGB; its attribute `bands` is the tensor (C,H,W)
-    "Picture of many channels as an RGB image that carries them"
-    if hasattr(a, 'bands'): return a
-    if not isinstance(a, (np.ndarray, torch.Tensor)) or a.ndim != 3 or channels not in (a.shape[0], a.shape[-1]): raise VitxError(f"this model takes {channels} channels: give an array (H,W,{channels}), a tensor ({channels},H,W), or a preprocessed batch to `maps`")
-    t = torch.as_tensor(a)
-    if t.shape[-1] == channels and not (torch.is_tensor(a) and t.shape[0] == channels): t = t.permute(2, 0, 1)
-    if not t.is_floating_point(): raise VitxError(f"the unit of pixels of type {t.dtype} is unknown: give floats, normalized as the model was trained")
-    if not t.isfinite().all(): raise VitxError("the picture contains NaN or infinite values: replace them first, e.g. with nan_to_num")
-    shown = t.float()[list(display or range(min(3, channels)))]
-    shown = (shown if len(shown) == 3 else shown[:1].expand(3, -1, -1)).flatten(1)
-    k = [max(1, round(q*shown.shape[1])) for q in (.02, .98)]
-    low, high = (shown.kthvalue(i, dim=1, keepdim=True).values for i in k)
-    img = Image.fromarray(((shown - low)/(high - low).clamp_min(1e-12)*255).clamp(0, 255).round().byte().view(3, *t.shape[1:]).permute(1, 2, 0).numpy())
-    img.bands = t.float()
-    return img
-
-def band_transform(size, channels:int): # RGB image with `bands` → (C,h,w)
-    "Preprocessing of pictures of many channels: resize"
-    return partial(_resize_bands, tuple(size), channels)
-
-def _resize_bands(size, channels, img):
-    bands = getattr(img, 'bands', None)
-    if bands is None: bands = torch.from_numpy(np.asarray(img, np.float32)/255).permute(2, 0, 1)[[c % 3 for c in range(channels)]]
-    return torch.nn.functional.interpolate(bands[None], size, mode='bilinear', antialias=True)[0]
-
-@patch
-def _read(self:Explainer, img): # → RGB
-    "Read a picture in the way that fits the model"
-    return self.read(img) if self.channels in (1, 3) else read_bands(img, self.channels, self.display)
-
 # %% ../nbs/explain.ipynb #eb44b54b
 def normalize_map(m:torch.Tensor)->torch.Tensor: # (…,h,w) signed
     "Divide each map by its positive maximum, or by its largest absolute value if no value is positive"
@@ -470,6 +438,11 @@ def _check_batch(x, channels):
 def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
+def _read(self:Explainer, img): # → RGB
+    "Read a picture in the way that fits the model"
+    return self.read(img) if self.channels in (1, 3) else read_bands(img, self.channels, self.display)
+
+@patch
 def __call__(self:Explainer, img, # path, bytes, file object, PIL image, array or tensor of pixels; a list or a 4-d array is a batch
              target=None,         # index or label; None: the top class; for a batch also a list
              method:str='rcut',   # name of the method
@@ -597,6 +570,7 @@ def _explain_stream(ex, prepared, batch, target, call_args):
         while len(launched) > (0 if error else _launches_ahead(ex)): yield from ex._collect(launched.popleft())
     if isinstance(error, VitxError): raise error
 
+# %% ../nbs/explain.ipynb #11a3808b
 def _copy_image(img):
     copy = img.copy()
     if hasattr(img, 'bands'): copy.bands = img.bands.clone()

@@ -150,6 +150,7 @@ def top_k(k:int):
     "Score: sum of the k largest outputs"
     return _named(lambda out: _main_tensor(out).flatten(1).topk(k).values.sum(1), f'sum of the top {k}')
 
+# %% ../nbs/targets.ipynb #56360c13
 def difference(a:int, b:int):
     "Score of classifiers (B,C): logit of class a minus logit of class b"
     return _named(lambda out: (t := _channels(out, 2, 'difference'))[:, a] - t[:, b], f'class {a} minus class {b}')

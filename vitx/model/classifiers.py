@@ -165,6 +165,7 @@ def _apply_standard(t, channels, mean, std, img):
     x = x[:1] if channels == 1 else x
     return (x - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]
 
+# %% ../../nbs/model/01_classifiers.ipynb #50378c97
 def model_transform(model,
                     squash:bool=False, # resize the whole picture instead of cropping it; its proportions change
                    ): # PIL image → (3,h,w)

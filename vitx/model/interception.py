@@ -24,7 +24,7 @@ from .linearize import *
 HOOK_SITES = ('pixels', 'tokens', 'attn_input', 'keys', 'attn', 'flow')
 
 def attention_matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None, num_keys:int=None)->torch.Tensor: # (…,N,d), (…,M,d) → (…,N,M); keys after num_keys are padding
-    "The attention matrix that `scaled_dot_product_attention` doesn't show"
+    "The attention matrix that `scaled_dot_product_attention` computes but doesn't return"
     a = (q*(q.shape[-1]**-.5 if scale is None else scale)) @ k.mT
     if causal: mask = torch.ones(a.shape[-2:], dtype=torch.bool, device=a.device).tril()
     if mask is not None: a = a.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else a + mask
@@ -33,10 +33,10 @@ def attention_matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, sc
 
 # %% ../../nbs/model/09_interception.ipynb #d996cdce
 class AttentionInterceptor(TorchFunctionMode):
-    "Opens attention, whoever wrote it: `callback(site, layer, t)` is shown keys and matrices of the wanted layers, and what it answers goes on"
+    "Function mode that passes keys and attention matrices of the wanted layers to `callback(site, layer, t)` and continues with what it returns"
     def __init__(self, callback, wanted:dict, # site → layers
                  linearize:bool=False,       # gradients see attention, norms and activations as constants
-                 flow=None,              # an `AttentionFlow`, which hears on the way back what attention passes on
+                 flow=None,              # an `AttentionFlow`, which records attention times gradient in the backward pass
                  token_shapes:list=(), # of what enters the last block, filled while the model runs
                  num_pooled:int=0):      # leading tokens that the head reads; 0: others as well
         super().__init__()
@@ -125,7 +125,7 @@ CHUNK_ENTRIES = dict(cpu=2**19, cuda=2**25)   # entries of attention matrices th
 MIN_CHUNK_ROWS = 128                         # rows: products of fewer are slow
 
 def fits_one_chunk(q)->bool: # (B,H,N,d)
-    "Are the attention matrices of these queries few enough to be held at once?"
+    "Are the attention matrices of these queries small enough to be held at once?"
     B, H, N, _ = q.shape
     return B*H*N*N <= CHUNK_ENTRIES.get(q.device.type, CHUNK_ENTRIES['cuda'])
 
@@ -147,7 +147,7 @@ def _empty_mean(q): return q.new_empty(q.shape[0], q.shape[2], q.shape[2])   # o
 STACKED_ENTRIES = 2**24    # entries of all layers' matrices that are held at once
 
 class AttentionFlow:
-    "What attention passes on in favor of each class, heard on the way back"
+    "Attention, and attention times its gradient, of each block and target, recorded in the backward pass"
     def __init__(self, like):
         self.anchor, self.mean, self.relevance, self.target = constant(torch.zeros, (), like=like).detach().requires_grad_(), {}, {}, 0
         self.blocks, self.attention, self.output_grads = {}, {}, {}    # fused attention by layer: what goes in, its matrix (B·H,N,N), gradient of what comes out
@@ -222,7 +222,7 @@ def _one_chunk(q, k, v, g, scale, needs_v): # all (B,H,N,d) → mean attention a
 
 # %% ../../nbs/model/09_interception.ipynb #e5d7b092
 class _RecordedAttention(torch.autograd.Function):
-    "An open matrix, which passes its gradient on"
+    "An attention matrix that is recorded in the backward pass and passes its gradient on"
     @staticmethod
     def forward(ctx, anchor, a, record):
         ctx.save_for_backward(a)
@@ -236,7 +236,7 @@ class _RecordedAttention(torch.autograd.Function):
 
 # %% ../../nbs/model/09_interception.ipynb #4536f71e
 def add_hooks(site, model, anat, l, callback, interceptor, undo):
-    "Call `callback(site, l, t)` on what passes the site of layer `l`, and let its answer pass on"
+    "Call `callback(site, l, t)` with the tensor at a site of layer `l`, and continue with what it returns"
     layer, hook = anat.layers[l], lambda t: callback(site, l, t)
     if site == 'pixels':
         if l: raise VitxError(f"pixels have one layer, 0, not {l}")
@@ -253,13 +253,13 @@ def add_hooks(site, model, anat, l, callback, interceptor, undo):
 
 def _unavailable_message(site, anat, l):
     what, reason = ('attention matrix of all tokens', 'it attends within windows, over channels or to fewer places')
-    if site == 'keys': what, reason = 'keys of all tokens in sight', 'it computes attention in a way of its own' if anat.layers[l].is_global else reason
+    if site == 'keys': what, reason = 'keys of all tokens that can be recorded', 'it computes attention in its own way' if anat.layers[l].is_global else reason
     return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {reason}, "
             "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
 
 # %% ../../nbs/model/09_interception.ipynb #bd18042d
 def track_blocks(model, last, interceptor, undo):
-    "While `undo` lasts, `interceptor` knows when it is inside the last block and, where the model is held still, inside a gated unit"
+    "Tell `interceptor`, until `undo` is closed, when the last block and, in a linearized model, a gated unit is running"
     for m,where in [(last, interceptor.in_last_block)] + [(m, interceptor.in_gated_unit) for m in model.modules() if interceptor.linearize and 'GL' in type(m).__name__.upper()]:
         undo.callback(m.register_forward_pre_hook(lambda *_, where=where: interceptor.push(where, 1)).remove)
         undo.callback(m.register_forward_hook(lambda *_, where=where: interceptor.pop(where), always_call=True).remove)

@@ -57,6 +57,7 @@ def to_rgb(im:Image.Image,
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
+# %% ../../nbs/picture/01_images.ipynb #441d18f2
 def _stored_values(im):
     a = np.asarray(im)
     return a.astype(np.uint16) if im.mode.startswith('I;16') else a
@@ -129,6 +130,7 @@ def _set_filename(file, im): # Pillow doesn't copy this attribute
     if file: im.filename = str(file)
     return im
 
+# %% ../../nbs/picture/01_images.ipynb #6a15a5ee
 def read_image(src,               # path, bytes, file object, PIL image, array (H,W[,C]) or tensor ([C,]H,W)
                upright:bool=True, # rotate as the EXIF data say; False: keep as stored, if annotations refer to that
                value_range=None,  # (low, high): values that become black and white; None: known from the format
@@ -253,6 +255,7 @@ def infer_geometry(transform,  # PIL image → (C,h,w) tensor
     except VitxError: (ax, bx), (ay, by) = (_read_stripes(transform, (H, W), size, axis) for axis in (1, 0))     # it changes colors in a way of its own
     return CropGeometry(tuple(size), tuple(out.shape[1:]), ax, bx, ay, by)
 
+# %% ../../nbs/picture/01_images.ipynb #a8b882f2
 def _read_ramps(out, size): # → (ax, bx), (ay, by)
     if len(out) != 3 or not out.isfinite().all(): raise VitxError(_UNSUPPORTED)
     x, y = (out[i].masked_fill(out[2] < .75, torch.nan) for i in (0, 1))
@@ -288,6 +291,7 @@ def _polarity(transform, shape): # 1, or -1 if white becomes the smaller value
     a = a[a.flatten(1).var(1).argmax()].flatten()
     return (a.mean() - a.median()).sign()
 
+# %% ../../nbs/picture/01_images.ipynb #033ff512
 def _fit_stripes(profile, seen, lines): # → slope and offset, of fractions of the picture
     digits, u = (profile > 0).long(), torch.arange(profile.shape[1]) + .5
     for k in range(_DIGITS-2, -1, -1): digits[k] ^= digits[k+1]                                 # from Gray code to binary
