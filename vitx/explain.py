@@ -63,7 +63,6 @@ class Explanation:
     file: str = field(default=None, repr=False)            # path of the picture; None: unknown
     value: float = None                                    # the number that was explained: the logit of the class, or what a regression or `score` gives
 
-    def __getstate__(self): return self.__dict__ | dict(explainer=None)
     @property
     def title(self)->str: return self.label + (f' rather than {self.against}' if self.against else '')
     @property
@@ -75,16 +74,18 @@ class Explanation:
     def signed(self)->torch.Tensor: # (H,W) float32
         "Signed map on the picture: positive for the class; negative against it or below the method's threshold; 0 where the model saw nothing"
         return map_on_image(self.pixel_map, self.place)
+    def __getstate__(self): return self.__dict__ | dict(explainer=None)
     @property
     def map(self)->torch.Tensor: # (H,W) float32 in 0..1
         "Evidence for the class: the signed map, clipped to 0..1"
         return self.signed.clamp(0, 1)
-    @property
-    def visible(self)->torch.Tensor: # (H,W) bool
-        "False where the picture was cropped away before the model saw it"
-        return self.place.visible
 
 # %% ../nbs/explain.ipynb #0fc8d001
+@patch(as_prop=True)
+def visible(self:Explanation)->torch.Tensor: # (H,W) bool
+    "False where the picture was cropped away before the model saw it"
+    return self.place.visible
+
 def _shrink(img, longest=1024):
     k = min(1, longest/max(img.size))
     return img.resize([max(1, round(s*k)) for s in img.size], Image.BILINEAR) if k < 1 else img
@@ -199,18 +200,17 @@ class Explainer:
                 ):
         if not callable(score) and score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', or a function of the model's output")
         if isinstance(model, str): refuse_convnets(model)
-        loaded, labels = load_model(model, labels := _read_labels(labels), need_classes=False), labels
+        loaded = load_model(model, labels := _read_labels(labels), need_classes=False)
         if device is not None: _move_model(loaded, device)
         self.name, self.read, self.display = _model_name(model, loaded), read, display
-        self._transform = None if transform is None else as_transform(transform)
-        if transform is not None: check_repeatable(self._transform)
+        if (t := None if transform is None else as_transform(transform)) is not None: check_repeatable(t)
         if isinstance(model, ZeroShotClassifier) and labels is not None: raise VitxError("the labels of a zero-shot model are its texts: give the texts to zero_shot, or give another text as target")
         custom = score if callable(score) else None
-        self.model = fit_reader(loaded, output, custom, task, inputs, _num_labels(labels), None if transform is None else _input_size(self._transform))
-        self.score, self._given_labels, self.task = 'logit' if custom else score, labels, task_of(self.model)
+        self.model = fit_reader(loaded, output, custom, task, inputs, _num_labels(labels), None if t is None else _input_size(t))
+        self.score, self.task = 'logit' if custom else score, task_of(self.model)
         self._labels = None if isinstance(self.model, ZeroShotClassifier) else _check_labels(labels, self.model, self.task, custom)
+        self._transform = t
         self._prepare(cuda_graphs)
-
     def _prepare(self, cuda_graphs):
         "Everything that is measured, or that can't be pickled"
         self._graphs, self._recorded = GraphCache() if cuda_graphs else None, {}   # _recorded: the parts of recorded results that aren't tensors
@@ -546,8 +546,7 @@ def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x,
             broken(e)
     with quick_thread_switches(), ThreadPoolExecutor(workers) as pool:
         for p in images:
-            if isinstance(p, (str, Path, bytes, bytearray)): queue.append(pool.submit(prepare, p))
-            else: queue.append(_read_now(ex, p, pool, prepare))
+            queue.append(pool.submit(prepare, p) if isinstance(p, (str, Path, bytes, bytearray)) else _read_now(ex, p, pool, prepare))
             if len(queue) > ahead: yield from first()
         while queue: yield from first()
 
@@ -570,7 +569,6 @@ def _explain_stream(ex, prepared, batch, target, call_args):
         while len(launched) > (0 if error else _launches_ahead(ex)): yield from ex._collect(launched.popleft())
     if isinstance(error, VitxError): raise error
 
-# %% ../nbs/explain.ipynb #11a3808b
 def _copy_image(img):
     copy = img.copy()
     if hasattr(img, 'bands'): copy.bands = img.bands.clone()
