@@ -47,7 +47,7 @@ def explain(image:str=None,      # Image file. Default: the bundled picture
             task:str=None,       # multiclass, multilabel, binary or regression. Default: found
             output:str=None,     # Part of the model's output that holds the logits: key or index. Default: the only candidate
             score:str=None,      # Number to explain instead of a class: MODULE:FUNCTION of the output, or MODULE:FACTORY:NUMBERS, for example vitx.targets:pixel_of_class:3,10,12
-            value_range:str=None,# LOW,HIGH: pixel values that are black and white, for pictures of more than 8 bits. Default: known from the format
+            value_range:str=None,# LOW,HIGH: pixel values that are black and white, for pictures of more than 8 bits, for example --value-range=-1024,3071. Default: known from the format
             channels:str=None,   # Channels to use, for example 0,1,2, or rgba. Default: all
             page:int=None,       # Page of a file with several, counted from 0
            ):
@@ -271,6 +271,9 @@ def _parser(f):
         p.add_argument(word, nargs='*' if f.meta.get('many') else '?', default=argparse.SUPPRESS, help=a.help)
         a.help = argparse.SUPPRESS
         break
+    for a in p._actions:  # --full-size, as shells have it, for full_size
+        a.option_strings = [o.replace('_', '-') for o in a.option_strings]
+        p._option_string_actions |= dict.fromkeys(a.option_strings, a)
     p.add_argument('--import', dest='import_modules', action='append', metavar='MODULE', help='Python module to import first, with your own methods, metrics or datasets; may be repeated')
     return p
 

@@ -125,7 +125,7 @@ def confident_samples(source, ex, min_prob:float=.5):
         if s.target_for(ex.name) is None: continue
         try: t, x = ex.target(s.target_for(ex.name), exact=True), ex.transform(s.image)[None].to(next(ex.model.parameters()))
         except VitxError: continue
-        with torch.no_grad(): p = class_probs(ex.model(x).float(), ex.task)[0]
+        with torch.no_grad(): p = class_probs(ex.model(x).float(), task_of(ex))[0]
         if p.argmax() == t and p[t] > min_prob: yield s, t
 
 # %% ../../nbs/data/02_samples.ipynb #186199f4

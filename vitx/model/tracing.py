@@ -95,7 +95,7 @@ def attention_modules(model, trace:ForwardTrace)->list: # names, in order of the
     square = {_with_weights(mods, n) for n,s,_ in trace.attention if n and len(s) > 2 and s[-1] == s[-2] > 3} - {''}
     gates = [n for n,m in mods.items() if n and _GATING.search(class_name(m)) and type(m).__module__.startswith(_KNOWN_LIBRARIES)]   # elsewhere, a name says nothing
     found = [n for n in trace.input_shapes if n and (is_attention(mods[n]) or n in square and not _NOT_ATTENTION.search(class_name(mods[n]))) and not _is_inside(n, gates)]
-    found = [n for n in found if not (re.search('(Block|Layer)$', class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]   # a block whose name contains that of its attention
+    found = [n for n in found if not (re.search('(Block|Layer)$|^(Parallel)?PartitionAttention', class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]   # a block whose name contains that of its attention
     return [n for n in found if not _is_inside(n, found)]
 
 def _find_tokens(trace, name, num_prefix, grid=None): # the first input that can be read as tokens, on this grid if there is one
@@ -233,7 +233,7 @@ def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of picture
     if any(p.is_inference() for p in model.parameters()): raise VitxError("this model was made inside torch.inference_mode, so it has no gradients. Make it outside, or give copy.deepcopy(model)")
     for read in reversed(family.values()):
         if (found := read(model)) is not None: return found
-    if isinstance(model, WrappedClassifier) and not model.forward_fn and type(model.model).__module__.startswith('timm.'):      # only its output is read in another way
+    if isinstance(model, WrappedClassifier) and not model.forward_fn:      # only its output is read in another way
         for read in reversed(family.values()):
             if (found := read(model.model)) is not None: return found
     return trace_anatomy(model, size)

@@ -68,7 +68,7 @@ def compute(self:Atlas, *targets):
 def explanation(self:Atlas, t:int, layer:int)->Explanation:
     "`Explanation` of a class at a layer, as from `ex(img, t, method, layer)`, but without running the model"
     return self.ex._make_explanation(self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer], self.original_place, self.probs, t, self.method, layer,
-                                     None, self.grid_geometry)
+                                     None, self.grid_geometry, self.capture.logits[0, t].item())
 
 # %% ../../nbs/view/01_atlas.ipynb #d33ed1a7
 @patch
