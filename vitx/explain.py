@@ -7,7 +7,7 @@ __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_output_path', 'find_class', 
            'normalize_map', 'option_defaults']
 
 # %% ../nbs/explain.ipynb #856af207
-import io, json, math, os, re
+import json, math, os, re
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -78,13 +78,16 @@ class FinalActivation(TorchFunctionMode):
     def __init__(self): super().__init__(); self.calls = []
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), getattr(func, '__name__', '')
-        if name in ('sigmoid', 'softmax') and out.ndim <= 2: self.calls.append((out, args[0] if args else kwargs['input'], name))
+        if name in ('sigmoid', 'softmax') and out.ndim <= 2: self.calls.append((out, _version(out), args[0] if args else kwargs['input'], name))
         return out
     def find(self, y)->tuple: # → (input, name), or (y, None)
         "What entered the activation whose output is y, with its name; y itself if there was none"
-        for out,z,name in reversed(self.calls):
-            if out is y or out.numel() == y.numel() and not is_symbolic(y) and out.data_ptr() == y.data_ptr(): return z.reshape(y.shape), name
+        for out,version,z,name in reversed(self.calls):
+            is_view = out.numel() == y.numel() and not is_symbolic(y) and out.data_ptr() == y.data_ptr() and out.is_contiguous() and y.is_contiguous()
+            if (out is y or is_view) and _version(out) == version: return z.reshape(y.shape), name
         return y, None
+
+def _version(t): return None if t.is_inference() else t._version       # changes if something is written into the tensor
 
 # %% ../nbs/targets.ipynb #9c71b2fa
 @dataclass

@@ -14,7 +14,7 @@ import math
 import torch
 
 from ..core import *
-from ..picture.images import as_three_channels
+from ..picture.bands import as_three_channels
 from ..model.capture import *
 from .relation import *
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import *
-from ..picture.images import as_three_channels
+from ..picture.bands import as_three_channels
 from ..model.capture import *
 from .cut import *
 

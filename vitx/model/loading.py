@@ -177,7 +177,8 @@ def fit_reader(model:nn.Module,
               )->nn.Module:
     "The model, wrapped if its output has to be read in another way than as logits of classes that exclude each other"
     if task not in (None, *TASKS): raise VitxError(f"unknown task {task!r}: there are {', '.join(TASKS)}")
-    if (known := isinstance(model, ZeroShotClassifier) or type(model).__module__.startswith('timm.') and (getattr(model, 'num_classes', 0) or 0) > 1) and output is None and score is None and task in (None, 'multiclass') and not inputs: return model
+    gives_logits = isinstance(model, ZeroShotClassifier) or type(model).__module__.startswith('timm.') and (getattr(model, 'num_classes', 0) or 0) > 1
+    if gives_logits and output is None and score is None and task in (None, 'multiclass') and not inputs: return model
     held = copy.copy(model) if isinstance(model, WrappedClassifier) else _hold(model)
     if inputs: held.forward_fn = partial(_forward_with_inputs, dict(inputs))
     else: _check_num_inputs(held)
@@ -234,7 +235,7 @@ def _choose_reader(held, raw, final, last, output, score, task, num_labels):
     if score is None and held.num_classes == 0 and 'zero_shot' in held.hint: require_classifier(held)
     reader = OutputReader(output, score, task or held.reader.task, None, num_labels)
     y = reader.pick(raw)
-    n, found = y.shape[1], final.find(y.squeeze(1) if y.shape[1] == 1 else y)[1] or final.find(y)[1]
+    n, found = y.shape[1], final.find(y)[1]
     if score is None and num_labels != n and task is None and _looks_like_embedding(y, last): return OutputReader(output, None, 'embedding')
     reader.activation = found
     if score is None and not found and task != 'regression' and _looks_like_probs(y): raise VitxError("this model returns probabilities, but vitx needs logits: give the module without its last softmax or sigmoid")

@@ -217,14 +217,15 @@ def hiera(model)->Anatomy:
 # %% ../../nbs/model/06_tracing.ipynb #715d9890
 @family('detection-tokens')
 def detection_tokens(model):
-    "YOLOS: the tokens of detected objects come after the patches; they are moved before them, next to CLS"
+    "YOLOS: the tokens of detected objects come after the patches; they are moved before them, next to CLS. None for other models"
     tokens = next((t for m in model.modules() if torch.is_tensor(t := getattr(m, 'detection_tokens', None)) and t.ndim == 3), None)
-    if tokens is None: return None
-    k, size = tokens.shape[1], input_size(model)
+    return None if tokens is None else _detection_anatomy(model, tokens.shape[1], input_size(model))
+
+def _detection_anatomy(model, k, size): # k: tokens after the patches
     layers = read_layers(model, ForwardTrace(model, size), 1 + k)
     order = lambda t: torch.cat([t[:, :1], t[:, -k:], t[:, 1:-k]], 1)
     for l in layers: l.tokens.layout, l.attn_input.layout, l.is_global, l.has_keys = order, order, False, False
-    return Anatomy(layers, 0, size=size, rebuild=None)
+    return Anatomy(layers, 0, size=tuple(size), rebuild=lru_cache(16)(partial(_detection_anatomy, model, k)))
 
 # %% ../../nbs/model/06_tracing.ipynb #0e664d4d
 def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of pictures, if the model doesn't have it in an attribute

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scale_to_bytes', 'to_rgb', 'image_from_array', 'read_image', 'find_files', 'find_images', 'read_mask', 'CropGeometry',
-           'infer_geometry', 'check_repeatable', 'interpolation_matrix', 'map_on_image', 'as_three_channels',
-           'preprocess', 'split_transform']
+           'infer_geometry', 'check_repeatable', 'interpolation_matrix', 'map_on_image', 'preprocess',
+           'split_transform']
 
 # %% ../../nbs/picture/01_images.ipynb #18331c8f
 import io, os, warnings
@@ -233,12 +233,15 @@ def _fit_line(positions, n, size):
     "Fit source = a·u + b, without the pixels near the edges, which padding or interpolation may have changed"
     u = torch.arange(n, dtype=torch.float64) + .5
     inner = positions.isfinite() & (positions > .03) & (positions < .97)
-    if inner.sum() < 2: raise VitxError(_UNSUPPORTED)
     u, s = u[inner], positions[inner]*size
-    a = ((u-u.mean())*(s-s.mean())).sum()/((u-u.mean())**2).sum()
-    b = s.mean() - a*u.mean()
-    if a.abs() < 1e-6 or (a*u+b-s).abs().max() > .02*size+1: raise VitxError(_UNSUPPORTED)
-    return a.item(), b.item()
+    a, b = _least_squares(u, s)
+    if abs(a) < 1e-6 or (a*u+b-s).abs().max() > .02*size+1: raise VitxError(_UNSUPPORTED)
+    return a, b
+
+def _least_squares(u, s): # → slope and offset of s over u
+    if len(u) < 2: raise VitxError(_UNSUPPORTED)
+    slope = ((u - u.mean())*(s - s.mean())).sum()/((u - u.mean())**2).sum()
+    return slope.item(), (s.mean() - slope*u.mean()).item()
 
 def infer_geometry(transform,  # PIL image → (C,h,w) tensor
                    size:tuple, # (H,W) of the picture
@@ -310,11 +313,6 @@ def _fit_stripes(profile, seen, lines): # → slope and offset, of fractions of 
     if not slope or (slope*at + offset - edge).abs().max() > max(.01, abs(slope)): raise VitxError(_UNSUPPORTED)
     return slope, offset
 
-def _least_squares(u, s): # → slope and offset
-    if len(u) < 2: raise VitxError(_UNSUPPORTED)
-    slope = ((u - u.mean())*(s - s.mean())).sum()/((u - u.mean())**2).sum()
-    return slope.item(), (s.mean() - slope*u.mean()).item()
-
 def check_repeatable(transform):
     "Raise a `VitxError` if a transform gives another tensor each time"
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 120, 3), dtype=np.uint8))
@@ -340,10 +338,6 @@ def map_on_image(grid_map:torch.Tensor, # (...,h,w) map on the model's input, of
     "Map on the picture: linear interpolation, with resizing and cropping undone"
     h, w = grid_map.shape[-2:]
     return interpolation_matrix(geometry.rows, h) @ grid_map.float().cpu() @ interpolation_matrix(geometry.cols, w).T * geometry.visible
-def as_three_channels(x:torch.Tensor)->torch.Tensor: # (B,C,H,W) → (B,3,H,W)
-    "Pictures with any number of channels as three: one is repeated, more are averaged in three groups"
-    if x.shape[1] == 3: return x
-    return torch.nn.functional.adaptive_avg_pool1d(x.flatten(2).mT.flatten(0, 1)[:, None], 3)[:, 0].unflatten(0, (len(x), -1)).mT.unflatten(-1, x.shape[-2:])
 
 # %% ../../nbs/picture/01_images.ipynb #a89777d1
 def preprocess(img:Image.Image,   # RGB
