@@ -210,7 +210,8 @@ def _check_num_inputs(held):
 _SIZES = (224, 518, 512, 448, 384, 336, 288, 256, 192, 160, 128, 96, 64, 32)    # the largest first: some models take smaller pictures than they were made for, without an error
 
 def _run_once(held, size): # → output, `FinalActivation`, the last layer with weights, pictures
-    if any(isinstance(m, (nn.Conv3d, nn.MaxPool3d)) for m in held.modules()): raise VitxError(f"{held.name} takes videos or volumes (it has 3-d convolutions); time and depth aren't supported yet: give a model of single pictures")
+    if any(isinstance(m, (nn.Conv3d, nn.MaxPool3d)) for m in held.modules()) or hasattr(getattr(held.model, 'config', None), 'num_frames'):
+        raise VitxError(f"{held.name} takes videos or volumes (it has 3-d convolutions, or frames in its config); time and depth aren't supported yet: give a model of single pictures")
     p, declared, errors = next(held.parameters()), held.pretrained_cfg['input_size'], []
     sizes = [tuple(size)] if size else [tuple(declared[1:])] if declared else [input_size(held.model), *((s, s) for s in _SIZES)]
     for c,s in dict.fromkeys((c, s) for c in (num_channels(held), num_channels(held.model), 3, 1) for s in sizes):
