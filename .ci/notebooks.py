@@ -9,9 +9,12 @@
 `test` and `execute` run notebooks in as many processes as there are cores, the longest first; --flags (or the variable VITX_FLAGS) adds cells that are left out by default.
 The last line of `test` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
 """
-import argparse, copy, json, os, re, sys, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import argparse, copy, json, multiprocessing, os, re, sys, time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import EntryPoint
 from pathlib import Path
+
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -49,6 +52,40 @@ def wanted(cell, flags):
 
 
 # ---- running
+
+# Libraries that kernels share: a kernel is a fork of a process that has imported them, which saves several seconds for each notebook. vitx isn't one of them.
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(['torch', 'timm', 'transformers', 'torch._dynamo', 'matplotlib.figure', 'skimage.data', 'pandas', 'ipykernel.kernelapp'])
+
+
+class Fork(FORKS.Process):
+    "A kernel's process, with the methods of `subprocess.Popen` that a provisioner calls"
+    stdin = stdout = stderr = None
+    def __init__(self, connection_file, folder, env):
+        super().__init__()
+        self.start_args = connection_file, folder, env
+    def run(self):
+        from ipykernel.kernelapp import launch_new_instance
+        file, folder, env = self.start_args
+        multiprocessing.set_start_method(None, force=True)      # the cells' own processes start as they do in any kernel
+        os.setsid()
+        os.environ.update(env)
+        os.chdir(folder)
+        sys.path[0] = ''
+        launch_new_instance(argv=['-f', file, '--log-level=CRITICAL'])
+    def poll(self): return self.exitcode
+    def wait(self): return self.join() or self.exitcode
+    def send_signal(self, n): os.kill(self.pid, n)
+
+
+class Forked(LocalProvisioner):
+    "Starts kernels as forks"
+    async def launch_kernel(self, cmd, **kwargs):
+        self.process = Fork(cmd[cmd.index('-f')+1], str(kwargs['cwd']), kwargs['env'])
+        self.process.start()
+        self.pid = self.pgid = self.process.pid
+        return self.connection_info
+
 
 def run(path, flags):
     "A copy of the notebook with fresh outputs, progress bars and other stderr dropped; raises where a cell does"
@@ -131,7 +168,9 @@ def each(work, paths, flags, workers):
     first = {n: i for i, n in enumerate(SLOWEST.read_text().split())} if SLOWEST.exists() else {}
     paths, took = sorted(notebooks(paths), key=lambda p: first.get(name_of(p), len(first))), {}
     failed = 0
-    with ProcessPoolExecutor(workers) as pool:
+    KernelProvisionerFactory.instance().provisioners['local-provisioner'] = EntryPoint('forked', f'{__name__}:Forked', 'jupyter_client.kernel_provisioners')
+    os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'                  # a kernel's own, which matplotlib reads when it is imported
+    with ThreadPoolExecutor(workers) as pool:
         jobs = {pool.submit(work, p, flags): name_of(p) for p in paths}
         for job in as_completed(jobs):
             took[jobs[job]], bad = job.result()
