@@ -46,9 +46,9 @@ def directives(cell):
 
 
 def wanted(cell, flags):
-    "Does this cell run under these flags?"
+    "Does this cell run under these flags? Cells that export never do: they would rewrite modules while other notebooks import them"
     d = directives(cell)
-    return cell['cell_type'] == 'code' and 'eval: false' not in d and all(f in flags for f in FLAGS if f in d)
+    return cell['cell_type'] == 'code' and 'eval: false' not in d and 'nbdev_export()' not in ''.join(cell['source']) and all(f in flags for f in FLAGS if f in d)
 
 
 # ---- running
@@ -285,7 +285,7 @@ def main():
     ap.add_argument('what', choices=('test', 'execute', 'lint', 'fold', 'readme'))
     ap.add_argument('notebooks', nargs='*')
     ap.add_argument('--flags', default=os.environ.get('VITX_FLAGS', ''))
-    ap.add_argument('--workers', type=int, default=os.cpu_count() or 1)
+    ap.add_argument('--workers', type=int, default=(os.cpu_count() or 1) + 1)
     ap.add_argument('--check', action='store_true')
     ap.add_argument('--record', action='store_true', help='write the order of the slowest notebooks to .ci/slowest.txt')
     a = ap.parse_intermixed_args()
