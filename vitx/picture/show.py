@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['CMAP', 'SIGNED_CMAP', 'overlay', 'dim_image', 'palette', 'truncate_label', 'show_image', 'show_overlay',
-           'show_animation', 'show_map', 'show_overlays']
+           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'pictures_html']
 
 # %% ../../nbs/picture/02_show.ipynb #793cbdf0
+import base64, io
 from functools import lru_cache
+from html import escape
 
 import numpy as np, torch
 from PIL import Image
@@ -109,3 +111,31 @@ def show_overlays(img, maps:dict, visible=None, size:float=1.9):
     for ax,(name,m) in zip(axs[0, 1:], maps.items()): show_overlay(img, m, ax, name, visible)
     fig.tight_layout(pad=.3)
     return axs[0]
+
+# %% ../../nbs/picture/02_show.ipynb #0e90b3c2
+def transparent_overlay(m,                # map (H,W), 0..1
+                        opacity:float=.85 # opacity where the map is 1
+                       )->np.ndarray:     # (H,W,4) uint8
+    "The map alone, in the colors of `overlay`, as a transparent layer"
+    m = _to_numpy(m).clip(0, 1)
+    layer = np.concatenate([palette()[(m*255 + .5).astype(np.uint8)], opacity*m[..., None]], -1)
+    return (layer*255).round().astype(np.uint8)
+
+# %% ../../nbs/picture/02_show.ipynb #52dd63e4
+def pictures_html(pictures:list,          # (PIL image, alt text, text below it), …
+                  caption:str,
+                  width:int=260,          # of a picture on the page, in pixels
+                  max_bytes:int=140_000,  # the pictures get smaller until they fit
+                 )->str:
+    "Pictures in rows with a caption, as HTML for a notebook; its text has the color of the page, so that it suits dark and light themes"
+    for quality, scale in ((85, 1), (75, .8), (65, .6), (55, .45), (40, .3)):
+        sources = [_jpeg_source(img, quality, scale) for img,*_ in pictures]
+        if sum(map(len, sources)) <= max_bytes: break
+    cells = ''.join(f'<figure style="margin:0;width:{width}px;max-width:100%"><img src="{src}" alt="{escape(alt)}" style="width:100%;height:auto;margin:0">' + (f'<figcaption style="font-size:small">{escape(text)}</figcaption>' if text else '') + '</figure>'
+                    for src,(_, alt, text) in zip(sources, pictures))
+    return f'<figure style="margin:0"><div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+def _jpeg_source(img, quality, scale):
+    if scale < 1: img = img.resize([max(1, round(s*scale)) for s in img.size], Image.BILINEAR)
+    img.convert('RGB').save(out := io.BytesIO(), 'jpeg', quality=quality)
+    return 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()
