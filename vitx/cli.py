@@ -22,6 +22,7 @@ from .bench.engines import *
 from .bench.runs import *
 from .bench.report import *
 from .core import *
+from .explanation import *
 from .explain import *
 from .picture.images import *
 from .model.classifiers import *

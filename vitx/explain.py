@@ -385,8 +385,8 @@ def _collect(self:Explainer, launched)->list: # of Explanation
 @patch
 def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, grid_geometry=None, value=None):
     known = has_probs(self.task)
-    top = [(self.labels[i], p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))] if known else [(self.labels[t], None)]
-    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item() if known else None, name, layer, self.name, top, against if against is None else self.labels[against], self.score, self, grid_geometry, getattr(img, 'filename', None), probs[t].item() if value is None else value)
+    first = [(i, p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))] if known else [(t, None)]
+    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item() if known else None, name, layer, self.name, [(self.labels[i], p) for i,p in first], against if against is None else self.labels[against], self.score, self, grid_geometry, getattr(img, 'filename', None), tuple(i for i,_ in first), probs[t].item() if value is None else value)
 
 # %% ../nbs/explain.ipynb #e1ffbe80
 @patch
@@ -397,7 +397,7 @@ def stream(self:Explainer, images, # any iterable of pictures, or a folder
            against=None,           # class whose evidence is subtracted
            batch:int=None,         # pictures that the model gets at once; None: 8, on a GPU as many as its free memory holds, at most 64
            workers:int=None,       # threads that read and preprocess ahead; None: one for each core, at most 16
-           broken=None,            # function called with the error of an unreadable picture, which is then skipped; None: the error is raised
+           broken=None,            # function called with the error of an unreadable picture, which is then skipped (its `picture` is the path or bytes); None: the error is raised
           ):                       # generator of `Explanation`
     "Explanations of a stream of pictures, in the same order"
     get_method(method)
@@ -428,15 +428,16 @@ def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x,
     queue, n = deque(), count()
     prepare = lambda picture: (img := ex._read(picture), *preprocess(img, split_transform(ex.transform)[0], ex._geometry))
     def first():
-        i = next(n)
-        try: yield queue.popleft().result()
+        i, (picture, job) = next(n), queue.popleft()
+        try: yield job.result()
         except VitxError as e:
             e = VitxError(f"picture {i} of the stream: {e}")
+            e.picture = picture
             if broken is None: raise e from None
             broken(e)
     with quick_thread_switches(), ThreadPoolExecutor(workers) as pool:
         for p in images:
-            queue.append(pool.submit(prepare, p) if isinstance(p, (str, Path, bytes, bytearray)) else _read_now(ex, p, pool, prepare))
+            queue.append((p, pool.submit(prepare, p)) if isinstance(p, (str, Path, bytes, bytearray)) else (None, _read_now(ex, p, pool, prepare)))
             if len(queue) > ahead: yield from first()
         while queue: yield from first()
 

@@ -40,6 +40,7 @@ class Explanation:
     explainer: object = field(default=None, repr=False)    # the Explainer, which `card` needs; not pickled
     grid_geometry: tuple = field(default=None, repr=False) # where the grid's cells lie on the model's input; None: they tile it
     file: str = field(default=None, repr=False)            # path of the picture; None: unknown
+    top_targets: tuple = field(default=(), repr=False)     # class indices of `top`
     value: float = None                                    # the number that was explained: the logit of the class, or what a regression or `score` gives
 
     @property

@@ -17,6 +17,7 @@ from .core import *
 from .picture.images import *
 from .model.classifiers import asset_path
 from .evidence.parts import PART_COLORS
+from .explanation import *
 from .explain import *
 from .view.atlas import *
 from .view.panels import *

@@ -17,6 +17,7 @@ from ..model.capture import *
 from ..picture.show import *
 from ..method.rcut import *
 from ..evidence.parts import *
+from ..explanation import *
 from ..explain import *
 
 # %% ../../nbs/view/01_atlas.ipynb #15f128ba
