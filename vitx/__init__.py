@@ -8,4 +8,7 @@ def __getattr__(name): # loaded when asked for, so that `import vitx` stays quic
     if name == 'standard_transform':
         from .model.classifiers import standard_transform
         return standard_transform
+    if name == 'compare':
+        from .view.compare import compare
+        return compare
     raise AttributeError(f"module 'vitx' has no attribute {name!r}")

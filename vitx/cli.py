@@ -340,6 +340,7 @@ def _parser(f):
     p.add_argument('--import', dest='import_modules', action='append', metavar='MODULE', help='Python module to import first, with your own methods, metrics or datasets; may be repeated')
     return p
 
+# %% ../nbs/cli.ipynb #885133e1
 def _import_module(name):
     "Import a module from the current folder or from Python's path"
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())

@@ -447,6 +447,7 @@ def _read_now(ex, picture, pool, prepare): # read and copy at once: a camera may
     else: future = pool.submit(prepare, img)
     return future
 
+# %% ../nbs/explain.ipynb #bcaf02bf
 def _launches_ahead(ex): return int(next(ex.model.parameters()).device.type == 'cuda')      # while a GPU computes one batch, the caller gets the one before
 
 def _explain_stream(ex, prepared, batch, target, call_args):

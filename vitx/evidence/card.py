@@ -7,6 +7,7 @@ __all__ = ['WARNING_LIMITS', 'confidence_drop', 'relevance_variation', 'similari
 
 # %% ../../nbs/evidence/04_card.ipynb #5a854a47
 from dataclasses import dataclass, field
+from html import escape
 
 import torch
 from fastcore.basics import patch
@@ -104,16 +105,19 @@ def ok(self:Card)->bool:
 
 # %% ../../nbs/evidence/04_card.ipynb #d98a6dab
 @patch
-def __repr__(self:Card):
+def _lines(self:Card): # (name, measurement), …
     similarity = self.similarity
     others = [f"center blob {similarity['center']:.2f}", f"noise {similarity['noise']:.2f}", f"randomized model {similarity['randomized_model']:.2f}"]
     if self.other_class: others.append(f"{self.other_class} {similarity['other_class']:.2f}")
-    lines = [('probability', f'{self.prob:.2f}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1') if self.has_probs else ('value', f'{self.prob:.3g}'),
+    return [('probability', f'{self.prob:.2f}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1') if self.has_probs else ('value', f'{self.prob:.3g}'),
              ('confidence drop', f'{round(self.confidence_drop, 2)+0.:.2f} of the probability is lost when the marked region is hidden (control subtracted)'),
              ('variation', f'{self.variation:.2f}, standard deviation ÷ mean of the patch relevance'),
              ('border share', f'{self.border_share:.2f} of the relevance lies in the outermost cells'),
              ('similarity', 'rank correlation with ' + ', '.join(others))]
-    return '\n'.join([f'Card of {self.label!r}', *(f'  {n:17s}{t}' for n,t in lines), *([f'  ! {w}' for w in self.warnings] or ['  no warning'])])
+
+@patch
+def __repr__(self:Card):
+    return '\n'.join([f'Card of {self.label!r}', *(f'  {n:17s}{t}' for n,t in self._lines()), *([f'  ! {w}' for w in self.warnings] or ['  no warning'])])
 
 @patch
 def show(self:Card):
@@ -127,6 +131,13 @@ def to_dict(self:Card)->dict:
     return dict(label=self.label, prob=r(self.prob), margin=r(self.margin), entropy=r(self.entropy), confidence_drop=r(self.confidence_drop),
                 variation=r(self.variation), border_share=r(self.border_share), similarity={k: r(v) for k,v in self.similarity.items()},
                 other_class=self.other_class, ok=self.ok, warnings=self.warnings)
+
+# %% ../../nbs/evidence/04_card.ipynb #f051877e
+@patch
+def _repr_mimebundle_(self:Card, **kwargs): # in a notebook, a card is a table with its warnings
+    rows = ''.join(f'<tr><th style="text-align:left">{escape(n)}</th><td style="text-align:left">{escape(t)}</td></tr>' for n,t in self._lines())
+    said = ''.join(f'<li>{escape(w)}</li>' for w in self.warnings)
+    return {'text/plain': repr(self), 'text/html': f'<table><caption style="text-align:left">Card of {escape(self.label)}</caption>{rows}</table>' + (f'<strong>Warnings</strong><ul>{said}</ul>' if said else '<p>No warning.</p>')}
 
 # %% ../../nbs/evidence/04_card.ipynb #10ce7e1f
 def make_card(predict,                     # pixels (b,3,H,W) in 0..1 → logits (b,C)

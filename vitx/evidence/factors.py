@@ -201,6 +201,15 @@ def show(self:Factors):
     for ax in axs[:5]: ax.title.set_fontsize(7)
     return axs
 
+# %% ../../nbs/evidence/03_factors.ipynb #3c791632
+def _picture(pixels): return Image.fromarray((pixels.clamp(0, 1).permute(1, 2, 0)*255).round().byte().numpy())
+
+@patch
+def _repr_mimebundle_(self:Factors, **kwargs): # in a notebook, factors show themselves
+    pictures = [(_picture(self.pixels), 'The picture as the model sees it', f'{self.label} {self.prob:.2f}')]
+    pictures += [(_picture(self.edited[f]), f'The picture with another {f}', f'{f}: −{max(d, 0):.2f} (control −{max(self.control_drops[f], 0):.2f})') for f,d in self.drops.items()]
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Probability that {self.label} loses when a factor of the marked region is changed', 150)}
+
 # %% ../../nbs/evidence/03_factors.ipynb #884bd9cb
 def normalized_black_white(transform)->tuple: # PIL image → (3,h,w); two (3,1,1)
     "Normalized pixel values of black and of white under a transform"

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SEG_COUNTS', 'pointing_game', 'pointing_game_small', 'energy_pointing_game', 'ap', 'iou', 'iou_at_threshold',
            'iou_mean', 'seg_counts', 'seg_acc', 'seg_miou', 'seg_map', 'connected_components', 'fill_holes',
-           'component_boxes', 'box_iou', 'gaussian_blur', 'deletion', 'insertion', 'insertion_deletion',
-           'positive_perturbation', 'negative_perturbation', 'noisy_linear_imputation', 'road', 'average_drop',
-           'increase_in_confidence', 'compose_grid', 'quadrant_masks', 'grid_pointing_scores', 'grid_pointing_game',
-           'cascade_layers', 'randomize_model', 'rank_correlation', 'randomization', 'max_sensitivity', 'relative_cost']
+           'component_boxes', 'box_iou', 'otsu_threshold', 'otsu_box_iou', 'gaussian_blur', 'deletion', 'insertion',
+           'insertion_deletion', 'positive_perturbation', 'negative_perturbation', 'noisy_linear_imputation', 'road',
+           'average_drop', 'increase_in_confidence', 'compose_grid', 'quadrant_masks', 'grid_pointing_scores',
+           'grid_pointing_game', 'cascade_layers', 'randomize_model', 'rank_correlation', 'randomization',
+           'max_sensitivity', 'relative_cost']
 
 # %% ../../nbs/evidence/01_metrics.ipynb #480246f0
 import copy, time
@@ -164,6 +165,41 @@ def box_iou(m:torch.Tensor, mask:torch.Tensor, threshold:float=.2)->torch.Tensor
     pairs = zip(m.reshape(-1, *m.shape[-2:]), mask.reshape(-1, *m.shape[-2:]))
     predicted = lambda a: fill_holes(a > threshold*a.max().clamp_min(0))
     return torch.stack([_iou(predicted(a).flatten(), component_boxes(b).flatten()) for a,b in pairs]).reshape(batch_shape)
+
+# %% ../../nbs/evidence/01_metrics.ipynb #c9f52793
+def otsu_threshold(values:torch.Tensor, bins:int=256)->float:
+    "Threshold that maximizes the variance between the values below and above it (Otsu, 1979)"
+    values = values.double().flatten()
+    low, high = (v.item() for v in values.aminmax())
+    if low == high: return low                                                             # nothing lies above
+    counts = torch.histc(values, bins, low, high)
+    centers = low + (torch.arange(bins) + .5)*(high - low)/bins
+    sums = counts*centers
+    n_below, n_above = counts.cumsum(0)[:-1], (counts.sum() - counts.cumsum(0))[:-1]
+    mean_below, mean_above = sums.cumsum(0)[:-1]/n_below.clamp_min(1), (sums.sum() - sums.cumsum(0))[:-1]/n_above.clamp_min(1)
+    return centers[(n_below*n_above*(mean_below - mean_above)**2).argmax()].item()
+
+@metric('otsu-box-iou', better='higher', needs='mask', range=(0, 1))
+def otsu_box_iou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), bool (…,H,W) → (…)
+    "Intersection over union of the box around the largest region above Otsu's threshold and the box around the mask: how good a weak label is"
+    _flatten_checked(m, mask)
+    mask, batch_shape = mask.bool().expand(m.shape), m.shape[:-2]
+    pairs = zip(m.clamp_min(0).reshape(-1, *m.shape[-2:]), mask.reshape(-1, *m.shape[-2:]))
+    return torch.stack([_box_overlap(_largest_box(a > otsu_threshold(a)), _bounding_box(b)) for a,b in pairs]).reshape(batch_shape)
+
+def _largest_box(on): # y0, x0, y1, x1
+    label = connected_components(on)
+    parts, counts = label[on].unique(return_counts=True)
+    return _bounding_box(label == parts[counts.argmax()]) if len(parts) else (0, 0, 0, 0)
+
+def _bounding_box(mask): # y0, x0, y1, x1
+    rows, cols = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return (rows[0].item(), cols[0].item(), rows[-1].item() + 1, cols[-1].item() + 1) if len(rows) else (0, 0, 0, 0)
+
+def _box_overlap(a, b):
+    area = lambda y0, x0, y1, x1: max(0, y1-y0)*max(0, x1-x0)
+    both = area(*map(max, a[:2], b[:2]), *map(min, a[2:], b[2:]))
+    return torch.tensor(both/max(1, area(*a) + area(*b) - both))
 
 # %% ../../nbs/evidence/01_metrics.ipynb #87b00649
 def _probability_curve(predict, start, end, m, target, steps, batch):

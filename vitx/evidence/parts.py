@@ -214,3 +214,12 @@ def save(self:Parts, path)->Path:
             self.show(fig)
             fig.savefig(tmp, format=path.suffix[1:].lower())
     return path
+
+# %% ../../nbs/evidence/02_parts.ipynb #9b1159f1
+@patch
+def _repr_mimebundle_(self:Parts, **kwargs): # in a notebook, parts show themselves
+    k = min(1, 360/max(self.image.size))
+    img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
+    painted = paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry)
+    painted = Image.fromarray((painted*255).round().astype(np.uint8))
+    return {'text/plain': repr(self), 'text/html': pictures_html([(img, 'The picture', ''), (painted, 'The parts, each in a color of its own', '')], repr(self))}

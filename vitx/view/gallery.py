@@ -88,6 +88,7 @@ def _num_top(target): # 3 for 'all-top3'; 1 for anything else
 def _each_with_top(ex, stream, k, call_args): # the explanations of each picture
     for e in stream: yield [e, *(ex(e.image, t, *call_args) for t in e.top_targets[1:k])]
 
+# %% ../../nbs/view/04_gallery.ipynb #f2b0d807
 def explain_files(ex:Explainer, files, # paths
                   out,                 # folder, created if missing
                   target=None,         # class; None: the top class of each picture; 'all-top3': its three top classes
