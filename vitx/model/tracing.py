@@ -199,7 +199,7 @@ def trace_anatomy(model, size:tuple=None)->Anatomy: # (H,W) of the random pictur
 
 def _no_layers_message(model, trace):
     name = getattr(model, 'name', None) or class_name(model)
-    if not attention_modules(model, trace): return f"{name} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer"
+    if not attention_modules(model, trace): return f"{name} has no attention blocks, so vitx can't explain it: give a Vision Transformer"
     return (f"{name} has attention, but nothing that enters it looks like the tokens of a picture: vitx reads (batch, tokens, width) and pictures of tokens; "
             "is the batch the first dimension (batch_first=True)? If it is, add a @family")
 
