@@ -148,7 +148,7 @@ def _read_label_image(path): # → class numbers, not colors
     try:
         with Image.open(path) as f: m = np.array(f)
     except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
-    if m.ndim != 2: raise VitxError("a mask of colors, not of class numbers")
+    if m.ndim != 2: raise VitxError("the mask has colors, but it must have class numbers")
     return m
 
 def _class_mask(path, c, image): return _check_size(_read_label_image(path) == c, image)

@@ -129,7 +129,7 @@ def _place_circles(n, rng, large):
         xy = rng.uniform(r[:, None], 1-r[:, None], (n, 2))
         gap = np.linalg.norm(xy[:, None] - xy[None], axis=-1) - (r[:, None] + r[None]) + 9*np.eye(n)
         if gap.min() > .01: return xy, r
-    raise VitxError(f"no room for {n} objects: ask for at most four")
+    raise VitxError(f"there is no room for {n} objects in a scene: give n=4 or fewer")
 
 def _paint_object(img, label, xy, r, angle, rng):
     "Paint one object over `img` (s,s,3), in place"
@@ -156,7 +156,7 @@ def scene(seed:int,         # the same seed gives the same scene
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(CLASSES))
     n = n if labels is None else len(labels)
-    if n < 1: raise VitxError("a scene holds at least one object")
+    if n < 1: raise VitxError("a scene needs at least one object: give n=1 or more")
     labels = [CLASSES[i] for i in order[:n]] if labels is None else list(labels)
     if bad := [l for l in labels if l not in CLASSES]: raise VitxError(f"no class {bad[0]!r}; there are: {', '.join(CLASSES)}")
     xy, r = _place_circles(n, rng, large)

@@ -184,7 +184,7 @@ MAX_MEDIAN_SAMPLES = 2**18 # the median is taken over at most this many distance
 def position_affinity(grid:tuple,     # (h,w)
                       sigma:float=1., # width, in median distances
                      )->torch.Tensor: # (n,n) in 0..1
-    "Affinity of near patches: distance on the picture, both sides of which have length 1"
+    "Affinity that decreases with the distance of two patches; each side of the picture has length 1"
     y, x = ((torch.arange(n)+.5)/n for n in grid)
     return gaussian_affinity(torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1), sigma)
 
@@ -219,7 +219,7 @@ def _xyz_to_lab(): return torch.tensor([[0., 116, 0], [500, -500, 0], [0, 200, -
 def _lab_offset(): return torch.tensor([-16., 0, 0])
 
 def color_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
-    "Affinity of patches of similar mean color: distance in CIE Lab"
+    "Affinity that decreases with the distance of two patches' mean colors in CIE Lab"
     x, *patch = _whole_patches(as_three_channels(x.float()), grid)
     return gaussian_affinity(rgb_to_lab(torch.nn.functional.avg_pool2d(x, patch).flatten(2).mT), sigma)
 
@@ -234,7 +234,7 @@ def roughness(g:torch.Tensor)->torch.Tensor: # (…,p,q) gray patches → (…,4
     return torch.cat(features, -1)
 
 def texture_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
-    "Affinity of patches of similar texture: distance of their `roughness`"
+    "Affinity that decreases with the distance of two patches' `roughness`"
     return gaussian_affinity(roughness(pixel_patches(x, grid).mean(2)), sigma)
 
 def combine_affinities(A:torch.Tensor, # (…,n,n) affinity

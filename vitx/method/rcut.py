@@ -90,7 +90,7 @@ def fill_artifacts(v:torch.Tensor,   # (B,C,n)
                    bad:torch.Tensor, # (B,n) bool, the artifact tokens
                    grid:tuple,       # (h,w)
                   )->torch.Tensor:   # (B,C,n)
-    "Replace artifacts by the mean of their good neighbors or, if they have none, of all good patches"
+    "Replace each artifact by the mean of its neighbors; these are no artifacts, because artifacts are isolated"
     total = F.avg_pool2d(v.unflatten(-1, grid), 3, 1, 1, divisor_override=1).flatten(-2)     # of 3×3 patches
     return torch.where(bad[:, None], (total - v)*constant(_neighbor_weights, *grid, like=v), v)
 
@@ -134,7 +134,7 @@ def agreement(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,n), (…,n) 
 
 # %% ../../nbs/method/06_rcut.ipynb #02ae17d6
 def artifact_masks(run, layers)->torch.Tensor: # (B,L,n) bool
-    "The artifact tokens at each layer, by the attention that they receive in the later half of the blocks before it"
+    "The artifact tokens at each layer, found by the attention that they receive in the second half of the blocks up to this layer"
     blocks = sorted({b for l in layers for b in late_blocks(l)})
     received = received_attention(run.patches(run.patches(torch.stack([run.values['flow', b] for b in blocks], 1)), -1))   # (B,blocks,n)
     mean = received.mean(1, keepdim=True) if len(layers) == 1 else constant(_late_means, tuple(blocks), tuple(layers), like=received) @ received

@@ -157,7 +157,7 @@ def thread_check(): # → function without arguments
     return lambda: threading.get_ident() == me
 
 def model_state(model:nn.Module)->tuple: # comparable
-    "What must be the same before and after: modes, number of hooks, flags, gradients, buffers"
+    "State of a model that an explanation must not change: modes, number of hooks, flags, gradients, buffers"
     return ([(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()],
             [(p.requires_grad, p.grad is None) for p in model.parameters()], [(b._version, b.data_ptr()) for b in model.buffers()])
 

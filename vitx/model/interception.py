@@ -208,7 +208,7 @@ class _FusedAttention(torch.autograd.Function):
 def _padding(q): return -q.shape[-2] % 8 if q.is_cuda and q.dtype.itemsize == 2 else 0     # tensor cores want sides that are multiples of 8
 
 def _one_chunk(q, k, v, g, scale, needs_v): # all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient of v
-    "The same in few operations: one copy of queries, keys and values in the order that products want"
+    "The same in few operations: queries, keys and values are copied once, into the memory order that matrix products need"
     B, H, N, d = q.shape
     pad = _padding(q)
     if pad: q, k, v, g = torch.cat([F.pad(torch.stack([q, k, v]), (0, 0, 0, pad)), F.pad(g, (0, 0, 0, pad))[None]]).flatten(1, 2)
