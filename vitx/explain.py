@@ -155,7 +155,7 @@ def target(self:Explainer, t, exact:bool=False)->int: # class index
         return self.model.add_text(t)
 
 # %% ../nbs/explain.ipynb #3063c740
-_NO_CLASSES = "this model returns an embedding, so there is no class to explain: use similarity(image, reference), or explain a number of it with score="
+_NO_CLASSES = "this model returns an embedding, so there is no class to explain: use similarity(image, reference), or explain one of its numbers with score="
 
 def _model_name(given, model): # claims no weights that a module may not have
     cfg = getattr(model, 'pretrained_cfg', None) or {}
@@ -304,7 +304,7 @@ def _check_answer(capture, answer, name):
     if said.get('leftover'): raise VitxError("tokens that the head doesn't read have a gradient after the last attention, so this model mixes tokens there: set num_pooled_prefix=0 in its anatomy")
 
 def _check_contrast(f, targets, against):
-    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} gives the same map for every class, so it can't explain a lead of one class over another: use rcut, chefer or gradcam")
+    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} gives the same map for every class, so it can't explain one class against another: use rcut, chefer or gradcam")
     if targets is not None and not is_symbolic(t := torch.as_tensor(targets)) and (t == against).any(): raise VitxError("`target` and `against` are the same class: give two different classes")
 
 def _contrast_maps(f, capture, targets, layers, against):

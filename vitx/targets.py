@@ -70,7 +70,7 @@ def pick_output(y,               # whatever a model returned
     candidates = {k: v for k,v in parts.items() if torch.is_tensor(v) and v.is_floating_point() and v.ndim == 2}
     if num_classes and sum(v.shape[1] == num_classes for v in candidates.values()) == 1: return next(v for v in candidates.values() if v.shape[1] == num_classes)
     if len(candidates) == 1: return next(iter(candidates.values()))
-    raise VitxError(f"this model returns {describe_output(y)}, and {'several may be' if candidates else 'none looks like'} its logits (batch, classes): choose with output= a key, an index or a function, or explain a number of it with score=")
+    raise VitxError(f"this model returns {describe_output(y)}, and {'several may be' if candidates else 'none looks like'} its logits (batch, classes): choose with output= a key, an index or a function, or explain one of its numbers with score=")
 
 # %% ../nbs/targets.ipynb #cea610d0
 class FinalActivation(TorchFunctionMode):

@@ -120,8 +120,8 @@ def check_method(name:str, capture, targets:list, layers:list):
     a, b = (f(capture, targets, layers, **options) for _ in range(2))
     assert a.shape[:3] == (len(capture.x), len(targets), len(layers)) and a.ndim == 5, f'{name}: shape {tuple(a.shape)}. Return maps (B,T,L,h,w)'
     assert a.isfinite().all(), f'{name}: values that are not finite. Check divisions and roots'
-    assert (a == b).all(), f'{name}: another answer the second time. Seed its random numbers'
+    assert (a == b).all(), f'{name}: a different map in the second call. Seed its random numbers'
     assert a.flatten(-2).std(-1).min() > 0, f'{name}: a constant map. Values must differ between patches'
     assert model_state(model) == before, f'{name}: changed the model. Remove its hooks and restore its modes'
     is_agnostic = (a[:, :1] == a).all()
-    assert is_agnostic == f.meta.get('class_agnostic', False), f'{name}: {"the same" if is_agnostic else "not the same"} for all classes'
+    assert is_agnostic == f.meta.get('class_agnostic', False), f'{name}: {"the same map for all classes. Declare it with" if is_agnostic else "different maps for different classes. Remove"} class_agnostic=True'

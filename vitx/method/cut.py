@@ -55,8 +55,8 @@ def ncut(A:torch.Tensor, # (…,n,n) affinity, symmetric, ≥ 0
     v = _eigenvectors(S, 1/r, k)
     return l2_normalize(v*r[..., None, :]).float()
 
-MAX_DENSE_NODES = 400      # nodes of a graph for which all eigenvectors at once are quicker
-MAX_SQUARED_NODES = 1024   # on a GPU: nodes of a graph whose matrix is squared instead
+MAX_DENSE_NODES = 400      # graphs of at most this many nodes: all eigenvectors are computed at once, which is faster
+MAX_SQUARED_NODES = 1024   # on a GPU, graphs of at most this many nodes: the matrix is squared repeatedly instead
 
 def _eigenvectors(S, known, k): # (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k (…,k,n)
     n = S.shape[-1]
@@ -82,7 +82,7 @@ def _lanczos(S, known, k, tol=1e-8, steps=20): # (…,n,n) of norm 1, (…,n) th
     Q, SQ, q = l2_normalize(known)[..., None, :], S.new_zeros(*S.shape[:-2], 0, S.shape[-1]), random_vector().expand(known.shape)
     while True:
         for _ in range(min(steps + k, S.shape[-1] - Q.shape[-2])):
-            q = l2_normalize(q) + 1e-9*random_vector()                                 # where the walk has seen all that it can reach, it begins anew
+            q = l2_normalize(q) + 1e-9*random_vector()                                 # noise: a new direction if the iteration can reach no other
             for _ in range(2): q = l2_normalize(q - (q[..., None, :] @ Q.mT @ Q)[..., 0, :])
             Q, q = torch.cat([Q, q[..., None, :]], -2), (S @ q[..., None])[..., 0]
             SQ = torch.cat([SQ, q[..., None, :]], -2)
@@ -179,12 +179,12 @@ def gaussian_affinity(v:torch.Tensor,  # (…,n,k) features of each patch
     s2 = torch.where((m := distances.median(-1).values) > 0, m, distances.sqrt().mean(-1).square()).clamp_min(1e-24)
     return torch.exp(d2/(-2*sigma**2*s2[..., None, None])).reshape(*shape, *d2.shape[-2:])
 
-MAX_MEDIAN_SAMPLES = 2**18 # distances whose median is taken; of more, every second, third, …
+MAX_MEDIAN_SAMPLES = 2**18 # the median is taken over at most this many distances; if there are more, over every second, third, … of them
 
 def position_affinity(grid:tuple,     # (h,w)
                       sigma:float=1., # width, in median distances
                      )->torch.Tensor: # (n,n) in 0..1
-    "Affinity of near patches: distance on the picture, both sides of which have length 1"
+    "Affinity that decreases with the distance of two patches; each side of the picture has length 1"
     y, x = ((torch.arange(n)+.5)/n for n in grid)
     return gaussian_affinity(torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1), sigma)
 
@@ -219,7 +219,7 @@ def _xyz_to_lab(): return torch.tensor([[0., 116, 0], [500, -500, 0], [0, 200, -
 def _lab_offset(): return torch.tensor([-16., 0, 0])
 
 def color_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
-    "Affinity of patches of similar mean color: distance in CIE Lab"
+    "Affinity that decreases with the distance of two patches' mean colors in CIE Lab"
     x, *patch = _whole_patches(as_three_channels(x.float()), grid)
     return gaussian_affinity(rgb_to_lab(torch.nn.functional.avg_pool2d(x, patch).flatten(2).mT), sigma)
 
@@ -234,7 +234,7 @@ def roughness(g:torch.Tensor)->torch.Tensor: # (…,p,q) gray patches → (…,4
     return torch.cat(features, -1)
 
 def texture_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
-    "Affinity of patches of similar texture: distance of their `roughness`"
+    "Affinity that decreases with the distance of two patches' `roughness`"
     return gaussian_affinity(roughness(pixel_patches(x, grid).mean(2)), sigma)
 
 def combine_affinities(A:torch.Tensor, # (…,n,n) affinity

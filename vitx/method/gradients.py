@@ -126,7 +126,7 @@ def block_intermediates(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
 def _check_match(result, expected, name):
     "Raise a VitxError if a recomputed result differs from that of the model"
     if (result - expected).norm() > (1e-3 if result.dtype.itemsize > 2 else .05)*expected.norm():   # half precision is less exact
-        raise VitxError(f"{name} computes something else than a plain ViT's: choose a method that doesn't use the inside of blocks, such as chefer or gradcam")
+        raise VitxError(f"{name} doesn't compute the same as in a plain ViT: choose a method that doesn't use the inside of blocks, such as chefer or gradcam")
 
 def checked_intermediates(capture,
                           run,         # activations with the tokens of the layers and of those that follow them

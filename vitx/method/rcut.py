@@ -57,7 +57,7 @@ def attention_relevance(run,            # activations with `flow` and its gradie
     N, L = steps.shape[-1], len(layers)
     pooled = steps[..., :1, :] if run.num_pooled_prefix == 1 else _pooled_rows(run, steps).mean(-2, keepdim=True)                                             # what the head reads of each block
     starts = pooled*constant(_layer_starts, tuple(layers), like=steps) if L > 1 else pooled              # (blocks,B·T,L,N)
-    steps = F.pad(torch.cat([steps, starts], -2), (0, L))    # one more token a layer, where its relevance starts: apart from r, which may be a thousand times smaller
+    steps = F.pad(torch.cat([steps, starts], -2), (0, L))    # one more token per layer, in which its relevance starts; it is kept apart from r, which may be a thousand times smaller
     r = constant(_starting_tokens, N, L, like=steps).expand(steps.shape[1], -1, -1)                      # (B·T,L,N+L)
     for b in range(max(layers), -1, -1): r = torch.baddbmm(r, r, steps[b])
     return run.patches(r[..., :N], -1).unflatten(0, run.targets.shape)
@@ -81,7 +81,7 @@ def artifact_tokens(flow:torch.Tensor,       # (B,n) received attention
                    )->torch.Tensor:          # (B,n) bool
     "Artifact tokens: isolated patches that receive far more attention than the others (Darcet et al., 2024)"
     median = flow.median(-1, keepdim=True).values
-    spread = (flow - median).abs().median(-1, keepdim=True).values   # times 1.4826 a normal deviation, if the rest were normal
+    spread = (flow - median).abs().median(-1, keepdim=True).values   # times 1.4826: the standard deviation, if values have a normal distribution
     ring = F.unfold(flow.unflatten(-1, grid)[:, None], 3, padding=1)  # (B,9,n), itself in the middle
     neighbors = torch.maximum(ring[:, :4].amax(1), ring[:, 5:].amax(1))
     return flow > torch.maximum(torch.add(median, spread, alpha=1.4826*n_mads), neighbor_ratio*neighbors)
@@ -90,7 +90,7 @@ def fill_artifacts(v:torch.Tensor,   # (B,C,n)
                    bad:torch.Tensor, # (B,n) bool, the artifact tokens
                    grid:tuple,       # (h,w)
                   )->torch.Tensor:   # (B,C,n)
-    "Replace artifacts by the mean of their good neighbors or, if they have none, of all good patches"
+    "Replace each artifact by the mean of its neighbors; these are no artifacts, because artifacts are isolated"
     total = F.avg_pool2d(v.unflatten(-1, grid), 3, 1, 1, divisor_override=1).flatten(-2)     # of 3×3 patches
     return torch.where(bad[:, None], (total - v)*constant(_neighbor_weights, *grid, like=v), v)
 
@@ -134,7 +134,7 @@ def agreement(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,n), (…,n) 
 
 # %% ../../nbs/method/06_rcut.ipynb #02ae17d6
 def artifact_masks(run, layers)->torch.Tensor: # (B,L,n) bool
-    "The artifact tokens at each layer, by the attention that they receive in the later half of the blocks before it"
+    "The artifact tokens at each layer, found by the attention that they receive in the second half of the blocks up to this layer"
     blocks = sorted({b for l in layers for b in late_blocks(l)})
     received = received_attention(run.patches(run.patches(torch.stack([run.values['flow', b] for b in blocks], 1)), -1))   # (B,blocks,n)
     mean = received.mean(1, keepdim=True) if len(layers) == 1 else constant(_late_means, tuple(blocks), tuple(layers), like=received) @ received

@@ -73,7 +73,7 @@ class Activations:
         "The patch tokens alone"
         return t.narrow(dim, self.num_prefix_tokens, t.shape[dim]-self.num_prefix_tokens)
     def pooled_row(self, a): # (…,N,N) → (…,n)
-        "The rows of a token×token matrix that the head reads, averaged, over the patch columns"
+        "Mean row of a token×token matrix, over the tokens that the head reads; only the columns of patches"
         rows = a[..., :self.num_pooled_prefix, :] if self.num_pooled_prefix else self.patches(a)
         return self.patches(rows.mean(-2, keepdim=True).transpose(-1, -2)).squeeze(-1)
     def on_grid(self, v): # (…,n) → (…,h,w)
@@ -85,7 +85,7 @@ def upsample_map(m:torch.Tensor, # (…,h,w)
               size:tuple,     # (H,W)
               grid_geometry:tuple=None, # where the cells lie; None: they cover it evenly
              )->torch.Tensor: # (…,H,W)
-    "Map on the pixels: linear interpolation between the positions of its cells"
+    "Upsample a map to pixels: linear interpolation between the positions of its cells"
     if grid_geometry is None: return F.interpolate(m.flatten(0, -3)[None], size=size, mode='bilinear')[0].unflatten(0, m.shape[:-2])
     rows, cols = (constant(_cells_to_pixels, s, n, *line, like=m) for s,n,line in zip(size, m.shape[-2:], grid_geometry))
     return (rows @ m @ cols.T).to(m)     # also under autocast
@@ -109,7 +109,7 @@ class Capture:
         p = next(model.parameters())
         size = tuple(x.shape[-2:])
         self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), (anat or anatomy(model, size)).for_size(size)
-        if anat and len(self.anat.layers) < len(anat.layers): raise VitxError(f"in a picture of {size[0]}×{size[1]} only {len(self.anat.layers)} of this model's {len(anat.layers)} layers have more than one token: give a larger one")
+        if anat and len(self.anat.layers) < len(anat.layers): raise VitxError(f"in a picture of {size[0]}×{size[1]} only {len(self.anat.layers)} of this model's {len(anat.layers)} layers have more than one token: give a larger picture")
         self.flags = {}    # what to check once the answer is there: name → bool tensor
         self.score, self.grid_geometry, self._logits = score, None, None   # grid_geometry: of the last run's grid
 
@@ -118,7 +118,7 @@ class Capture:
     @property
     def task(self)->str: return task_of(self.model)
     @property
-    def is_contrastive(self)->bool: # do classes exclude each other, so that one can be compared with its rivals?
+    def is_contrastive(self)->bool: # do classes exclude each other, so that one can be compared with the others?
         return self.task == 'multiclass' and self.score == 'logit'
     @property
     def logits(self)->torch.Tensor: # (B,C) float32
@@ -132,7 +132,7 @@ class Capture:
 # %% ../../nbs/model/10_capture.ipynb #6a19c7c8
 @patch
 def __call__(self:Capture, targets=None, grad=(), score=None, linearize=False, max_cells=None, **layers):
-    "Run; `layers` names sites and the layers wanted there, `grad` the sites whose gradients are wanted; see `HOOK_SITES`; `linearize` takes gradients through the linearized model; grids of more than `max_cells` cells are pooled"
+    "Run the model and record values: `layers` maps sites (see `HOOK_SITES`) to layers, such as tokens=[0, 5]; `grad` names the sites whose gradients are also recorded; `linearize`: gradients of the linearized model; grids of more than `max_cells` cells are pooled"
     grad = (grad,) if isinstance(grad, str) else grad
     for site in (*layers, *grad):
         if site not in HOOK_SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(HOOK_SITES)}")
@@ -212,7 +212,7 @@ def _to_finest_grid(values, grads, layer_grids, max_cells=None): # layer_grids: 
     fine = grid
     if max_cells: grid = tuple(max(2, n//math.ceil((fine[0]*fine[1]/max_cells)**.5)) for n in fine)
     for s,l in [k for k in values if k[0] != 'pixels']:
-        if s in ('attn', 'flow'): raise VitxError("the tokens of these layers lie on different grids or begin with different extra tokens, so their attention matrices can't be joined: use rcut, rout, cut or gradcam")
+        if s in ('attn', 'flow'): raise VitxError("the tokens of these layers lie on different grids or begin with different extra tokens, so their attention matrices can't be multiplied: use rcut, rout, cut or gradcam")
         index, counts = _nearest_cells((fine, grid_geometry), layer_grids[l][:2])
         for d,divisor in ((values, 1), (grads, counts.to(values[s, l])[:, None])):
             if (s, l) not in d: continue
@@ -225,7 +225,7 @@ def _pool_tokens(t, fine, grid): # (…,n,D) → (…,n',D), means
     return cells.flatten(-2).unflatten(0, t.shape[:-2]).mT
 
 # %% ../../nbs/model/10_capture.ipynb #bb2c0f8c
-_NO_GRADIENT = "no gradient passes this model: it is quantized, computes under no_grad, or ends in a sigmoid. Give one with plain floating-point weights and without it, or use a method without gradients, such as attention or rise"
+_NO_GRADIENT = "no gradient passes through this model: it is quantized, computes under no_grad, or ends in a sigmoid. Give a model with floating-point weights, without no_grad and without the sigmoid, or use a method without gradients, such as attention or rise"
 
 def _gradients(scores, logits, exact, sites, flow=None): # exact: logits in float32, from which the scores are made
     "d scores[:,t] / d site, stacked over t: (B,T,...)"

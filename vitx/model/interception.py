@@ -54,27 +54,27 @@ class AttentionInterceptor(TorchFunctionMode):
         out = func(*args, **kw)
         if name == 'batch_norm' and out.requires_grad: out.register_hook(torch.Tensor.contiguous)   # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
         return out
-    def push(self, stack, entry): # called by hooks, which hear of other threads, too
+    def push(self, stack, entry): # called by hooks, which also run in other threads
         if self.same_thread(): stack.append(entry)
     def pop(self, stack):
         if self.same_thread(): stack.pop()
     def _wanted_layer(self, site, shape): # the wanted layer that is running, if nothing of this site was shown yet and the shape is that of one matrix per head
         l = self.running_layers[-1] if self.running_layers else None
         return l if l in self.wanted.get(site, ()) and (site, l) not in self.seen and len(shape) == 4 else None
-    def _claim_layer(self, site, shape): # the same, and from now on it was shown
+    def _claim_layer(self, site, shape): # the same layer, which is then marked as shown
         if (l := self._wanted_layer(site, shape)) is not None: self.seen.add((site, l))
         return l
     def _linear(self, func, input, weight, bias=None):
         leading = self.num_pooled and self.in_last_block and self.after_attention and self.token_shapes and input.ndim == 3 and input.shape[:2] == self.token_shapes[-1][:2]
         out = leading_grad_linear(input, weight, bias, self.num_pooled, self.leftover) if leading else func(input, weight, bias)
-        if self.linearize: self.last_linear = input, weight, out, out._version     # perhaps what attention reads
+        if self.linearize: self.last_linear = input, weight, out, out._version     # attention may read its output
         return out
     def _intercept(self, site, t): return t if (l := self._claim_layer(site, t.shape)) is None else self.callback(site, l, t)
 
 # %% ../../nbs/model/09_interception.ipynb #7e1faf9a
 @patch
-def _intercept_softmax(self:AttentionInterceptor, a): # a softmax in the open
-    if a.ndim < 3: return a      # of the answer, not of attention
+def _intercept_softmax(self:AttentionInterceptor, a): # a softmax outside of a fused kernel
+    if a.ndim < 3: return a      # of logits, not of attention
     self.after_attention = bool(self.in_last_block)
     if self.linearize: a = a.detach()
     if a.ndim != 4 or a.shape[-1] != a.shape[-2]: return a
@@ -96,7 +96,7 @@ def _intercept_sdpa(self:AttentionInterceptor, func, query, key, value, attn_mas
     return self._intercept_softmax(attention_matrix(query, key, attn_mask, is_causal, scale)) @ value
 
 @patch
-def _sdpa_with_flow(self:AttentionInterceptor, q, k, v, *options): # fused, and what it passes on
+def _sdpa_with_flow(self:AttentionInterceptor, q, k, v, *options): # fused attention; its mean over heads is recorded
     l = self._claim_layer('flow', q.shape)
     if self.flow: return _FusedAttention.apply(self.flow.anchor, q, k, v, options, self.flow, l)
     mean = _empty_mean(q)
@@ -121,8 +121,8 @@ def _intercept_mha(self:AttentionInterceptor, func, args, kw): # as `F.multi_hea
 _MHA_SIGNATURE = signature(F.multi_head_attention_forward)
 
 # %% ../../nbs/model/09_interception.ipynb #51ca4234
-CHUNK_ENTRIES = dict(cpu=2**19, cuda=2**25)   # entries of attention matrices that are held at a time: on a CPU what its caches hold, elsewhere what keeps it busy
-MIN_CHUNK_ROWS = 128                         # rows: products of fewer are slow
+CHUNK_ENTRIES = dict(cpu=2**19, cuda=2**25)   # maximum entries of attention matrices in memory at a time: on a CPU as many as its caches hold, on a GPU enough to keep it busy
+MIN_CHUNK_ROWS = 128                         # products of fewer rows are slow
 
 def fits_one_chunk(q)->bool: # (B,H,N,d)
     "Are the attention matrices of these queries small enough to be held at once?"
@@ -208,7 +208,7 @@ class _FusedAttention(torch.autograd.Function):
 def _padding(q): return -q.shape[-2] % 8 if q.is_cuda and q.dtype.itemsize == 2 else 0     # tensor cores want sides that are multiples of 8
 
 def _one_chunk(q, k, v, g, scale, needs_v): # all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient of v
-    "The same in few operations: one copy of queries, keys and values in the order that products want"
+    "The same in few operations: queries, keys and values are copied once, into the memory order that matrix products need"
     B, H, N, d = q.shape
     pad = _padding(q)
     if pad: q, k, v, g = torch.cat([F.pad(torch.stack([q, k, v]), (0, 0, 0, pad)), F.pad(g, (0, 0, 0, pad))[None]]).flatten(1, 2)

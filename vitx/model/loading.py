@@ -114,7 +114,7 @@ def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip
               )->nn.Module:
     "Load a classifier by name or from a folder, or wrap a module; `VitxError` says why it can't be used"
     if spec is None: return scene_vit(pretrained=True)
-    if isinstance(spec, torch.fx.GraphModule) and 'train' in vars(spec): raise VitxError("an exported module can't be looked into: give the module that it was made of")
+    if isinstance(spec, torch.fx.GraphModule) and 'train' in vars(spec): raise VitxError("vitx can't read an exported module: give the module that it was made from")
     if isinstance(spec, nn.Module): return _check(wrap_classifier(unwrap_model(spec)), need_classes)
     if (adapter := find_adapter(spec)) and (found := adapter(spec)): return _check(found, need_classes)     # a pipeline
     if isinstance(spec, dict) or isinstance(spec, (str, Path)) and Path(spec).is_file():
@@ -146,7 +146,7 @@ def _can_connect(host, port, found):
     found.append(True)
 
 def hub_is_reachable()->bool:
-    "Can the model hub, or its mirror at HF_ENDPOINT, be connected to within five seconds? Behind a proxy, True"
+    "Does the model hub, or its mirror at HF_ENDPOINT, accept a connection within five seconds? Always True behind a proxy"
     if any(os.environ.get(k) for k in ('HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'all_proxy')): return True
     from huggingface_hub.constants import ENDPOINT
     host, _, port = ENDPOINT.split('://')[-1].split('/')[0].partition(':')
@@ -175,7 +175,7 @@ def fit_reader(model:nn.Module,
                num_labels:int=None, # number of given labels
                size:tuple=None,  # (h,w) of pictures, if known
               )->nn.Module:
-    "The model, wrapped if its output has to be read in another way than as logits of classes that exclude each other"
+    "The model; it is wrapped, unless it returns logits of classes that exclude each other"
     if task not in (None, *TASKS): raise VitxError(f"unknown task {task!r}: there are {', '.join(TASKS)}")
     gives_logits = isinstance(model, ZeroShotClassifier) or type(model).__module__.startswith('timm.') and (getattr(model, 'num_classes', 0) or 0) > 1
     if gives_logits and output is None and score is None and task in (None, 'multiclass') and not inputs: return model
@@ -204,7 +204,7 @@ def _forward_with_inputs(inputs, model, x):
 def _check_num_inputs(held):
     if held.forward_fn or isinstance(held, ZeroShotClassifier): return
     needed = [k for k,p in signature_params(held.model.forward).items() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if len(needed) > 1: raise VitxError(f"this model takes {len(needed)} inputs ({', '.join(needed)}): fix all but the picture with inputs=dict({needed[1]}=...), or, to compare two pictures, give their encoder and use similarity(image, reference)")
+    if len(needed) > 1: raise VitxError(f"this model takes {len(needed)} inputs ({', '.join(needed)}): give all inputs but the picture with inputs=dict({needed[1]}=...), or, to compare two pictures, give their encoder and use similarity(image, reference)")
 
 # %% ../../nbs/model/04_loading.ipynb #603aceaf
 _SIZES = (224, 518, 512, 448, 384, 336, 288, 256, 192, 160, 128, 96, 64, 32)    # the largest first: some models take smaller pictures than they were made for, without an error

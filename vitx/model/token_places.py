@@ -50,7 +50,7 @@ def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → t
 
 # %% ../../nbs/model/07_token_places.ipynb #6eb8aee6
 def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, samples:int=8, seed:int=0)->tuple: # (rows, columns)
-    "Offset from a cell to the token that noise in its pixels changes most, in cells (mean square over pictures and cells). (0, 0) if the cell's own token changes more than 90% as much; None if no token stands out"
+    "Offset, in cells, from a cell to the token that changes most if noise is added to the cell's pixels (mean over pictures and cells). (0, 0) if the cell's own token changes more than 90% as much; None if no token stands out"
     size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
     x = F.interpolate(torch.randn(samples, num_channels(model), *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
     clean, grid = layer_tokens(model, anat, l, x.to(p))
@@ -69,19 +69,19 @@ def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, sampl
     return (0, 0) if mean_moved[grid[0]//2, grid[1]//2] > .9*mean_moved.max() else _peak_offset(mean_moved)
 
 def check_token_positions(model, anat:Anatomy, size:tuple):
-    "Raise where tokens plainly aren't the cells that they are taken for: in the first layer, and wherever their number changes"
+    "Raise a `VitxError` if tokens clearly belong to other cells than expected. Tested are the first layer and each layer where the number of tokens changes"
     counts = _sequence_lengths(model, anat, size)
     for l in [0, *(l for l in range(1, len(anat.layers)) if counts[l] != counts[l-1])]:
         layer = anat.layers[l]
         try: offset = token_offset(model, anat, l, size, samples=4)
         except VitxError as e: raise VitxError(f"layer {l}: {e}. {_DROPPED}" if l else str(e)) from None
         if offset == (0, 0) or offset is None and layer.tokens.layout != 'sequence' or offset is not None and not layer.num_prefix_tokens and max(map(abs, offset)) < 2: continue
-        where = "each depends on all of it" if offset is None else f"they lie up to {max(map(abs, offset))} cells from where they should"
-        if l: raise VitxError(f"the {counts[l]} tokens that enter layer {l} (layer {l-1}: {counts[l-1]}) aren't the cells of a picture in their order, {where}. {_DROPPED}")
-        raise VitxError(f"the tokens of this model aren't the cells of a picture in their order, {where}, so a map would show the wrong place. "
-                        "Class and register tokens go before the patches; for an order of the model's own, add a @family (lesson 7)")
+        where = "each token depends on the whole picture" if offset is None else f"they are up to {max(map(abs, offset))} cells away from their expected places"
+        if l: raise VitxError(f"the {counts[l]} tokens that enter layer {l} (layer {l-1}: {counts[l-1]}) don't follow the order of the picture's cells: {where}. {_DROPPED}")
+        raise VitxError(f"the tokens of this model don't follow the order of the picture's cells: {where}, so a map would show the wrong place. "
+                        "Put class and register tokens before the patches. If the patches have another order, add a @family (lesson 7)")
 
-_DROPPED = "Models that drop or merge tokens can't be explained yet: turn that off, so that all patches reach the last block"
+_DROPPED = "Models that drop or merge tokens can't be explained yet. Turn this off, so that all patches reach the last block"
 
 # %% ../../nbs/model/07_token_places.ipynb #6ee377d6
 def _sequence_lengths(model, anat, size): # tokens that enter each layer; the same number for layers that aren't sequences

@@ -160,7 +160,7 @@ def cell_step(trace:ForwardTrace, attns:list, # names of attention modules
             i:int, # 0: rows, 1: columns
             n:int, # cells
            )->tuple: # (a, b)
-    "Cell i has its center at pixel a·(i+½) + b. A reduction that no module shows is taken to merge cells evenly"
+    "Position of the cells: cell i has its center at pixel a·(i+½) + b. A reduction that no module shows is assumed to merge cells evenly"
     ops, size = _strides(trace, attns, i), trace.size[i]
     a, b = 1., 0.
     while size > n:
@@ -199,9 +199,9 @@ def trace_anatomy(model, size:tuple=None)->Anatomy: # (H,W) of the random pictur
 
 def _no_layers_message(model, trace):
     name = getattr(model, 'name', None) or class_name(model)
-    if not attention_modules(model, trace): return f"{name} has no attention blocks, so there is nothing here for a transformer's explainer: give a Vision Transformer"
-    return (f"{name} has attention, but nothing that enters it looks like the tokens of a picture: vitx reads (batch, tokens, width) and pictures of tokens; "
-            "is the batch the first dimension (batch_first=True)? If it is, add a @family")
+    if not attention_modules(model, trace): return f"{name} has no attention blocks, so vitx can't explain it: give a Vision Transformer"
+    return (f"{name} has attention, but its input doesn't have the shape of a picture's tokens: (batch, tokens, width), (batch, height, width, channels) or (batch, channels, height, width). "
+            "Make the batch the first dimension (batch_first=True), or add a @family that says where the tokens are")
 
 @family('hiera')
 def hiera(model)->Anatomy:
@@ -245,5 +245,5 @@ def refuse_convnets(name:str):
     if ':' in name or not timm.is_model(arch): return
     with torch.device('meta'): model = timm.create_model(arch, pretrained=False)
     try: trace = ForwardTrace(model, input_size(model))
-    except Exception: return                # it can't run without values: looked at once it is loaded
+    except Exception: return                # it can't run without weights: it is checked after loading
     if not attention_modules(model, trace): raise VitxError(_no_layers_message(model, trace))

@@ -317,7 +317,7 @@ def check_repeatable(transform):
     "Raise a `VitxError` if a transform gives another tensor each time"
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 120, 3), dtype=np.uint8))
     with torch.random.fork_rng(devices=[]): first, *more = (_apply_transform(transform, noise) for _ in range(12))
-    if any(m.shape != first.shape or not torch.equal(m, first) for m in more): raise VitxError("this transform has random steps, so pixels or colors differ each time: give the one for evaluation, without them")
+    if any(m.shape != first.shape or not torch.equal(m, first) for m in more): raise VitxError("this transform has random steps, so pixels or colors differ each time: give the transform for evaluation, which has none")
 
 # %% ../../nbs/picture/01_images.ipynb #7a9addb0
 def interpolation_matrix(positions:torch.Tensor, # (N,) in 0..1: positions on the line, as fractions of its length
