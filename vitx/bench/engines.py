@@ -64,7 +64,9 @@ class RunSpec:
     def explainer(self, m:int)->Explainer:
         "Load the m-th model with its preprocessing"
         net = load_model(self.models[m])
-        return Explainer(net, transform=model_transform(net, squash=not self.protocol or self.protocol_definition.squash), device=self.device)
+        ex = Explainer(net, transform=model_transform(net, squash=not self.protocol or self.protocol_definition.squash), device=self.device)
+        ex.name = model_name(self.models[m], net)         # datasets may name a model's classes by it
+        return ex
 
 # %% ../../nbs/bench/05_engines.ipynb #fee552fb
 def split_data(data:str)->tuple: # grid:voc:/some/folder@train → grid:voc, /some/folder, train
