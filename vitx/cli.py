@@ -10,7 +10,6 @@ __all__ = ['commands', 'explain', 'compare_command', 'print_json', 'bench_comman
 import argparse, ipaddress, json, os, secrets, signal, socket, subprocess, sys, tempfile
 from fnmatch import fnmatch
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -22,6 +21,7 @@ from .bench.engines import *
 from .bench.runs import *
 from .bench.report import *
 from .core import *
+from .targets import score_from_text
 from .explanation import *
 from .explain import *
 from .picture.images import *
@@ -61,7 +61,7 @@ def explain(images:str=None,     # Pictures: files, folders or patterns such as 
     "Explain a model's predictions for pictures: write attribution maps, print the top classes"
     get_method(method)
     read = partial(read_image, value_range=_parse_numbers(value_range, 'value-range', float), channels='rgba' if channels == 'rgba' else _parse_numbers(channels, 'channels', int), page=page)
-    load = partial(Explainer, model, labels=_parse_labels(labels), device=_parse_device(device), task=task, output=int(output) if output and output.isdigit() else output, score=_parse_score(score), read=read)
+    load = partial(Explainer, model, labels=_parse_labels(labels), device=_parse_device(device), task=task, output=_parse_output(output), score=score_from_text(score) if score else 'logit', read=read)
     images = [images] if isinstance(images, str) else list(images or ())
     if _is_one(images, out, target): status = _explain_one(load, images, target, method, layer, against, out, json, full_size, overlay_only)
     else: status = _explain_many(load, images, target, method, layer, against, out or 'explanations', json, full_size, format, card, resume)
@@ -133,15 +133,7 @@ def _parse_numbers(text, option, kind): # → tuple, or None
     try: return tuple(kind(v) for v in text.split(','))
     except ValueError: raise VitxError(f"--{option} {text!r} isn't a list of numbers: write them with commas, for example {'0,4095' if kind is float else '0,1,2'}") from None
 
-def _parse_score(text): # → function, or 'logit'
-    if text is None: return 'logit'
-    module, _, rest = text.partition(':')
-    name, _, numbers = rest.partition(':')
-    if not name: raise VitxError(f"--score {text!r} isn't MODULE:FUNCTION, for example my_scores:first_logit or vitx.targets:pixel_of_class:3,10,12")
-    _import_module(module)
-    f = getattr(sys.modules[module], name, None)
-    if not callable(f): raise VitxError(f"{module} has no function {name!r}: write --score MODULE:FUNCTION")
-    return f(*_parse_numbers(numbers, 'score', int)) if numbers else f
+def _parse_output(output): return int(output) if output and output.isdigit() else output
 
 # %% ../nbs/cli.ipynb #b8bad246
 def _split_commas(s): return tuple(w.strip() for w in s.split(',') if w.strip()) if s else None
@@ -163,10 +155,13 @@ def bench_command(data:str='scenes',      # Dataset, or dataset:PATH, for exampl
                   shard:str=None,         # i/n, for example 2/8: only every n-th group, starting with the i-th. Default: all groups
                   workers:int=1,          # Number of processes, or of Ray actors
                   engine:str='local',     # Where to run: local, or ray (the cluster at RAY_ADDRESS, else a new one on this machine)
+                  task:str=None,          # multiclass, multilabel, binary or regression. Default: found
+                  output:str=None,        # Part of the model's output that holds the logits: key or index. Default: the only candidate
+                  score:str=None,         # Number to explain instead of a class: MODULE:FUNCTION of the output
                  ):
     "Score methods on a dataset: one row for each image, model, method and metric"
     if not model and data.partition(':')[0] not in ('scenes', 'grid'): print('vitx: using scene_vit, the default model, which was trained on drawn scenes only; choose another with --model', file=sys.stderr)
-    try: path = bench(data, _split_commas(model) or (None,), _split_commas(methods), _split_commas(metrics), limit, out, resume, retry, format, _parse_device(device), protocol, batch, group, shard, workers, engine)
+    try: path = bench(data, _split_commas(model) or (None,), _split_commas(methods), _split_commas(metrics), limit, out, resume, retry, format, _parse_device(device), protocol, batch, group, shard, workers, engine, task, _parse_output(output), score)
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; continue with --resume', file=sys.stderr)
         raise
@@ -284,19 +279,20 @@ def app(image:str=None,        # Image file to start with. Default: the bundled 
         host:str='127.0.0.1',  # Address to listen on; if other machines can reach it, visitors need the printed token
         port:int=8866,         # First port to try; 0: any free port
         quiet:bool=False,      # Don't open a browser
+        public:bool=False,     # Let everyone in without a token, as on a platform that hosts demos; nobody can write files
        ):
     "Open the interactive explorer as a web page"
     if find_spec('voila') is None: raise VitxError("the app needs Voilà: run pip install 'vitx[app]'")
     if image is not None: read_image(image := str(Path(image).absolute()))   # report errors in the terminal rather than in the page
     if model is not None and Path(model).is_dir(): model = str(Path(model).absolute())
     Explainer(model)
-    token, port = '' if _is_loopback(host) else secrets.token_urlsafe(16), _free_port(host, port)
+    token, port = '' if public or _is_loopback(host) else secrets.token_urlsafe(16), _free_port(host, port)
     with tempfile.TemporaryDirectory() as d:
         nb = Path(d)/'vitx.ipynb'
         (page := Path(d)/'voila'/'templates'/'vitx').mkdir(parents=True)
         (page/'conf.json').write_text('{"base_template": "lab"}')
         (page/'index.html.j2').write_text(VOILA_TEMPLATE)
-        nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), allow_save=not token)))
+        nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), allow_save=_is_loopback(host) and not public)))
         print(f'vitx app: http://{f"[{host}]" if ":" in host else host}:{port}/{f"?token={token}" if token else ""}  (stop with Ctrl-C)', flush=True)
         if current_thread() is main_thread(): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that Voilà is ended, too
         server = subprocess.Popen([sys.executable, '-m', 'voila', str(nb), f'--port={port}', f'--Voila.ip={host}', f'--token={token}', '--template=vitx', '--Voila.log_level=ERROR', *['--no-browser']*quiet],
@@ -319,7 +315,7 @@ def main(argv:list=None # words after `vitx`; None: those of `sys.argv`
     try:
         f = commands[argv[0]]
         args = vars(_parser(f).parse_args(argv[1:]))
-        for module in args.pop('import_modules') or (): _import_module(module)
+        for module in args.pop('import_modules') or (): import_by_name(module)
         status = f(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')})
         sys.stdout.flush()
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # the reader of a pipe has closed it, e.g. `head`
@@ -341,12 +337,6 @@ def _parser(f):
     return p
 
 # %% ../nbs/cli.ipynb #885133e1
-def _import_module(name):
-    "Import a module from the current folder or from Python's path"
-    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
-    try: import_module(name)
-    except ImportError as e: raise VitxError(f"can't import {name}: {e}. Give the name of a module, for example my_metrics for my_metrics.py in this folder") from None
-
 def _print_error(e): # in red on a terminal
     red, end = ('\x1b[31m', '\x1b[0m') if sys.stderr.isatty() and not os.environ.get('NO_COLOR') else ('', '')
     print(f'{red}vitx: {e}{end}', file=sys.stderr)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['method', 'metric', 'dataset', 'family', 'library', 'VitxError', 'close_matches', 'Registry', 'writable_path',
-           'atomic_path', 'report_progress_to', 'progress_bar', 'track', 'quick_thread_switches', 'is_symbolic',
-           'constant', 'keep_constants', 'set_seed']
+           'atomic_path', 'report_progress_to', 'progress_bar', 'track', 'import_by_name', 'quick_thread_switches',
+           'is_symbolic', 'constant', 'keep_constants', 'set_seed']
 
 # %% ../nbs/core.ipynb #0832016a
 import difflib, os, random, sys, tempfile
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np, torch
@@ -128,6 +129,13 @@ def track(items,           # a list, or another iterable with a length
             try: yield item
             finally: _progress_callback.reset(token)
         report(len(items), len(items), description)
+
+# %% ../nbs/core.ipynb #559568e0
+def import_by_name(name:str):
+    "Import a module from the current folder or from Python's path"
+    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
+    try: return import_module(name)
+    except ImportError as e: raise VitxError(f"can't import {name}: {e}. Give the name of a module, for example my_metrics for my_metrics.py in this folder") from None
 
 # %% ../nbs/core.ipynb #8aea4109
 @contextmanager

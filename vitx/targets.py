@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'class_probs', 'has_probs', 'task_of', 'predict_probs', 'output_parts', 'describe_output', 'pick_output',
            'FinalActivation', 'OutputReader', 'pixel_of_class', 'region_of_class', 'class_of_query', 'total', 'top_k',
-           'difference', 'cosine_to', 'embedding_of']
+           'difference', 'cosine_to', 'embedding_of', 'score_from_text']
 
 # %% ../nbs/targets.ipynb #41aecc14
 from dataclasses import dataclass, fields, is_dataclass
@@ -173,3 +173,14 @@ def embedding_of(y)->torch.Tensor: # (B,D)
         if torch.is_tensor(parts.get(k)): return parts[k]
     if torch.is_tensor(t := parts.get('last_hidden_state')) and t.ndim == 3: return t[:, 0]
     return pick_output(y)
+
+# %% ../nbs/targets.ipynb #3a745b8d
+def score_from_text(text:str): # → function of the model's output
+    "The score that a text names, for example 'my_scores:first_logit' or 'vitx.targets:pixel_of_class:3,10,12'"
+    module, _, rest = text.partition(':')
+    name, _, numbers = rest.partition(':')
+    if not name: raise VitxError(f"the score {text!r} isn't MODULE:FUNCTION. Write, for example, my_scores:first_logit or vitx.targets:pixel_of_class:3,10,12")
+    f = getattr(import_by_name(module), name, None)
+    if not callable(f): raise VitxError(f"{module} has no function {name!r}: write MODULE:FUNCTION")
+    try: return f(*(int(v) for v in numbers.split(','))) if numbers else f
+    except ValueError: raise VitxError(f"{numbers!r} isn't a list of numbers: write them with commas, for example 3,10,12") from None

@@ -22,6 +22,7 @@ from threading import Thread
 import numpy as np, torch
 
 from ..core import *
+from ..targets import score_from_text
 from ..data.samples import *
 from ..explain import *
 from ..evidence.metrics import *
@@ -51,6 +52,9 @@ class RunSpec:
     batch: int = 1       # pictures explained at once
     group: int = 16      # pictures per group
     modules: tuple = ()  # modules that register the methods, metrics and dataset
+    task: str = None     # as in `Explainer`; None: found
+    output: object = None # key or index of the model's output; None: the only candidate
+    score: str = None    # name of a function of the output, as in `score_from_text`; None: the logit of a class
 
     @property
     def protocol_definition(self): return self.protocol and get_protocol(self.protocol)
@@ -64,7 +68,8 @@ class RunSpec:
     def explainer(self, m:int)->Explainer:
         "Load the m-th model with its preprocessing"
         net = load_model(self.models[m])
-        ex = Explainer(net, transform=model_transform(net, squash=not self.protocol or self.protocol_definition.squash), device=self.device)
+        transform = model_transform(net, squash=not self.protocol or self.protocol_definition.squash)
+        ex = Explainer(net, transform=transform, device=self.device, task=self.task, output=self.output, score=score_from_text(self.score) if self.score else 'logit')
         ex.name = model_name(self.models[m], net)         # datasets may name a model's classes by it
         return ex
 

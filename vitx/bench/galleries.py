@@ -151,7 +151,7 @@ def _draw_galleries(galleries, run, model, k, values, of, called):
         found = _find_samples(run, ex, names := {i for _,some in galleries for i,_ in some})
         drawn = [[_sample_figure(run, ex, found[i], of[i], methods, k, values, called) for i,methods in some if i in found] for _,some in galleries]
     except Exception as e:   # whatever fails here must not lose the report
-        return [f"No pictures: {escape_markup(e if isinstance(e, VitxError) else f'{type(e).__name__}: {e}')}."]
+        return [f"No pictures: {escape_markup(str(e).rstrip('.') if isinstance(e, VitxError) else f'{type(e).__name__}: {e}')}."]
     for (t, _),figures in zip(galleries, drawn): t.figures = [f for f,_ in figures]
     lost, moved = sorted(names - found.keys()), sum(m for figures in drawn for _,m in figures)
     notes = [f"Not in the data any more: {', '.join(map(as_code, lost))}."]*bool(lost)

@@ -42,10 +42,11 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
           shard:str=None,     # 'i/n': every n-th group, starting with the i-th
           workers:int=1,      # processes, or actors of Ray
           engine:str='local', # 'local' or 'ray'
+          task:str=None, output=None, score:str=None, # as in `Explainer`; the score by its name, MODULE:FUNCTION
          )->Path:             # rows.csv or rows.parquet; for a shard, the folder
     "Score methods on a dataset, one row per image, model, method and metric"
-    spec = make_run_spec(data, models, methods, metrics, limit, protocol, device=device, batch=batch,
-                         group=(group := max(group, batch) if group > 0 else group))
+    group = max(group, batch) if group > 0 else group
+    spec = make_run_spec(data, models, methods, metrics, limit, protocol, device=device, batch=batch, task=task, output=output, score=score, group=group)
     run, out, (i, n) = engines[engine], _check_output_folder(out, format, resume or retry), _parse_shard(shard)
     run.meta.get('needs', bool)()
     if workers < 1: raise VitxError(f"{workers} workers are too few: give at least 1")
@@ -55,7 +56,7 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
     if same := [k for k,c in Counter(ex.name for ex in explainers).items() if c > 1]: raise VitxError(f"two models have the name {same[0]}: use two folders")
     sizes, fingerprints = zip(*[_count_samples(spec, ex) for ex in explainers])   # also finds errors in the data before anything is written
     todo = [(m, start) for m,size in enumerate(sizes) for start in range(0, size, group)][i-1::n]
-    out.mkdir(parents=True, exist_ok=True); write_run(out, spec, explainers, sizes, fingerprints)
+    write_run(out, spec, explainers, sizes, fingerprints)
     if retry and row_files(out):
         _merge_parts(out, format, lambda r: r['value'] is not None or r['dataset'] not in spec.dataset_names or r['method'] not in spec.methods
                      or r['metric'] not in spec.metrics)
@@ -127,6 +128,8 @@ def write_run(out, spec:RunSpec, explainers, sizes, fingerprints):
     "Write run.json: settings, models with labels, and the machine; raises if the folder holds another run"
     old, p, ex = read_run(out) or {}, spec.protocol_definition, explainers[0]
     previous = {e.name: old.get('models', {}).get(e.name, {}) for e in explainers}
+    target = {k: v for k in ('task', 'output', 'score') if (v := getattr(spec, k)) is not None}
+    if old and old.get('target', {}) != target: raise VitxError(f"{out} holds a run with another task, output or score: name another folder")
     if old and old['dataset'] != spec.dataset_name: raise VitxError(f"{out} holds a run on {old['dataset']}, not on {spec.dataset_name}: name another folder")
     if any(not same_data(previous[e.name].get('fingerprint'), f) for e,f in zip(explainers, fingerprints)):
         raise VitxError(f"{out} holds a run on {old['data']}, which starts with another picture than {spec.data}: name another folder, or delete "
@@ -141,12 +144,14 @@ def write_run(out, spec:RunSpec, explainers, sizes, fingerprints):
     run = dict(data=spec.data, dataset=spec.dataset_name, limit=max(spec.limit, old.get('limit', 0)) if spec.limit and old.get('limit', 1) else None,
                protocol=p and dict(name=p.name, version=p.version, description=p.description, source=p.source),
                models=old.get('models', {}) | models,
-               methods=merged('methods', spec.methods), metrics=merged('metrics', spec.metrics), environment=environment)
-    with atomic_path(Path(out)/'run.json') as tmp: tmp.write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding='utf8')
+               methods=merged('methods', spec.methods), metrics=merged('metrics', spec.metrics), **(dict(target=target) if target else {}), environment=environment)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out/'run.json') as tmp: tmp.write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding='utf8')
 
 def _model_spec(model): # '' for a module, which cannot be loaded by name
     return model if model is None or isinstance(model, str) else str(model) if isinstance(model, Path) else ''
 
+# %% ../../nbs/bench/06_runs.ipynb #8e9d64f2
 def read_run(out)->dict: # None: the folder has no run.json
     "Read run.json of the folder of a run"
     path = Path(out)/'run.json'
