@@ -48,7 +48,7 @@ def explain(images:str=None,     # Pictures: files, folders or patterns such as 
             json:bool=False,     # Print a line of JSON for each map
             full_size:bool=False,# Write only the overlay, at the size of the picture
             overlay_only:bool=False, # Write only the map, as a transparent layer (.png or .webp)
-            format:str='jpg',    # Several pictures: files for each map, separated by commas: jpg, png, webp, npy, json, labelme.json; coco: one annotations.json for all
+            format:str=None,     # Several pictures: files for each map, separated by commas: jpg, png, webp, npy, json, labelme.json; coco: one annotations.json for all. Default: jpg
             card:bool=False,     # Several pictures: measure whether each map can be trusted, and list warnings
             resume:bool=False,   # Several pictures: continue a run in the folder --out
             task:str=None,       # multiclass, multilabel, binary or regression. Default: found
@@ -63,8 +63,10 @@ def explain(images:str=None,     # Pictures: files, folders or patterns such as 
     read = partial(read_image, value_range=_parse_numbers(value_range, 'value-range', float), channels='rgba' if channels == 'rgba' else _parse_numbers(channels, 'channels', int), page=page)
     load = partial(Explainer, model, labels=_parse_labels(labels), device=_parse_device(device), task=task, output=_parse_output(output), score=score_from_text(score) if score else 'logit', read=read)
     images = [images] if isinstance(images, str) else list(images or ())
-    if _is_one(images, out, target): status = _explain_one(load, images, target, method, layer, against, out, json, full_size, overlay_only)
-    else: status = _explain_many(load, images, target, method, layer, against, out or 'explanations', json, full_size, format, card, resume)
+    if _is_one(images, out, target):
+        if resume or card or format: raise VitxError("--resume, --card and --format are for several pictures: give a folder as --out")
+        status = _explain_one(load, images, target, method, layer, against, out, json, full_size, overlay_only)
+    else: status = _explain_many(load, images, target, method, layer, against, out or 'explanations', json, full_size, overlay_only, format, card, resume)
     if images and model in (None, *BUNDLED_MODELS): print(f"vitx: {model or 'scene_vit, the default model,'} was trained on drawn {'roads' if model == 'road_vit' else 'scenes'} only; for photos, choose another model with --model", file=sys.stderr)
     return status
 
@@ -84,10 +86,15 @@ def _explain_one(load, images, target, method, layer, against, out, json, full_s
     for label,p in e.top: print(f'{e.value:7.3f}  value' if p is None else f'{p:7.3f}  {label}')
     print(f'{"no " if e.is_empty else ""}evidence for {e.title!r} by {method}, layer {e.layer}: {out}')
 
-def _explain_many(load, images, target, method, layer, against, out, json, full_size, format, card, resume): # → 1 if a file is broken
+def _explain_many(load, images, target, method, layer, against, out, json, full_size, overlay_only, format, card, resume): # → 1 if a file is broken
     if '-' in images: raise VitxError("standard input is one picture: give - alone, and a file as --out")
-    files, formats = find_pictures(images or [asset_path('scene.png')]), _split_commas(format) or ('jpg',)
-    rows = explain_files(load(), files, out, target, method, layer, against, tuple(f for f in formats if f != 'coco'), 'coco' in formats, card, full_size, resume, print_json if json else None)
+    if Path(out).suffix and not Path(out).is_dir(): raise VitxError(f"several pictures need a folder as --out, not the file {out}")
+    files, formats = find_pictures(images or [asset_path('scene.png')]), _split_commas(format) or ('png' if overlay_only else 'jpg',)
+    report = _print_on if json else None
+    try: rows = explain_files(load(), files, out, target, method, layer, against, tuple(f for f in formats if f != 'coco'), 'coco' in formats, card, full_size, overlay_only, resume, report)
+    except KeyboardInterrupt:
+        print(f"{len({r['file'] for r in read_manifest(out)})} of {len(files)} pictures done; continue with --resume", file=sys.stderr)
+        raise
     broken = [r for r in rows if 'error' in r]
     if not json:
         for r in broken: print(f"broken: {r['file']}: {r['error']}", file=sys.stderr)
@@ -95,11 +102,17 @@ def _explain_many(load, images, target, method, layer, against, out, json, full_
         print(f"{maps} {'map' if maps == 1 else 'maps'}, {warned} with warnings, {len(broken)} broken {'file' if len(broken) == 1 else 'files'}: {Path(out)/'index.html'}")
     return int(bool(broken))
 
+def _print_on(row): # a reader that has gone, e.g. `head`, doesn't stop the run
+    try:
+        print_json(row)
+        sys.stdout.flush()
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 # %% ../nbs/cli.ipynb #f57bceb0
 @commands('compare', positional='image')
 def compare_command(image:str=None,       # Picture. Default: the bundled picture
                     model:str=None,       # Models, separated by commas. Default: scene_vit
-                    methods:str='rcut,chefer,gradcam', # Methods, separated by commas
+                    methods:str=None,     # Methods, separated by commas. Default: rcut for several models, rcut,chefer,gradcam for one
                     target:str=None,      # Class. Default: the most probable class of the first model
                     layer:int=-1,         # Explain the tokens that enter this block; 0: the first block, -1: the last
                     out:str='comparison.png', # Figure to write: .png, .jpg, .webp, .pdf or .svg
@@ -108,8 +121,9 @@ def compare_command(image:str=None,       # Picture. Default: the bundled pictur
                    ):
     "Explain a picture by several models or methods: write a figure, print how far the maps agree"
     check_output_path(out)
-    device = _parse_device(device)
-    c = compare(Path(image) if image else asset_path('scene.png'), [Explainer(m, device=device) for m in _split_commas(model) or (None,)], target, _split_commas(methods), layer)
+    device, models = _parse_device(device), _split_commas(model) or (None,)
+    methods = _split_commas(methods) or (('rcut', 'chefer', 'gradcam') if len(models) == 1 else 'rcut')
+    c = compare(Path(image) if image else asset_path('scene.png'), [Explainer(m, device=device) for m in models], target, methods, layer)
     c.save(out)
     if json: return print_json(dict(names=c.names, labels=[e.label for e in c.explanations], agreement=[[round(v, 4) for v in r] for r in c.agreement.tolist()], out=str(out)))
     print(c)

@@ -488,7 +488,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     run = Capture(self.model, x[None], self.anat)(**required_sites(self.anat, [e.layer]))
     labels, shares = cut_parts([t[0].cpu() for t in artifact_free_keys(run, e.layer)], e.grid_map, k)
     labels, shares = sort_parts(labels, e.pixel_map, e.grid_geometry)
-    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.pixel_map, e.grid_geometry)
+    return Parts(e.image, labels, shares, e.place, e.label, e.value if e.prob is None else e.prob, k, e.pixel_map, e.grid_geometry)
 
 @patch
 def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:

@@ -114,7 +114,7 @@ FIGURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg')
 def check_output_path(path)->Path:
     "Check that `save` can write to this path, and return it"
     path = writable_path(path)
-    if path.suffix.lower() not in (*FIGURE_SUFFIXES, '.npy', '.json'): raise VitxError(f"the suffix of {path.name!r} names no known format: end it in {', '.join(FIGURE_SUFFIXES)}, .npy or .json")
+    if path.suffix.lower() not in (*FIGURE_SUFFIXES, '.npy', '.json'): raise VitxError(f"the suffix of {path.name!r} names no known format: end it in {', '.join(FIGURE_SUFFIXES)}, .npy, .json or .labelme.json")
     return path
 
 # %% ../nbs/explanation.ipynb #484e4396
@@ -158,14 +158,14 @@ def _save_overlay(e, path, kind):
 def _thumbnails(e, longest):
     img = _shrink(e.image, longest)
     p = e.place.scaled(img.size[::-1])
-    return img, Image.fromarray((overlay(img, map_on_image(e.pixel_map, p).clamp(0, 1))*255).round().astype(np.uint8))
+    return img, Image.fromarray(hatch_hidden(overlay(img, map_on_image(e.pixel_map, p).clamp(0, 1)), p.visible))
 
 def _describe(e): return f'{"No evidence" if e.is_empty else "Evidence"} for {e.title} by {e.method}, layer {e.layer}'
 
 @patch
 def _repr_mimebundle_(self:Explanation, **kwargs):
     img, drawn = _thumbnails(self, 360)
-    html = pictures_html([(img, 'The picture', ''), (drawn, _describe(self), '')], f'{_short_title(self)} · {_describe(self)} of {self.model}')
+    html = pictures_html([(img, 'The picture that was explained', ''), (drawn, _describe(self), '')], f'{_short_title(self)} · {_describe(self)} of {self.model}')
     return {'text/plain': repr(self), 'text/html': html}
 
 # %% ../nbs/explanation.ipynb #77271fae

@@ -45,8 +45,7 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
           task:str=None, output=None, score:str=None, # as in `Explainer`; the score by its name, MODULE:FUNCTION
          )->Path:             # rows.csv or rows.parquet; for a shard, the folder
     "Score methods on a dataset, one row per image, model, method and metric"
-    group = max(group, batch) if group > 0 else group
-    spec = make_run_spec(data, models, methods, metrics, limit, protocol, device=device, batch=batch, task=task, output=output, score=score, group=group)
+    spec = make_run_spec(data, models, methods, metrics, limit, protocol, device=device, batch=batch, task=task, output=output, score=score, group=max(group, batch)*(group > 0))
     run, out, (i, n) = engines[engine], _check_output_folder(out, format, resume or retry), _parse_shard(shard)
     run.meta.get('needs', bool)()
     if workers < 1: raise VitxError(f"{workers} workers are too few: give at least 1")
@@ -55,16 +54,16 @@ def bench(data:str='scenes',  # dataset, or dataset:PATH
     explainers = [local_spec.explainer(m) for m in range(len(spec.models))]
     if same := [k for k,c in Counter(ex.name for ex in explainers).items() if c > 1]: raise VitxError(f"two models have the name {same[0]}: use two folders")
     sizes, fingerprints = zip(*[_count_samples(spec, ex) for ex in explainers])   # also finds errors in the data before anything is written
-    todo = [(m, start) for m,size in enumerate(sizes) for start in range(0, size, group)][i-1::n]
+    todo = [(m, start) for m,size in enumerate(sizes) for start in range(0, size, spec.group)][i-1::n]
     write_run(out, spec, explainers, sizes, fingerprints)
     if retry and row_files(out):
         _merge_parts(out, format, lambda r: r['value'] is not None or r['dataset'] not in spec.dataset_names or r['method'] not in spec.methods
                      or r['metric'] not in spec.metrics)
     (out/'parts').mkdir(exist_ok=True)
-    with tqdm(total=sum(min(group, sizes[m] - start) for m,start in todo), desc=spec.dataset_name, unit='picture') as bar:
+    with tqdm(total=sum(min(spec.group, sizes[m] - start) for m,start in todo), desc=spec.dataset_name, unit='picture') as bar:
         for (m, start),rows in run(spec, todo, _finished_pairs(spec, out), workers, explainers):
             if rows: write_rows(_part_path(out, spec, m, explainers[m].name, start, format), rows)
-            bar.update(min(group, sizes[m] - start))
+            bar.update(min(spec.group, sizes[m] - start))
     return out if shard else _merge_parts(out, format)
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b7

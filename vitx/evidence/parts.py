@@ -116,7 +116,7 @@ class Parts:
     shares: torch.Tensor                     # (k,) of the positive relevance, decreasing, sum 1
     place: CropGeometry = field(repr=False)  # where the model's input lies on the image
     label: str
-    prob: float                              # of the class, 0..1
+    prob: float                              # of the class, 0..1; for a regression, its value
     num_requested: int                       # number of parts that was requested
     pixel_map: torch.Tensor = field(default=None, repr=False) # (h',w') the map on the pixels of the model's input; it gives the parts their edges
     grid_geometry: tuple = field(default=None, repr=False)    # where the cells lie on these pixels; None: they cover them
@@ -222,4 +222,4 @@ def _repr_mimebundle_(self:Parts, **kwargs): # in a notebook, parts show themsel
     img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
     painted = paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry)
     painted = Image.fromarray((painted*255).round().astype(np.uint8))
-    return {'text/plain': repr(self), 'text/html': pictures_html([(img, 'The picture', ''), (painted, 'The parts, each in a color of its own', '')], repr(self))}
+    return {'text/plain': repr(self), 'text/html': pictures_html([(img, 'The picture that was explained', ''), (painted, 'The parts, each in a color of its own', '')], repr(self))}

@@ -11,6 +11,7 @@ __all__ = ['scale_to_bytes', 'to_rgb', 'image_from_array', 'read_image', 'find_f
 import io, os, warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, torch
@@ -101,6 +102,7 @@ def _decode(src, name, upright=True, page=None, **options):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
+            if str(name).lower().endswith(('.heic', '.heif')): _register_heif()
             im = src if isinstance(src, Image.Image) else Image.open(src)
             if src is not im or page is not None: _go_to_page(im, page)
             im.load()
@@ -123,7 +125,14 @@ def _go_to_page(im, page): # a page of another size is a thumbnail or a pyramid'
     im.seek(0)
     if same: raise VitxError(f"the file has {n} pages: give one, e.g. read_image(..., page=0); the command has --page")
 
-def _other_reader(name): # many bands, or floats of several channels
+# %% ../../nbs/picture/01_images.ipynb #64e5b3de
+def _register_heif():
+    if find_spec('pillow_heif') is None: return
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+
+def _other_reader(name): # HEIC of phones; many bands, or floats of several channels
+    if str(name).lower().endswith(('.heic', '.heif')): return ". HEIC needs the package pillow-heif: run pip install 'vitx[heic]'"
     return ": read it with tifffile or rasterio, and give the array with channels= and value_range=" if str(name).lower().endswith(('.tif', '.tiff')) else ''
 
 def _set_filename(file, im): # Pillow doesn't copy this attribute
@@ -144,7 +153,7 @@ def read_image(src,               # path, bytes, file object, PIL image, array (
     if isinstance(src, Image.Image): return _decode(src, getattr(src, 'filename', None) or 'this PIL image', **options)
     if isinstance(src, (bytes, bytearray)): return _decode(io.BytesIO(src), 'this byte string', **options) if src else _raise_empty('this byte string')
     if hasattr(src, 'read'): return _decode(src, getattr(src, 'name', 'this file object'), **options)
-    if not isinstance(src, (str, os.PathLike)): raise VitxError(f"a {type(src).__name__} is not a picture: give a path, bytes, a PIL image, an array or a tensor")
+    if not isinstance(src, (str, os.PathLike)): raise VitxError(f"{src!r:.40} is not a picture: give a path, bytes, a PIL image, an array or a tensor")
     path = Path(src)
     try: kind = 'folder' if path.is_dir() else 'file' if path.is_file() else None
     except (OSError, ValueError): kind = None  # a name too long, or with a zero byte

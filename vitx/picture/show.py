@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CMAP', 'SIGNED_CMAP', 'overlay', 'dim_image', 'palette', 'truncate_label', 'show_image', 'show_overlay',
-           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'pictures_html']
+           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'hatch_hidden', 'pictures_html']
 
 # %% ../../nbs/picture/02_show.ipynb #793cbdf0
 import base64, io
@@ -121,6 +121,16 @@ def transparent_overlay(m,                # map (H,W), 0..1
     layer = np.concatenate([palette()[(m*255 + .5).astype(np.uint8)], opacity*m[..., None]], -1)
     return (layer*255).round().astype(np.uint8)
 
+def hatch_hidden(pixels:np.ndarray,    # (H,W,3) in 0..1
+                 visible:torch.Tensor, # (H,W) bool: pixels that the model saw
+                )->np.ndarray:         # (H,W,3) uint8
+    "Draw stripes over the pixels that the model did not see"
+    out = (pixels*255 + .5).astype(np.uint8)
+    if visible.all(): return out
+    y, x = np.ogrid[:out.shape[0], :out.shape[1]]
+    out[((x + y)%18 < 2) & ~visible.numpy()] = 200 if pixels.mean() < .5 else 60
+    return out
+
 # %% ../../nbs/picture/02_show.ipynb #52dd63e4
 def pictures_html(pictures:list,          # (PIL image, alt text, text below it), …
                   caption:str,
@@ -131,7 +141,7 @@ def pictures_html(pictures:list,          # (PIL image, alt text, text below it)
     for quality, scale in ((85, 1), (75, .8), (65, .6), (55, .45), (40, .3)):
         sources = [_jpeg_source(img, quality, scale) for img,*_ in pictures]
         if sum(map(len, sources)) <= max_bytes: break
-    cells = ''.join(f'<figure style="margin:0;width:{width}px;max-width:100%"><img src="{src}" alt="{escape(alt)}" style="width:100%;height:auto;margin:0">' + (f'<figcaption style="font-size:small">{escape(text)}</figcaption>' if text else '') + '</figure>'
+    cells = ''.join(f'<figure style="margin:0;width:{width}px;max-width:100%"><img src="{src}" alt="{escape(alt)}" style="width:100%;height:auto;max-height:{2*width}px;object-fit:contain;margin:0">' + (f'<figcaption style="font-size:small">{escape(text)}</figcaption>' if text else '') + '</figure>'
                     for src,(_, alt, text) in zip(sources, pictures))
     return f'<figure style="margin:0"><div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>'
 

@@ -9,6 +9,7 @@ __all__ = ['Comparison', 'map_agreement', 'compare']
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np, torch
 from fastcore.basics import patch
@@ -32,7 +33,8 @@ class Comparison:
     @property
     def mean_agreement(self)->float: return self.agreement[tuple(torch.triu_indices(*self.agreement.shape, 1))].mean().item()   # over all pairs
     def __repr__(self):
-        lines = [f'{n:24s}{e.label:24s}{e.answer}' for n,e in zip(self.names, self.explanations)]
+        width = max(map(len, self.names)) + 2, max(len(e.label) for e in self.explanations) + 2
+        lines = [f'{n:{width[0]}s}{e.label:{width[1]}s}{e.answer}' for n,e in zip(self.names, self.explanations)]
         return '\n'.join([f'Comparison of {len(self.names)} maps, mean agreement {self.mean_agreement:.2f}', *lines])
 
 def map_agreement(explanations, side:int=96)->torch.Tensor: # (n,n)
@@ -49,13 +51,14 @@ def map_agreement(explanations, side:int=96)->torch.Tensor: # (n,n)
 
 # %% ../../nbs/view/05_compare.ipynb #e1c412cf
 def compare(image,                # picture in any common form
-            explainers,           # an `Explainer`, or a list of them
+            explainers,           # an `Explainer` or the name of a model, or a list of them
             target=None,          # class; None: the top class of the first explainer, if the others have a class of this name, else their own top classes
             methods='rcut',       # a method, or a list of them
             layer:int=-1,         # explain the tokens that enter this block
            )->Comparison:
     "Explain a picture by several models or methods"
     explainers, methods = ([v] if isinstance(v, (Explainer, str)) else list(v) for v in (explainers, methods))
+    explainers = [v if isinstance(v, Explainer) else Explainer(v) for v in explainers]
     if len(explainers)*len(methods) < 2: raise VitxError("a comparison needs at least two explainers or two methods: give a list")
     image = explainers[0]._read(image)
     targets = [target if target is not None or i == 0 else None for i in range(len(explainers))]
@@ -86,7 +89,7 @@ def _draw_comparison(c, fig):
     show_image(_shrink(e.image), axs[0], 'picture')
     for i,(ax,name,x) in enumerate(zip(axs[1:], c.names, c.explanations)):
         title = _draw_overlay(x, ax).get_title()
-        ax.set_title(f'{name}\n{title}' + (f'\nagrees {c.agreement[0, i]:.2f}' if i else ''), fontsize=8)
+        ax.set_title('\n'.join(wrap(name.replace('.', ' .'), 24)).replace(' .', '.') + f'\n{title}' + (f'\nagrees {c.agreement[0, i]:.2f}' if i else ''), fontsize=8)
     for ax in axs[n:]: ax.set_axis_off()
     return fig
 
@@ -107,7 +110,7 @@ def save(self:Comparison, path)->Path:
 # %% ../../nbs/view/05_compare.ipynb #58dc714a
 @patch
 def _repr_mimebundle_(self:Comparison, **kwargs):
-    pictures = [(_thumbnails(self.explanations[0], 240)[0], 'The picture', 'picture')]
+    pictures = [(_thumbnails(self.explanations[0], 240)[0], 'The picture that was explained', 'picture')]
     for i,(n,e) in enumerate(zip(self.names, self.explanations)):
         pictures.append((_thumbnails(e, 240)[1], f'Evidence for {e.title} by {e.method} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
     return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 200)}
