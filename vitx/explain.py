@@ -398,7 +398,7 @@ def stream(self:Explainer, images, # any iterable of pictures, or a folder
            against=None,           # class whose evidence is subtracted
            batch:int=None,         # pictures that the model gets at once; None: 8, on a GPU as many as its free memory holds, at most 64
            workers:int=None,       # threads that read and preprocess ahead; None: one for each core, at most 16
-           broken=None,            # function called with the error of an unreadable picture, which is then skipped (its `picture` is the path or bytes); None: the error is raised
+           broken=None,            # function called with the error of an unreadable picture, which is then skipped (its `picture` is the path or bytes, its `reason` what is wrong); None: the error is raised
           ):                       # generator of `Explanation`
     "Explanations of a stream of pictures, in the same order"
     get_method(method)
@@ -432,10 +432,10 @@ def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x,
         i, (picture, job) = next(n), queue.popleft()
         try: yield job.result()
         except VitxError as e:
-            e = VitxError(f"picture {i} of the stream: {e}")
-            e.picture = picture
-            if broken is None: raise e from None
-            broken(e)
+            told = VitxError(f"picture {i} of the stream: {e}")
+            told.picture, told.reason = picture, str(e)
+            if broken is None: raise told from None
+            broken(told)
     with quick_thread_switches(), ThreadPoolExecutor(workers) as pool:
         for p in images:
             queue.append((p, pool.submit(prepare, p)) if isinstance(p, (str, Path, bytes, bytearray)) else (None, _read_now(ex, p, pool, prepare)))

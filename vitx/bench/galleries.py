@@ -6,8 +6,6 @@
 __all__ = ['class_label', 'top_methods', 'target_by_image', 'label_by_image', 'draw_outline', 'gallery_tables']
 
 # %% ../../nbs/bench/09_galleries.ipynb #c77285d6
-import io
-
 import numpy as np, torch
 from PIL import Image
 
@@ -96,11 +94,6 @@ def draw_outline(img:Image.Image,
     px[(m & ~narrower).numpy()], px[(wider & ~m).numpy()] = 255, 0
     return px
 
-def _jpeg(px):
-    "Pixels as a JPEG file"
-    Image.fromarray(px).save(out := io.BytesIO(), 'jpeg', quality=85)
-    return out.getvalue()
-
 def _shrink(img, side=224):
     "The image with a longer side of `side` pixels"
     return img.resize([max(1, round(v*side/max(img.size))) for v in img.size], Image.BICUBIC)
@@ -108,7 +101,7 @@ def _shrink(img, side=224):
 def _overlay_jpeg(small, e):
     "The map over the small image, as a JPEG file"
     m = torch.nn.functional.interpolate(e.map[None, None], small.size[::-1], mode='area' if small.size[0] < e.map.shape[1] else 'bilinear')[0, 0]
-    return _jpeg((overlay(small, m)*255).round().astype(np.uint8))
+    return jpeg_bytes((overlay(small, m)*255).round().astype(np.uint8))
 
 def _recompute_metric(run, k, e, s):
     "The metric of a new map; None under a protocol, without a mask, or if the metric needs more than map and mask"
@@ -134,7 +127,7 @@ def _find_samples(run, ex, names):
 def _sample_figure(run, ex, s, t, methods, k, values, called):
     "Figure of a sample and its maps, and the number of maps with another value than their row"
     small, moved = _shrink(s.image), 0
-    pictures = [(_jpeg(draw_outline(small, s.mask)), f'{s.name}: the picture' + ('' if s.mask is None else ', the object outlined'), 'picture')]
+    pictures = [(jpeg_bytes(draw_outline(small, s.mask)), f'{s.name}: the picture' + ('' if s.mask is None else ', the object outlined'), 'picture')]
     for n in methods:
         if n not in method or n != methods[0] and 'n_forward' in method[n].meta: continue    # a slow method is drawn only if the gallery is about it
         e = ex(s.image, t, n)

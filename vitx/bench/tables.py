@@ -6,10 +6,11 @@
 __all__ = ['escape_markup', 'as_code', 'parse_markup', 'ReportFigure', 'Table', 'to_markdown', 'to_latex', 'to_html']
 
 # %% ../../nbs/bench/01_tables.ipynb #a925c04f
-import base64, html, re
+import html, re
 from dataclasses import dataclass
 
 from ..core import *
+from ..picture.show import data_uri
 
 # %% ../../nbs/bench/01_tables.ipynb #29bcfc43
 _MARKUP = re.compile(r'\\(_|[^\w\s])|`([^`]+)`|\*\*((?:\\.|[^\\])+?)\*\*')
@@ -149,7 +150,7 @@ def _to_html(text):
 
 def _plain_html(text): return html.escape(''.join(s for _,s in parse_markup(text)))
 
-def _data_uri(data): return f"data:image/{'png' if data[1:4] == b'PNG' else 'jpeg'};base64,{base64.b64encode(data).decode()}"
+
 
 # %% ../../nbs/bench/01_tables.ipynb #53c02ee4
 def _html_grid(t):
@@ -160,7 +161,7 @@ def _html_grid(t):
                       f'<caption><span>{_to_html(t.title)}</span></caption>', f'<thead><tr>{head}</tr></thead>', '<tbody>', *rows, '</tbody></table></div>'])
 
 def _html_figure(f):
-    inner = ''.join(f'<div><img src="{_data_uri(data)}" alt="{html.escape(alt)}" loading="lazy">{_to_html(text)}</div>' for data,alt,text in f.images)
+    inner = ''.join(f'<div><img src="{data_uri(data)}" alt="{html.escape(alt)}" loading="lazy">{_to_html(text)}</div>' for data,alt,text in f.images)
     return f'<figure><figcaption>{_to_html(f.caption)}</figcaption><div class="row{" one" if len(f.images) == 1 else ""}">{inner}</div></figure>'
 
 def _html_table(t):

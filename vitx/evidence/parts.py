@@ -188,8 +188,7 @@ def show(self:Parts, fig=None):
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
     fig = fig or plt.figure(figsize=(6.4, min(max(2.5*self.image.height/self.image.width, 1.4), 6)), layout='constrained')
-    k = min(1, 1024/max(self.image.size))
-    img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
+    img = shrink_image(self.image)
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], f'{truncate_label(self.label)}  {self.prob:.2f}')
     show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry), axs[1])
@@ -218,8 +217,7 @@ def save(self:Parts, path)->Path:
 # %% ../../nbs/evidence/02_parts.ipynb #9b1159f1
 @patch
 def _repr_mimebundle_(self:Parts, **kwargs): # in a notebook, parts show themselves
-    k = min(1, 360/max(self.image.size))
-    img = self.image.resize([max(1, round(s*k)) for s in self.image.size])
+    img = shrink_image(self.image, 360)
     painted = paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry)
     painted = Image.fromarray((painted*255).round().astype(np.uint8))
     return {'text/plain': repr(self), 'text/html': pictures_html([(img, 'The picture that was explained', ''), (painted, 'The parts, each in a color of its own', '')], repr(self))}

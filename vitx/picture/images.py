@@ -181,7 +181,7 @@ def find_files(folder, suffixes)->list: # sorted paths
 def find_images(folder)->list: # sorted paths
     "All files below a folder with the suffix of a picture"
     stubs = {'MPEG', 'HDF5', 'BUFR', 'GRIB', 'WMF'}   # Pillow has no decoder for these formats
-    return find_files(folder, {s for s,kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs})
+    return find_files(folder, {'.heic', '.heif', *(s for s,kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs)})
 
 def read_mask(path, image:Image.Image, # the picture of the mask
              )->np.ndarray:            # (H,W) bool, of the picture's size

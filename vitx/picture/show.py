@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CMAP', 'SIGNED_CMAP', 'overlay', 'dim_image', 'palette', 'truncate_label', 'show_image', 'show_overlay',
-           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'hatch_hidden', 'pictures_html']
+           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'hatch_hidden', 'shrink_image',
+           'jpeg_bytes', 'data_uri', 'pictures_html']
 
 # %% ../../nbs/picture/02_show.ipynb #793cbdf0
 import base64, io
@@ -131,6 +132,25 @@ def hatch_hidden(pixels:np.ndarray,    # (H,W,3) in 0..1
     out[((x + y)%18 < 2) & ~visible.numpy()] = 200 if pixels.mean() < .5 else 60
     return out
 
+# %% ../../nbs/picture/02_show.ipynb #4b18769a
+def shrink_image(img:Image.Image, longest:float=1024)->Image.Image:
+    "The image, made smaller if a side has more than `longest` pixels"
+    k = min(1, longest/max(img.size))
+    return img.resize([max(1, round(s*k)) for s in img.size], Image.BILINEAR) if k < 1 else img
+
+def jpeg_bytes(img, # PIL image or (H,W,3) uint8
+               quality:int=85)->bytes:
+    "An image as a JPEG file"
+    img = Image.fromarray(img) if isinstance(img, np.ndarray) else img
+    img.convert('RGB').save(out := io.BytesIO(), 'jpeg', quality=quality)
+    return out.getvalue()
+
+def data_uri(data:bytes, # file: JPEG, PNG or WebP
+            )->str:
+    "An image file as an address that holds it"
+    kind = 'png' if data[1:4] == b'PNG' else 'webp' if data[:4] == b'RIFF' else 'jpeg'
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+
 # %% ../../nbs/picture/02_show.ipynb #52dd63e4
 def pictures_html(pictures:list,          # (PIL image, alt text, text below it), …
                   caption:str,
@@ -139,13 +159,8 @@ def pictures_html(pictures:list,          # (PIL image, alt text, text below it)
                  )->str:
     "Pictures in rows with a caption, as HTML for a notebook; its text has the color of the page, so that it suits dark and light themes"
     for quality, scale in ((85, 1), (75, .8), (65, .6), (55, .45), (40, .3)):
-        sources = [_jpeg_source(img, quality, scale) for img,*_ in pictures]
+        sources = [data_uri(jpeg_bytes(shrink_image(img, scale*max(img.size)), quality)) for img,*_ in pictures]
         if sum(map(len, sources)) <= max_bytes: break
     cells = ''.join(f'<figure style="margin:0;width:{width}px;max-width:100%"><img src="{src}" alt="{escape(alt)}" style="width:100%;height:auto;max-height:{2*width}px;object-fit:contain;margin:0">' + (f'<figcaption style="font-size:small">{escape(text)}</figcaption>' if text else '') + '</figure>'
                     for src,(_, alt, text) in zip(sources, pictures))
     return f'<figure style="margin:0"><div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-def _jpeg_source(img, quality, scale):
-    if scale < 1: img = img.resize([max(1, round(s*scale)) for s in img.size], Image.BILINEAR)
-    img.convert('RGB').save(out := io.BytesIO(), 'jpeg', quality=quality)
-    return 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()

@@ -19,7 +19,6 @@ from ..picture.images import *
 from ..picture.show import *
 from ..evidence.metrics import rank_correlation
 from ..explanation import *
-from ..explanation import FIGURE_SUFFIXES, _draw_overlay, _save_figure, _shrink, _thumbnails
 from ..explain import *
 
 # %% ../../nbs/view/05_compare.ipynb #79ed52d4
@@ -61,8 +60,7 @@ def compare(image,                # picture in any common form
     explainers = [v if isinstance(v, Explainer) else Explainer(v) for v in explainers]
     if len(explainers)*len(methods) < 2: raise VitxError("a comparison needs at least two explainers or two methods: give a list")
     image = explainers[0]._read(image)
-    targets = [target if target is not None or i == 0 else None for i in range(len(explainers))]
-    if target is None: targets = _common_target(explainers[0](image, None, methods[0], layer).label, explainers)
+    targets = [target]*len(explainers) if target is not None else _common_targets(explainers, image)
     found, names = Explanations(), []
     labels = [ex.name if [e.name for e in explainers].count(ex.name) == 1 else f'{ex.name} ({i+1})' for i,ex in enumerate(explainers)]
     for (ex, label), t in zip(zip(explainers, labels), targets):
@@ -71,7 +69,9 @@ def compare(image,                # picture in any common form
             names.append(' '.join(([label] if len(explainers) > 1 else []) + ([m] if len(methods) > 1 else [])))
     return Comparison(found, names, map_agreement(found))
 
-def _common_target(label, explainers): return [label if label in ex.labels else None for ex in explainers]
+def _common_targets(explainers, image): # the top class of the first; for the others the class of this name, or None
+    first = explainers[0](image)
+    return [first.target, *(first.label if ex.labels.count(first.label) == 1 else None for ex in explainers[1:])]
 
 # %% ../../nbs/view/05_compare.ipynb #8cdca879
 @patch
@@ -86,9 +86,9 @@ def _draw_comparison(c, fig):
     fig.set_size_inches(2.3*columns, (2.3*min(e.image.height/e.image.width, 2) + .6)*-(-n//columns) + .3)
     fig.set_layout_engine('constrained')
     axs = fig.subplots(-(-n//columns), columns, squeeze=False).ravel()
-    show_image(_shrink(e.image), axs[0], 'picture')
+    show_image(shrink_image(e.image), axs[0], 'picture')
     for i,(ax,name,x) in enumerate(zip(axs[1:], c.names, c.explanations)):
-        title = _draw_overlay(x, ax).get_title()
+        title = x.show(ax).get_title()
         ax.set_title('\n'.join(wrap(name.replace('.', ' .'), 24)).replace(' .', '.') + f'\n{title}' + (f'\nagrees {c.agreement[0, i]:.2f}' if i else ''), fontsize=8)
     for ax in axs[n:]: ax.set_axis_off()
     return fig
@@ -104,13 +104,13 @@ def save(self:Comparison, path)->Path:
     "Write the figure: .png, .jpg, .webp, .pdf or .svg"
     path = writable_path(path)
     if path.suffix.lower() not in FIGURE_SUFFIXES: raise VitxError(f"a comparison is a figure: end {path.name!r} in {', '.join(FIGURE_SUFFIXES)}")
-    with atomic_path(path) as tmp: _save_figure(self, tmp, path.suffix[1:].lower())
+    with atomic_path(path) as tmp: save_figure(self.figure(), tmp, path.suffix[1:].lower())
     return path
 
 # %% ../../nbs/view/05_compare.ipynb #58dc714a
 @patch
 def _repr_mimebundle_(self:Comparison, **kwargs):
-    pictures = [(_thumbnails(self.explanations[0], 240)[0], 'The picture that was explained', 'picture')]
+    pictures = [(shrink_image(self.explanations[0].image, 240), 'The picture that was explained', 'picture')]
     for i,(n,e) in enumerate(zip(self.names, self.explanations)):
-        pictures.append((_thumbnails(e, 240)[1], f'Evidence for {e.title} by {e.method} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
+        pictures.append((e.overlay_image(240), f'{e.description} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
     return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 200)}

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from ..core import *
 from ..picture.images import *
 from ..explanation import *
-from ..explanation import _thumbnails
 from ..explain import *
 from .pages import html_page
 
@@ -26,7 +25,7 @@ def find_pictures(sources)->list: # of paths, each file once
     found = []
     for s in sources:
         path = Path(s)
-        if path.is_dir(): new = [p for p in sorted([*find_images(path), *find_files(path, {'.heic', '.heif'})]) if not _is_result(p)]
+        if path.is_dir(): new = [p for p in find_images(path) if not _is_result(p)]
         elif path.exists() or not set(str(s)) & set('*?['): new = [path]
         else: new = [p for p in sorted(map(Path, glob.glob(str(s), recursive=True))) if p.is_file()]
         if not new: raise VitxError(f"{s} {'contains no picture' if path.is_dir() else 'matches no file'}: give files, folders or patterns such as 'photos/*.jpg'")
@@ -42,7 +41,7 @@ def read_manifest(folder)->list: # of dicts, one for each map or broken file
     "Lines of a manifest; an incomplete last line is left out"
     path = Path(folder)/MANIFEST
     text = path.read_text(encoding='utf8') if path.exists() else ''
-    return [json.loads(line) for line in text[:text.rfind('\n')+1].splitlines()]
+    return [json.loads(line) for line in text.split('\n')[:-1]]                    # not splitlines: a name may hold other line ends
 
 def _shown(path): return str(path).encode('utf8', 'backslashreplace').decode()                 # names may hold bytes that are no text
 
@@ -84,7 +83,7 @@ def _save_maps(e, out, name, formats, full_size, overlay_only): # → {format: f
         files[kind] = file = f'maps/{name}.{kind}'
         is_picture = kind in ('jpg', 'png', 'webp')
         if is_picture and not full_size and not overlay_only:
-            with atomic_path(out/file) as tmp: _thumbnails(e, 1024)[1].save(tmp, quality=90)
+            with atomic_path(out/file) as tmp: e.overlay_image().save(tmp, quality=90)
         else: e.save(out/file, full_size=full_size and is_picture, overlay_only=overlay_only and is_picture)
     return files
 
@@ -115,9 +114,7 @@ def _check_request(ex, formats, target, k, against, card, overlay_only): # → f
 
 def _hash_labels(ex)->str: return sha256('\n'.join(ex.labels).encode('utf8', 'backslashreplace')).hexdigest()[:12]
 
-def _reason(error): # the message without the name of the file, which stands beside it
-    text = str(error).partition(' of the stream: ')[2]
-    return text.removeprefix(str(error.picture)).lstrip(': ').encode('utf8', 'backslashreplace').decode()
+def _reason(error): return _shown(error.reason.removeprefix(str(error.picture)).lstrip(': '))  # without the name of the file, which stands beside it
 
 # %% ../../nbs/view/04_gallery.ipynb #f2b0d807
 def explain_files(ex:Explainer, files, # paths

@@ -90,16 +90,12 @@ for (const root of document.querySelectorAll('.vitx:not([data-on])')) { root.dat
 SCRIPT = f'<script>(() => {{{PAINT}{CONTROLS}}})();</script>'
 
 # %% ../../nbs/view/03_pages.ipynb #ada7d445
-def _data_uri(kind, b):
-    "An image file as an address that holds it"
-    return f'data:image/{kind};base64,' + base64.b64encode(b).decode()
-
 def _sprite(atlas, t, size):
     "The maps of a class at all layers, one below the other, as the address of one WebP image"
     place = atlas.place.scaled(size)
     m = torch.cat([atlas.map(t, l, place) for l in range(atlas.depth)])
     Image.fromarray((m*255).round().byte().numpy()).save(b := io.BytesIO(), 'WEBP', quality=80, method=4)
-    return _data_uri('webp', b.getvalue())
+    return data_uri(b.getvalue())
 
 def _page_data(atlas, tile):
     "JSON for the script: classes, maps with a longer side of `tile` pixels, and colors"
@@ -141,8 +137,8 @@ def _render_fragment(atlas, tile):
 <label>layer <input type="range" autocomplete="off" min="0" max="{last}" step="1" value="{last}"> <output>{last}</output></label><button type="button" aria-label="play through the layers" aria-pressed="false">▶</button>
 <label>compare with <select autocomplete="off"><option value="">nothing</option>{options}</select></label>
 <label>opacity <input type="range" autocomplete="off" min="0" max="1" step=".05" value=".85"></label></div>
-<div class="vitx-panels"><figure><img src="{_data_uri('jpeg', plain.jpeg(82))}" alt="the photo or drawing that the model was shown"><figcaption>picture</figcaption></figure>
-<figure><img src="{_data_uri('jpeg', still.jpeg(70))}" alt="{q(still.description)}"><canvas role="img" hidden></canvas><figcaption>{q(still.title)}</figcaption></figure>{figure}{figure}</div>
+<div class="vitx-panels"><figure><img src="{data_uri(plain.jpeg(82))}" alt="the photo or drawing that the model was shown"><figcaption>picture</figcaption></figure>
+<figure><img src="{data_uri(still.jpeg(70))}" alt="{q(still.description)}"><canvas role="img" hidden></canvas><figcaption>{q(still.title)}</figcaption></figure>{figure}{figure}</div>
 <p class="vitx-description" aria-live="polite">{q(still.description)}</p>{legend_html(not visible.all())}
 <script type="application/json">{_page_data(atlas, tile)}</script>{SCRIPT}</div>'''
 

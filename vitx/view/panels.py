@@ -7,11 +7,9 @@ __all__ = ['COLOR_NAMES', 'AtlasView', 'Panel', 'format_percent', 'describe_loca
            'panels_figsize']
 
 # %% ../../nbs/view/02_panels.ipynb #7b5bbd15
-import io
 from dataclasses import dataclass, field
 
 import numpy as np, torch
-from PIL import Image
 
 from ..picture.show import *
 from ..evidence.parts import *
@@ -35,8 +33,7 @@ class Panel:
     pixels: np.ndarray = field(repr=False) # (H,W,3) uint8
     def jpeg(self, quality:int=88)->bytes:
         "The image as a JPEG file"
-        Image.fromarray(self.pixels).save(b := io.BytesIO(), 'JPEG', quality=quality)
-        return b.getvalue()
+        return jpeg_bytes(self.pixels, quality)
 
 def format_percent(share:float)->str: # share in 0..1
     "A share in percent, as text"
