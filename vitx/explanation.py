@@ -160,7 +160,9 @@ def overlay_image(self:Explanation, longest:int=1024)->Image.Image:
     return Image.fromarray(hatch_hidden(overlay(img, map_on_image(self.pixel_map, place).clamp(0, 1)), place.visible))
 
 @patch(as_prop=True)
-def description(self:Explanation)->str: return f'{"No evidence" if self.is_empty else "Evidence"} for {self.title} by {self.method}, layer {self.layer}'   # for those who can't see the picture
+def description(self:Explanation)->str:
+    "The map in words, for readers who can't see the picture"
+    return f'{"No evidence" if self.is_empty else "Evidence"} for {self.title} by {self.method}, layer {self.layer}'
 
 @patch
 def _repr_mimebundle_(self:Explanation, **kwargs):
