@@ -86,22 +86,22 @@ def artifact_tokens(flow:torch.Tensor,       # (B,n) received attention
     neighbors = torch.maximum(ring[:, :4].amax(1), ring[:, 5:].amax(1))
     return flow > torch.maximum(torch.add(median, spread, alpha=1.4826*n_mads), neighbor_ratio*neighbors)
 
-def fill_artifacts(v:torch.Tensor,   # (B,C,n)
+def fill_artifacts(v:torch.Tensor,   # (…,B,C,n); quickest if the values of a token are neighbors in memory
                    bad:torch.Tensor, # (B,n) bool, the artifact tokens
                    grid:tuple,       # (h,w)
-                  )->torch.Tensor:   # (B,C,n)
+                  )->torch.Tensor:   # (…,B,C,n)
     "Replace each artifact by the mean of its neighbors; these are no artifacts, because artifacts are isolated"
-    total = F.avg_pool2d(v.unflatten(-1, grid), 3, 1, 1, divisor_override=1).flatten(-2)     # of 3×3 patches
-    return torch.where(bad[:, None], (total - v)*constant(_neighbor_weights, *grid, like=v), v)
+    total = F.avg_pool2d(v.flatten(0, -3).unflatten(-1, grid), 3, 1, 1, divisor_override=1).flatten(-2).view_as(v)     # of 3×3 patches
+    return torch.where(bad[:, None], total.sub_(v).mul_(constant(_neighbor_weights, *grid, like=v)), v)
 
 def _neighbor_weights(h, w): return 1/(F.avg_pool2d(torch.ones(1, h, w), 3, 1, 1, divisor_override=1) - 1).clamp_min(1).flatten()   # (n,)
 
 # %% ../../nbs/method/06_rcut.ipynb #9e398adc
-def key_affinity(keys:list,       # per block: (B,n,d) keys of the patches, heads side by side
+def key_affinity(keys,            # (blocks,B,n,d), or a list of (B,n,d): keys of the patches, heads side by side
                  power:float=4.,  # exponent; larger values keep only strong connections
                 )->torch.Tensor:  # (B,n,n) in 0..1
     "Mean over blocks of the soft affinity of keys, with a zero diagonal"
-    A = soft_affinity(keys, power).mean(-3) if torch.is_tensor(keys) else torch.stack([soft_affinity(k, power) for k in keys]).mean(0)
+    A = (soft_affinity(keys, power) if torch.is_tensor(keys) else torch.stack([soft_affinity(k, power) for k in keys])).mean(0)
     A.diagonal(dim1=-2, dim2=-1).zero_()
     return A
 
@@ -167,11 +167,11 @@ def required_sites(anat, layers)->dict: # keyword arguments of a `Capture` call
 
 def affinity_features(run, b:int, fill)->torch.Tensor: # (B,n,d)
     "Features whose cosines form the graph of a block: concatenated keys, or the input of attention; artifacts are filled"
-    return fill(_affinity_features(run, [b])[0]).mT
+    return fill(_affinity_features(run, [b])[0].mT).mT
 
-def _affinity_features(run, blocks): # → (B,d,n) of each
-    if ('keys', blocks[0]) in run.values: return [run.patches(run.values.native(('keys', b))).mT.flatten(1, 2) for b in blocks]
-    return [run.patches(run.values.native(('attn_input', b))).mT for b in blocks]
+def _affinity_features(run, blocks): # → (B,n,d) of each
+    if ('keys', blocks[0]) in run.values: return [run.patches(run.values.native(('keys', b))).transpose(1, 2).flatten(2) for b in blocks]
+    return [run.patches(run.values.native(('attn_input', b))) for b in blocks]
 
 # %% ../../nbs/method/06_rcut.ipynb #f9043071
 RCUT_OPTIONS = dict(                  # for sliders: minimum, maximum, step, description
@@ -211,11 +211,8 @@ def _relevance_and_graph(run, layers, fix_artifacts, power): # → token_relevan
     for i,l in enumerate(layers):
         maps, features = [relevance[b] for b in late_blocks(l)] + ([flow[:, :, i]] if has_flow else []), _affinity_features(run, range(l+1) if has_keys else late_blocks(l))
         fill = (lambda v: fill_artifacts(v, bad[:, i], run.grid)) if fix_artifacts else lambda v: v
-        num_maps, widths, is_half = len(maps)*T, [f.shape[1] for f in features], features[0].dtype != maps[0].dtype
-        filled = fill(torch.cat(maps if is_half else maps + features, 1))                         # (B,C,n)
-        features = fill(torch.cat(features, 1)) if is_half else filled[:, num_maps:]              # half precision suffices for what is compared
-        maps = filled[:, :num_maps].unflatten(1, (-1, T))
-        features = features.unflatten(1, (len(widths), -1)).mT if len({*widths}) == 1 else [f.mT for f in features.split(widths, 1)]
+        maps = fill(torch.cat(maps, 1)).unflatten(1, (-1, T))
+        features = fill(torch.stack(features).mT).mT if len({f.shape for f in features}) == 1 else [fill(f.mT).mT for f in features]
         parts.append((standardize(maps[:, :len(late_blocks(l))]).mean(1), maps[:, -1], key_affinity(features, power if has_keys else power/2)))   # tokens are less sharp than keys
     token_relevance, flows, graphs = (torch.stack(p, 1) if len(layers) > 1 else p[0][:, None] for p in zip(*parts))
     return token_relevance, flows if has_flow else None, graphs
