@@ -30,17 +30,19 @@ def replace_pixels(x:torch.Tensor,       # (3,H,W), preprocessed
                   )->torch.Tensor:       # (b,3,H,W)
     "Copies of a picture in which the removed pixels have the color of a baseline"
     if torch.is_tensor(baseline): return torch.where(removed[:, None], baseline.to(x), x)
-    if baseline not in BASELINES: raise VitxError(f"baseline {baseline!r} is unknown: use {', '.join(BASELINES)}, or a tensor")
+    if baseline not in BASELINES:
+        raise VitxError(f"baseline {baseline!r} is unknown: use {', '.join(BASELINES)}, or a tensor")
     if baseline == 'imputed': return noisy_linear_imputation(x, removed)
     return torch.where(removed[:, None], _BASELINE_IMAGES[baseline](x), x)
 
-# %% ../../nbs/evidence/05_faithfulness.ipynb #072c4154
+# %% ../../nbs/evidence/05_faithfulness.ipynb #d0451d5e
 def rank_groups(m:torch.Tensor, # (H,W)
                 groups:int=10,
                )->torch.Tensor: # (groups,H,W) bool
-    "Divide the pixels into equally large groups, from the highest values to the lowest; equal values in reading order"
+    "Equally large groups of pixels, from the highest values to the lowest; equal values in reading order"
     n, rank = m.numel(), pixel_ranks(m)
-    if not 1 < groups <= n: raise VitxError(f"groups={groups} does not divide {n} pixels: set groups to 2 or more, and at most to the number of pixels")
+    if not 1 < groups <= n:
+        raise VitxError(f"groups={groups} divides nothing: set groups to 2 or more, at most {n}")
     edges = [n*k//groups for k in range(groups+1)]
     return torch.stack([(a <= rank) & (rank < b) for a,b in zip(edges, edges[1:])])
 
@@ -48,12 +50,12 @@ def pair_agreement(salience:torch.Tensor,  # (K,) in decreasing order
                    drop:torch.Tensor,      # (K,)
                    tolerance:float=1e-6,   # drops that differ by less are equal
                   )->torch.Tensor:         # -1..1, NaN if all saliences are equal
-    "Share of the differences in salience that have the sign of the difference in drop, minus the share that doesn't"
+    "Share of the differences in salience whose sign is that of the drops, minus the share of the others"
     weight = (salience[:, None] - salience).triu(1)
     agrees = drop[:, None] - drop >= -tolerance
     return torch.where(agrees, weight, -weight).sum()/weight.sum()
 
-@metric('saco', better='higher', needs='model', range=(-1, 1), nan_reason='a flat map puts no pixel above another')
+@metric('saco', better='higher', needs='model', range=(-1, 1), nan_reason='a flat map has no order')
 def saco(m:torch.Tensor,    # (H,W) signed
          predict,           # images (b,3,H,W) → logits (b,C)
          x:torch.Tensor,    # (3,H,W), preprocessed
@@ -62,7 +64,7 @@ def saco(m:torch.Tensor,    # (H,W) signed
          baseline='mean',   # see `replace_pixels`
          batch:int=64,      # images per forward pass
         )->torch.Tensor:    # -1..1, NaN for a flat map
-    "Salience-guided faithfulness coefficient (Wu et al., CVPR 2024): do groups of pixels with higher values make the probability drop more?"
+    "SaCo (Wu et al., CVPR 2024): does the probability drop more without pixels of higher values?"
     check_map(m, x)
     regions = rank_groups(m, groups)
     p = target_probs(predict, torch.cat([x[None], replace_pixels(x, regions, baseline)]), target, batch)
@@ -77,7 +79,7 @@ def most_influential_first(m:torch.Tensor, # (H,W) signed
                            steps:int=10,    # 1/steps, 2/steps, … of the pixels are replaced, never all
                            batch:int=64,
                           )->torch.Tensor:  # -1..1, higher is better
-    "Mean drop of the probability while the pixels with the highest values are replaced (MIF); `steps` forward passes"
+    "Mean drop of the probability while the pixels with the highest values are replaced (MIF)"
     check_map(m, x)
     if steps < 2: raise VitxError(f"steps={steps} replaces nothing or everything: set steps to 2 or more")
     rank = pixel_ranks(m)
@@ -85,23 +87,29 @@ def most_influential_first(m:torch.Tensor, # (H,W) signed
     p = target_probs(predict, torch.cat([x[None], replace_pixels(x, removed, baseline)]), target, batch)
     return p[0] - p[1:].mean()
 
-def least_influential_first(m, predict, x, target, baseline='mean', steps:int=10, batch:int=64)->torch.Tensor: # -1..1, lower is better
-    "Mean drop of the probability while the pixels with the lowest values are replaced (LIF); `steps` forward passes"
+def least_influential_first(m:torch.Tensor, predict, x:torch.Tensor, target:int, baseline='mean',
+                            steps:int=10, batch:int=64,
+                           )->torch.Tensor: # -1..1, lower is better
+    "Mean drop of the probability while the pixels with the lowest values are replaced (LIF)"
     return most_influential_first(-m, predict, x, target, baseline, steps, batch)
 
-# %% ../../nbs/evidence/05_faithfulness.ipynb #8e31f88b
+# %% ../../nbs/evidence/05_faithfulness.ipynb #e6fcdf37
 def _register_influence(baseline, color):
-    def mif(m, predict, x, target, steps:int=10, batch:int=64): return most_influential_first(m, predict, x, target, baseline, steps, batch)
-    def lif(m, predict, x, target, steps:int=10, batch:int=64): return least_influential_first(m, predict, x, target, baseline, steps, batch)
+    def mif(m, predict, x, target, steps:int=10, batch:int=64):
+        return most_influential_first(m, predict, x, target, baseline, steps, batch)
+    def lif(m, predict, x, target, steps:int=10, batch:int=64):
+        return least_influential_first(m, predict, x, target, baseline, steps, batch)
     def srg(mif, lif): return mif - lif
-    text = "Mean drop of the probability while the {} influential 10, 20, … 90 % of the pixels are replaced by " + color
+    text = "Mean drop of the probability while the {} influential 10, 20, … 90 % of pixels become " + color
     mif.__doc__, lif.__doc__ = text.format('most'), text.format('least')
     srg.__doc__ = f"Symmetric relevance gain: mif-{baseline} minus lif-{baseline}; about 0 for a random map"
     metric(f'mif-{baseline}', better='higher', needs='model', range=(-1, 1))(mif)
     metric(f'lif-{baseline}', better='lower', needs='model', range=(-1, 1))(lif)
-    metric(f'srg-{baseline}', better='higher', needs='scores', inputs=(f'mif-{baseline}', f'lif-{baseline}'), range=(-2, 2))(srg)
+    inputs = f'mif-{baseline}', f'lif-{baseline}'
+    metric(f'srg-{baseline}', better='higher', needs='scores', inputs=inputs, range=(-2, 2))(srg)
 
-for _baseline,_color in dict(mean="the picture's mean color", blur='a blurred picture', imputed='noisy linear imputation').items():
+_COLORS = dict(mean="the picture's mean color", blur='blurred', imputed='noisy means of their neighbors')
+for _baseline,_color in _COLORS.items():
     _register_influence(_baseline, _color)
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #ba995a54
@@ -109,7 +117,7 @@ def grid_cells(h:int, w:int,     # size of the picture
                cells:int=4,      # rows and columns
               )->torch.Tensor:   # (cells²,h,w) bool, in reading order
     "Cells of a regular grid; if a side isn't divisible, cells differ by one pixel"
-    if not 0 < cells <= min(h, w): raise VitxError(f"cells={cells} does not fit a picture of {h}×{w}: use fewer cells")
+    if not 0 < cells <= min(h, w): raise VitxError(f"cells={cells} doesn't fit {h}×{w}: use fewer cells")
     rows, cols = torch.arange(h)*cells//h, torch.arange(w)*cells//w
     return rows[:, None]*cells + cols == torch.arange(cells**2)[:, None, None]
 
@@ -117,13 +125,15 @@ def target_logits(predict, xs:torch.Tensor, target:int, batch:int=64)->torch.Ten
     "Logit of the target for each image, `batch` images per forward pass"
     return torch.cat([predict(part)[:, target] for part in xs.split(batch)]).float()
 
-@metric('single-deletion', better='higher', needs='model', range=(-1, 1), nan_reason="a flat map, or a model that doesn't react, has no order")
+_NO_ORDER = "a flat map, or a model that doesn't react, has no order"
+
+@metric('single-deletion', better='higher', needs='model', range=(-1, 1), nan_reason=_NO_ORDER)
 def single_deletion(m:torch.Tensor, predict, x:torch.Tensor, target:int,
                     cells:int=4,      # rows and columns of the grid
                     baseline='zero',  # see `replace_pixels`
                     batch:int=64,
                    )->torch.Tensor:   # -1..1, NaN if all cells are equal
-    "Single-deletion score (Hesse et al., NeurIPS 2024): rank correlation of the map's sum in a cell and the drop of the logit without it"
+    "Single-deletion score (Hesse et al., NeurIPS 2024): rank correlation of cells' sums and logit drops"
     check_map(m, x)
     regions = grid_cells(*m.shape, cells).to(m.device)
     y = target_logits(predict, torch.cat([x[None], replace_pixels(x, regions, baseline)]), target, batch)
@@ -134,23 +144,28 @@ def hide_random_cells(xs:torch.Tensor,       # (B,3,H,W), preprocessed
                       cells:int=4,           # rows and columns of the grid
                       generator=None,        # `torch.Generator` on the CPU
                      )->torch.Tensor:        # (B,3,H,W)
-    "Set one random cell to 0 in each of about half of the pictures: data to finetune a model on before IDSDS (Hesse et al., 2024)"
+    "Set a random cell of about half of the pictures to 0, to finetune a model for IDSDS (Hesse et al., 2024)"
     regions = grid_cells(*xs.shape[-2:], cells)
     cell = torch.randint(len(regions), (len(xs),), generator=generator)
     hidden = regions[cell] & (torch.rand(len(xs), generator=generator) < .5)[:, None, None]
     return xs.masked_fill(hidden[:, None].to(xs.device), 0)
 
-# %% ../../nbs/evidence/05_faithfulness.ipynb #a0db848a
-def random_cells(h:int, w:int, cells:int=9, share:float=.2, samples:int=200, seed:int=0)->torch.Tensor: # (samples,h,w) bool
+# %% ../../nbs/evidence/05_faithfulness.ipynb #b7e601c7
+def random_cells(h:int, w:int,     # size of the picture
+                 cells:int=9,      # rows and columns of the grid
+                 share:float=.2,   # share of the cells in a subset
+                 samples:int=200, seed:int=0,
+                )->torch.Tensor:   # (samples,h,w) bool
     "Random subsets of the cells of a grid; all have the same number of cells"
     count = round(share*cells**2)
-    if not 0 < count < cells**2: raise VitxError(f"share={share} takes {count} of {cells**2} cells: choose a share between 0 and 1 that takes some, not all")
+    if not 0 < count < cells**2:
+        raise VitxError(f"share={share} takes {count} of {cells**2} cells: choose another share")
     order = torch.rand(samples, cells**2, generator=torch.Generator().manual_seed(seed)).argsort(1)
-    chosen = order.argsort(1) < count                                   # the first `count` of each random order
-    place = grid_cells(h, w, cells).long().argmax(0)                    # (h,w): the cell of each pixel
+    chosen = order.argsort(1) < count                      # the first `count` of each random order
+    place = grid_cells(h, w, cells).long().argmax(0)       # (h,w): the cell of each pixel
     return chosen[:, place]
 
-@metric('mu-fidelity', better='higher', needs='model', range=(-1, 1), nan_reason="a flat map, or a model that doesn't react, has no order")
+@metric('mu-fidelity', better='higher', needs='model', range=(-1, 1), nan_reason=_NO_ORDER)
 def mu_fidelity(m:torch.Tensor, predict, x:torch.Tensor, target:int,
                 cells:int=9,      # rows and columns of the grid
                 share:float=.2,   # share of the cells that is replaced
@@ -158,11 +173,12 @@ def mu_fidelity(m:torch.Tensor, predict, x:torch.Tensor, target:int,
                 baseline='zero',  # see `replace_pixels`
                 batch:int=64, seed:int=0,
                )->torch.Tensor:   # -1..1
-    "MuFidelity (Bhatt et al., IJCAI 2020, with cells as in Xplique): rank correlation of the map's sum over random cells and the drop of the logit without them"
+    "MuFidelity (Bhatt et al., IJCAI 2020): rank correlation of random cells' sums and drops of the logit"
     check_map(m, x)
     removed = random_cells(*m.shape, cells, share, samples, seed).to(m.device)
-    y = torch.cat([target_logits(predict, replace_pixels(x, part, baseline), target, batch) for part in removed.split(batch)])
-    return rank_correlation((removed*m.double()).sum((1, 2))[None], (target_logits(predict, x[None], target) - y)[None])
+    logits = lambda xs: target_logits(predict, xs, target, batch)
+    y = torch.cat([logits(replace_pixels(x, part, baseline)) for part in removed.split(batch)])
+    return rank_correlation((removed*m.double()).sum((1, 2))[None], (logits(x[None]) - y)[None])
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #74d0ebab
 def compressed_size(rgb:np.ndarray)->int: # uint8 (H,W,3) → bytes
@@ -186,27 +202,34 @@ def interpolate_unknown(x:torch.Tensor, known:torch.Tensor)->torch.Tensor: # (3,
 
 def _to_bytes(xs): # (n,3,H,W) → uint8 (n,H,W,3); the channels' ranges are those of the last image
     low, high = xs[-1].amin((1, 2), keepdim=True), xs[-1].amax((1, 2), keepdim=True)
-    return ((xs - low)/(high - low).clamp_min(1e-12)*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    scaled = ((xs - low)/(high - low).clamp_min(1e-12)*255).round().clamp(0, 255)
+    return scaled.byte().permute(0, 2, 3, 1).cpu().numpy()
 
-# %% ../../nbs/evidence/05_faithfulness.ipynb #75fd4940
+# %% ../../nbs/evidence/05_faithfulness.ipynb #32b8eeac
 INFORMATION_SHARES = (.005, .01, .02, .03, .04, .05, .07, .1, .13, .21, .34, .5, .75)
 
-def revealed_images(m:torch.Tensor, x:torch.Tensor, shares=INFORMATION_SHARES, known:float=.01, seed:int=0)->torch.Tensor: # (2+shares,3,H,W)
-    "The blurred picture, pictures with more and more pixels of the highest values revealed, and the picture itself"
-    start = torch.zeros(m.numel(), dtype=torch.bool)
-    start[torch.randperm(m.numel(), generator=torch.Generator().manual_seed(seed))[:int(known*m.numel())]] = True
-    start, high = start.view(m.shape), m.float().cpu()
-    revealed = [high >= high.double().quantile(1 - s) for s in shares]
-    return torch.stack([interpolate_unknown(x, start), *[interpolate_unknown(x, start | r) for r in revealed], x])
+def revealed_images(m:torch.Tensor,              # (H,W)
+                    x:torch.Tensor,              # (3,H,W)
+                    shares=INFORMATION_SHARES,   # of the pixels that are revealed
+                    known:float=.01,             # share of the pixels that is known from the start
+                    seed:int=0,
+                   )->torch.Tensor:              # (2+shares,3,H,W)
+    "The blurred picture, pictures in which more and more pixels are revealed, and the picture itself"
+    order = torch.randperm(m.numel(), generator=torch.Generator().manual_seed(seed)).view(m.shape)
+    start, high = order < int(known*m.numel()), m.double().cpu()
+    revealed = [start | (high >= high.quantile(1 - s)) for s in shares]
+    return torch.stack([*[interpolate_unknown(x, r) for r in (start, *revealed)], x])
 
-def information_curve(sizes, performance)->tuple: # both (n,): of the blurred picture, the revealed ones, and the picture → points (n,), (n,), 0..1
-    "Points of a performance information curve: both axes run from the blurred picture (0) to the original (1)"
-    scale = lambda v: ((v - v[0])/(v[-1] - v[0])).clip(0, 1)
-    information, performance = scale(np.asarray(sizes, float)), np.maximum.accumulate(scale(np.asarray(performance, float))[:-1])
+def information_curve(sizes,       # (n,) of the blurred picture, the revealed ones, and the picture
+                      performance, # (n,)
+                     )->tuple:     # (n,), (n,), 0..1
+    "Points of a performance information curve: both axes run from the blurred picture to the original"
+    scale = lambda v: ((np.asarray(v, float) - v[0])/(v[-1] - v[0])).clip(0, 1)
+    information, performance = scale(sizes), np.maximum.accumulate(scale(performance)[:-1])
     order = np.argsort([*information[1:-1], 0, 1], kind='stable')
     return np.array([*information[1:-1], 0, 1])[order], np.array([*performance[1:], 0, 1])[order]
 
-def _information_area(m, predict, x, target, performance, min_performance, batch, **settings):
+def _information_area(m, x, performance, min_performance, batch, **settings):
     check_map(m, x)
     xs = revealed_images(m, x, **settings)
     sizes, y = [compressed_size(b) for b in _to_bytes(xs)], performance(xs, batch).double().cpu().numpy()
@@ -214,27 +237,32 @@ def _information_area(m, predict, x, target, performance, min_performance, batch
     a, b = information_curve(sizes, y)
     return torch.tensor(((b[1:] + b[:-1])/2*np.diff(a)).sum()).float()
 
-# %% ../../nbs/evidence/05_faithfulness.ipynb #96bfbb30
-@metric('sic', better='higher', needs='model', range=(0, 1), nan_reason='the model gives the class less than 0.8, or a blurred picture tells it as much')
+# %% ../../nbs/evidence/05_faithfulness.ipynb #730853c5
+_UNSURE = 'the model gives the class less than 0.8, or a blurred picture tells it as much'
+_UNCHANGED = "the class isn't the top class, or it is that of the blurred picture as well"
+
+@metric('sic', better='higher', needs='model', range=(0, 1), nan_reason=_UNSURE)
 def sic(m:torch.Tensor, predict, x:torch.Tensor, target:int,
         min_prob:float=.8,                # smaller probabilities of the class have no value
         batch:int=64, seed:int=0,
         shares:tuple=INFORMATION_SHARES,  # of the pixels that are revealed
        )->torch.Tensor:                   # 0..1 or NaN
-    "Area under the softmax information curve (Kapishnikov et al., ICCV 2019): probability by the size of the compressed picture"
+    "Softmax information curve (Kapishnikov et al., ICCV 2019): probability by the compressed size"
     probs = lambda xs, batch: target_probs(predict, xs, target, batch)
-    return _information_area(m, predict, x, target, probs, min_prob, batch, shares=shares, seed=seed)
+    return _information_area(m, x, probs, min_prob, batch, shares=shares, seed=seed)
 
-@metric('aic', better='higher', needs='model', range=(0, 1), nan_reason="the class isn't the top class, or it is that of the blurred picture as well")
-def aic(m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64, seed:int=0, shares:tuple=INFORMATION_SHARES)->torch.Tensor: # 0..1 or NaN
-    "Area under the accuracy information curve (Kapishnikov et al., ICCV 2019): top-1 correctness by the size of the compressed picture"
-    correct = lambda xs, batch: torch.cat([predict(part).argmax(1) == target for part in xs.split(batch)]).float()
-    return _information_area(m, predict, x, target, correct, 1, batch, shares=shares, seed=seed)
+@metric('aic', better='higher', needs='model', range=(0, 1), nan_reason=_UNCHANGED)
+def aic(m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64, seed:int=0,
+        shares:tuple=INFORMATION_SHARES,  # of the pixels that are revealed
+       )->torch.Tensor:                   # 0..1 or NaN
+    "Accuracy information curve (Kapishnikov et al., ICCV 2019): top-1 correctness by the compressed size"
+    top = lambda xs, batch: torch.cat([predict(part).argmax(1) == target for part in xs.split(batch)]).float()
+    return _information_area(m, x, top, 1, batch, shares=shares, seed=seed)
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #e9905e7b
 def completeness_error(m:torch.Tensor,         # (…,h,w) relevance, neither scaled nor averaged over pixels
                        value:torch.Tensor,     # (…) output that is explained, usually a logit
                        reference=0.,           # (…) output for the baseline, for methods that have one
                       )->torch.Tensor:         # (…) ≥ 0, in the unit of the output
-    "Absolute difference between the sum of a map and the output that it should add up to (LibraGrad, CVPR 2025); lower is better"
+    "Absolute difference between a map's sum and the output that it should add up to (LibraGrad, CVPR 2025)"
     return (m.double().sum((-2, -1)) - (value - reference)).abs().float()
