@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # registers their methods
+import vitx.evidence.faithfulness, vitx.evidence.quantus  # registers their metrics
 from .core import *
 from .picture.images import *
 from .picture.bands import *

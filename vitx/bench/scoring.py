@@ -29,6 +29,7 @@ class ScoredMap:
     explain: object                              # model, pictures (b,3,H,W) → maps (b,h,w) of the same class and method
     black: torch.Tensor = None                   # (3,1,1) black after normalization
     randomized_models: list = None               # randomized copies of the model
+    explain_target: object = None                # pictures (b,3,H,W), class → maps (b,h,w) of the same method
     mask_error: str = ''                         # reason if a mask could not be read
     index: int = 0                               # position of the picture in the capture
     correct_class: int = None                    # class that counts as correct; None: the target
@@ -39,7 +40,7 @@ class ScoredMap:
         "Value of one metric, computed once"
         if name not in self.scores:
             meta = metric[name].meta
-            self.scores[name] = float(metric[name](*self._metric_args(meta), **{k: getattr(self, k) for k in ('black', 'randomized_models') if meta.get(k)},
+            self.scores[name] = float(metric[name](*self._metric_args(meta), **{k: getattr(self, k) for k in ('black', 'randomized_models', 'explain_target') if meta.get(k)},
                                                    **self.settings.get(name, {})))
         return self.scores[name]
 
@@ -120,8 +121,8 @@ def _correctness_suffix(protocol, top, choice): return CORRECTNESS_SUFFIXES[top 
 def _score_map(ex, q, choice, n, m, metrics, capture_and_index, black, randomized_models, protocol): # → rows of one map
     t, correct, note = choice
     if isinstance(m, str): return [(t, n, k, None, _join_notes(note, m)) for k in metrics]
-    case = ScoredMap(m, q.mask, capture_and_index[0], t, partial(_compute_maps, ex, n, t), black, randomized_models, q.mask_error, capture_and_index[1],
-                     correct, protocol.metrics if protocol else {})
+    case = ScoredMap(m, q.mask, capture_and_index[0], t, partial(_compute_maps, ex, n, t), black, randomized_models,
+                     lambda xs, c: _compute_maps(ex, n, c, ex.model, xs), q.mask_error, capture_and_index[1], correct, protocol.metrics if protocol else {})
     return [(t, n, k, *_score_metric(case, k, note)) for k in metrics]
 
 def _score_metric(case, k, note):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SEG_COUNTS', 'pointing_game', 'pointing_game_small', 'energy_pointing_game', 'ap', 'iou', 'iou_at_threshold',
            'iou_mean', 'seg_counts', 'seg_acc', 'seg_miou', 'seg_map', 'connected_components', 'fill_holes',
-           'component_boxes', 'box_iou', 'otsu_threshold', 'otsu_box_iou', 'gaussian_blur', 'deletion', 'insertion',
-           'insertion_deletion', 'positive_perturbation', 'negative_perturbation', 'noisy_linear_imputation', 'road',
-           'average_drop', 'increase_in_confidence', 'compose_grid', 'quadrant_masks', 'grid_pointing_scores',
-           'grid_pointing_game', 'cascade_layers', 'randomize_model', 'rank_correlation', 'randomization',
-           'max_sensitivity', 'relative_cost']
+           'component_boxes', 'box_iou', 'otsu_threshold', 'otsu_box_iou', 'pixel_ranks', 'target_probs', 'check_map',
+           'gaussian_blur', 'deletion', 'insertion', 'insertion_deletion', 'positive_perturbation',
+           'negative_perturbation', 'noisy_linear_imputation', 'road', 'average_drop', 'increase_in_confidence',
+           'compose_grid', 'quadrant_masks', 'grid_pointing_scores', 'grid_pointing_game', 'cascade_layers',
+           'randomize_model', 'rank_correlation', 'randomization', 'max_sensitivity', 'relative_cost']
 
 # %% ../../nbs/evidence/01_metrics.ipynb #480246f0
 import copy, time
@@ -204,22 +204,22 @@ def _box_overlap(a, b):
 # %% ../../nbs/evidence/01_metrics.ipynb #87b00649
 def _probability_curve(predict, start, end, m, target, steps, batch):
     "Probabilities (steps+1,) of the target while pixels of `end` replace those of `start`, in decreasing order of `m`"
-    _check_map(m, start)
+    check_map(m, start)
     if steps < 1: raise VitxError(f"steps={steps} gives no curve: set steps to 1 or more")
-    rank = _pixel_ranks(m)
+    rank = pixel_ranks(m)
     xs = torch.stack([torch.where(rank < c, end, start) for c in torch.linspace(0, rank.numel(), steps+1, device=m.device)])
-    return _target_probs(predict, xs, target, batch)
+    return target_probs(predict, xs, target, batch)
 
-def _pixel_ranks(m):
+def pixel_ranks(m:torch.Tensor)->torch.Tensor: # (H,W) → (H,W) long
     "Rank of each pixel: 0 for the largest value; equal values in reading order"
     order = m.flatten().argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=m.device)).view(m.shape)
 
-def _target_probs(predict, xs, target, batch):
-    "Softmax probability of the target for each image"
+def target_probs(predict, xs:torch.Tensor, target:int, batch:int=64)->torch.Tensor: # images (n,3,H,W) → (n,), 0..1
+    "Softmax probability of the target for each image, `batch` images per forward pass"
     return torch.cat([predict_probs(predict, part)[:, target] for part in xs.split(batch)])
 
-def _check_map(m, x):
+def check_map(m:torch.Tensor, x:torch.Tensor): # (H,W), (3,H,W)
     "Raise a VitxError unless the map fits the image and is finite"
     if m.shape != x.shape[-2:]: raise VitxError(f"the map is {tuple(m.shape)}, but the image is {tuple(x.shape[-2:])}: resize the map with upsample_map first")
     if not m.isfinite().all(): raise VitxError("the map holds NaN or infinite values: check the method and the precision of the model")
@@ -263,9 +263,9 @@ def insertion_deletion(insertion, deletion):
 # %% ../../nbs/evidence/01_metrics.ipynb #e29eda6a
 def _perturbation_area(m, predict, x, target, black):
     "Area (0..90) under top-1 correctness while 0, 10, … 90 % of the pixels turn black, in decreasing order of `m`"
-    _check_map(m, x)
+    check_map(m, x)
     black = torch.zeros(3, 1, 1).to(x) if black is None else black.to(x)
-    rank = _pixel_ranks(m)
+    rank = pixel_ranks(m)
     xs = torch.stack([torch.where(rank < round(rank.numel()*k/10), black, x) for k in range(10)])
     is_correct = (predict(xs).argmax(-1) == target).float()
     return 10*((is_correct[1:] + is_correct[:-1])/2).sum()
@@ -329,18 +329,18 @@ def noisy_linear_imputation(x:torch.Tensor,       # (3,H,W)
 @metric('road', better='higher', needs='model', range=(-1, 1))
 def road(m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64)->torch.Tensor:
     "ROAD (Rong et al., ICML 2022): (LeRF − MoRF)/2, each the target's mean softmax with 10, 20, … 90 % of pixels replaced by noisy linear imputation"
-    _check_map(m, x)
-    n, rank = m.numel(), _pixel_ranks(m)
+    check_map(m, x)
+    n, rank = m.numel(), pixel_ranks(m)
     shares = [round(n*k/10) for k in range(1, 10)]
-    p = _target_probs(predict, noisy_linear_imputation(x, torch.stack([rank >= n-s for s in shares] + [rank < s for s in shares])), target, batch)
+    p = target_probs(predict, noisy_linear_imputation(x, torch.stack([rank >= n-s for s in shares] + [rank < s for s in shares])), target, batch)
     return (p[:9].mean() - p[9:].mean())/2
 
 # %% ../../nbs/evidence/01_metrics.ipynb #0cde0b97
 def _masked_probs(m, predict, x, target):
     "The target's probability for the image, and for the image times the map"
-    _check_map(m, x)
+    check_map(m, x)
     m = m.clamp_min(0)
-    return _target_probs(predict, torch.stack([x, x*(m/m.max().clamp_min(1e-12)).to(x)]), target, 2)
+    return target_probs(predict, torch.stack([x, x*(m/m.max().clamp_min(1e-12)).to(x)]), target, 2)
 
 @metric('average-drop', better='lower', needs='model', range=(0, 1))
 def average_drop(m:torch.Tensor, predict, x:torch.Tensor, target:int)->torch.Tensor:
