@@ -32,21 +32,7 @@ def read_color_numbers(path)->np.ndarray: # (H,W) int
     if m[..., 2].any(): raise VitxError("the mask has blue pixels, which code no class: use the original PNG")
     return m[..., 0] + 256*m[..., 1].astype(int)
 
-# %% ../../nbs/data/06_known_truth.ipynb #1d1262cf
-@dataset('imagenet-s', path=':FOLDER[@SPLIT]', explainer=True)
-def imagenet_s(path, limit:int=None, ex=None):
-    "ImageNet-S: masks of 50, 300 or 919 of ImageNet's classes; FOLDER@SPLIT, default validation"
-    path, split = parse_split(path, 'validation')
-    root = _imagenet_s_folder(find_folder(path, 'imagenet-s'))
-    _check_imagenet_s_split(root, split)
-    images, masks = (images_by_name(root/part) for part in (split, f'{split}-segmentation'))
-    numbers = _class_numbers(root, split)
-    for name in sorted({*images, *masks}):
-        wnid = name.split('/')[0]
-        image = unique_reader(read_image, images.get(name), 'a mask without a picture', upright=False)
-        mask = unique_reader(_numbered_mask, masks.get(name), 'no mask', wnid=wnid, numbers=numbers)
-        yield Sample(name, image, mask, imagenet_class(wnid, ex) if wnid in numbers else None)
-
+# %% ../../nbs/data/06_known_truth.ipynb #e152e800
 def _imagenet_s_folder(root): # → the folder of one set
     found = [p for n in (919, 300, 50) if (p := root/f'ImageNetS{n}').is_dir()]
     if len(found) > 1:
@@ -80,6 +66,21 @@ def _numbered_mask(path, image, wnid, numbers): # → (H,W) bool
         others = ', '.join(map(str, found)) or 'no class'
         raise VitxError(f"the mask doesn't show {wnid}, number {i}; it shows {others}")
     return check_mask_size(m == i, image)
+
+# %% ../../nbs/data/06_known_truth.ipynb #1d1262cf
+@dataset('imagenet-s', path=':FOLDER[@SPLIT]', explainer=True)
+def imagenet_s(path, limit:int=None, ex=None):
+    "ImageNet-S: masks of 50, 300 or 919 of ImageNet's classes; FOLDER@SPLIT, default validation"
+    path, split = parse_split(path, 'validation')
+    root = _imagenet_s_folder(find_folder(path, 'imagenet-s'))
+    _check_imagenet_s_split(root, split)
+    images, masks = (images_by_name(root/part) for part in (split, f'{split}-segmentation'))
+    numbers = _class_numbers(root, split)
+    for name in sorted({*images, *masks}):
+        wnid = name.split('/')[0]
+        image = unique_reader(read_image, images.get(name), 'a mask without a picture', upright=False)
+        mask = unique_reader(_numbered_mask, masks.get(name), 'no mask', wnid=wnid, numbers=numbers)
+        yield Sample(name, image, mask, imagenet_class(wnid, ex) if wnid in numbers else None)
 
 # %% ../../nbs/data/06_known_truth.ipynb #610d0c47
 FUNNYBIRDS_PARTS = dict(   # part → colors in the part map
@@ -144,6 +145,17 @@ class PartSample(Sample):
         size, other = ('{}×{}'.format(*i.size) for i in (self.image, image))
         raise VitxError(f"the image has {size} pixels, but the image without {part} has {other}")
 
+# %% ../../nbs/data/06_known_truth.ipynb #98e27292
+def _funnybird(root, split, k, i, target): # class, number of the image → PartSample
+    file, renders = f'{k}/{i:06d}.png', root/f'{split}_interventions/{k}/{i:06d}'
+    return PartSample(file, partial(_read_opaque, root/split/file),
+                      partial(read_part_map, root/f'{split}_part_map'/file),
+                      {p: partial(_read_without, renders, p) for p in FUNNYBIRDS_PARTS}, target)
+
+def _read_without(folder, part):
+    kept = sorted({*FUNNYBIRDS_PARTS} - {part})
+    return _read_opaque(folder/f"body_{'_'.join(kept)}.png")
+
 # %% ../../nbs/data/06_known_truth.ipynb #c2e167a4
 @dataset('funnybirds', path=':FOLDER[@SPLIT]', explainer=True)
 def funnybirds(path, limit:int=None, ex=None):
@@ -164,19 +176,32 @@ def funnybirds(path, limit:int=None, ex=None):
         yield _funnybird(root, split, k, i, label_to_target(k, names, ex))
     yield from unlisted_images(find_folder(root, 'funnybirds', split), listed)
 
-def _funnybird(root, split, k, i, target): # class, number of the image → PartSample
-    file, renders = f'{k}/{i:06d}.png', root/f'{split}_interventions/{k}/{i:06d}'
-    return PartSample(file, partial(_read_opaque, root/split/file),
-                      partial(read_part_map, root/f'{split}_part_map'/file),
-                      {p: partial(_read_without, renders, p) for p in FUNNYBIRDS_PARTS}, target)
-
-def _read_without(folder, part):
-    kept = sorted({*FUNNYBIRDS_PARTS} - {part})
-    return _read_opaque(folder/f"body_{'_'.join(kept)}.png")
-
-# %% ../../nbs/data/06_known_truth.ipynb #d041c725
+# %% ../../nbs/data/06_known_truth.ipynb #3809c735
 _BIRDS, _PLACES, _SPLITS = ('landbird', 'waterbird'), ('land', 'water'), ('train', 'val', 'test')
 
+def _read_metadata(root): # → name of each line, and its (file, y, split, place) or None
+    file, columns = root/'metadata.csv', dict(y=('0', '1'), split=('0', '1', '2'), place=('0', '1'))
+    if not file.is_file(): raise VitxError(f"{root} has no metadata.csv, so it isn't laid out as waterbirds")
+    with open(file, newline='', encoding='utf8', errors='replace') as f:
+        table = csv.DictReader(f)
+        if missing := sorted({'img_filename', *columns} - {*(table.fieldnames or ())}):
+            raise VitxError(f"metadata.csv has no column {missing[0]}, so it isn't that of waterbirds")
+        for row in table:
+            line, name = f'metadata.csv, line {table.line_num}', row['img_filename']
+            is_valid = name and all(row[c] in allowed for c,allowed in columns.items())
+            yield line, (name, *(int(row[c]) for c in columns)) if is_valid else None
+
+# %% ../../nbs/data/06_known_truth.ipynb #a3e7f9bd
+def _segmentation_reader(root, file):
+    folders = [p for p in (root, root.parent, root.parent/'CUB_200_2011') if (p/'segmentations').is_dir()]
+    if not folders: return failing_reader("no masks: put CUB's folder segmentations beside the pictures")
+    return partial(_read_segmentation, folders[0]/'segmentations'/Path(file).with_suffix('.png'))
+
+def _read_segmentation(path, image): # → (H,W) bool
+    if not path.is_file(): raise VitxError(f"no segmentation {path.name}")
+    return check_mask_size(np.array(read_image(path).convert('L')) > 127, image)
+
+# %% ../../nbs/data/06_known_truth.ipynb #ec2afab4
 @dataset('waterbirds', path=':FOLDER[@SPLIT]', explainer=True)
 def waterbirds(path, limit:int=None, ex=None):
     "Waterbirds: birds on land and water; the masks are CUB's segmentations; FOLDER@SPLIT, default test"
@@ -194,33 +219,34 @@ def waterbirds(path, limit:int=None, ex=None):
                          _segmentation_reader(root, file), label_to_target(y, _BIRDS, ex))
     yield from unlisted_images(root, listed, skip='segmentations/')
 
-def _read_metadata(root): # → name of each line, and its (file, y, split, place) or None
-    file, columns = root/'metadata.csv', dict(y=('0', '1'), split=('0', '1', '2'), place=('0', '1'))
-    if not file.is_file(): raise VitxError(f"{root} has no metadata.csv, so it isn't laid out as waterbirds")
-    with open(file, newline='', encoding='utf8', errors='replace') as f:
-        table = csv.DictReader(f)
-        if missing := sorted({'img_filename', *columns} - {*(table.fieldnames or ())}):
-            raise VitxError(f"metadata.csv has no column {missing[0]}, so it isn't that of waterbirds")
-        for row in table:
-            line, name = f'metadata.csv, line {table.line_num}', row['img_filename']
-            is_valid = name and all(row[c] in allowed for c,allowed in columns.items())
-            yield line, (name, *(int(row[c]) for c in columns)) if is_valid else None
-
-def _segmentation_reader(root, file):
-    folders = [p for p in (root, root.parent, root.parent/'CUB_200_2011') if (p/'segmentations').is_dir()]
-    if not folders: return failing_reader("no masks: put CUB's folder segmentations beside the pictures")
-    return partial(_read_segmentation, folders[0]/'segmentations'/Path(file).with_suffix('.png'))
-
-def _read_segmentation(path, image): # → (H,W) bool
-    if not path.is_file(): raise VitxError(f"no segmentation {path.name}")
-    return check_mask_size(np.array(read_image(path).convert('L')) > 127, image)
-
 # %% ../../nbs/data/06_known_truth.ipynb #74320352
 IMAGENET9_CLASSES = ('dog', 'bird', 'wheeled vehicle', 'reptile', 'carnivore', 'insect', 'musical instrument',
                      'primate', 'fish')
 _WITH_OBJECT = ('original', 'mixed_same', 'mixed_rand', 'mixed_next', 'only_fg')
 _WITHOUT_OBJECT = ('no_fg', 'only_bg_b', 'only_bg_t')
 
+def _imagenet9_target(folder, source, ex): # → class index, name, or None for an unknown folder
+    if folder not in (folders := [f'{k:02d}_{name}' for k,name in enumerate(IMAGENET9_CLASSES)]): return None
+    wnid = re.match(r'n\d{8}(?=_)', source)
+    if wnid and ex and len(ex.labels) == 1000: return imagenet_class(wnid[0], ex)
+    return label_to_target(folders.index(folder), IMAGENET9_CLASSES, ex)
+
+# %% ../../nbs/data/06_known_truth.ipynb #ff6526b3
+def _foreground_reader(path, variation):
+    if variation in _WITHOUT_OBJECT: return failing_reader(f"no mask, because {variation} shows no object")
+    if not path.parents[1].is_dir():
+        return failing_reader("no masks: put the folder fg_mask beside the variations")
+    return partial(_read_foreground, path) if path.is_file() else failing_reader(f"no mask {path.name}")
+
+def _read_foreground(path, image): # → (H,W) bool
+    try: m = np.load(path)
+    except (OSError, ValueError, EOFError):
+        raise VitxError(f"{path.name} is cut short, or no array of np.save") from None
+    if m.ndim != 2 or not np.isin(m, (0, 1)).all():
+        raise VitxError(f"the mask must be (H,W) of 0 and 1, but it has the shape {m.shape} or other values")
+    return check_mask_size(m.astype(bool), image)
+
+# %% ../../nbs/data/06_known_truth.ipynb #5bba8ff6
 @dataset('imagenet-9', path=':FOLDER[@VARIATION]', explainer=True)
 def imagenet_9(path, limit:int=None, ex=None):
     "ImageNet-9: nine groups of classes on exchanged backgrounds; FOLDER@VARIATION, default original"
@@ -241,24 +267,3 @@ def imagenet_9(path, limit:int=None, ex=None):
         for p in find_files(mask_folder, {'.npy'}):
             if p in used: continue
             yield Sample(p.relative_to(mask_folder).as_posix(), failing_reader('a mask without a picture'))
-
-# %% ../../nbs/data/06_known_truth.ipynb #dca47253
-def _imagenet9_target(folder, source, ex): # → class index, name, or None for an unknown folder
-    if folder not in (folders := [f'{k:02d}_{name}' for k,name in enumerate(IMAGENET9_CLASSES)]): return None
-    wnid = re.match(r'n\d{8}(?=_)', source)
-    if wnid and ex and len(ex.labels) == 1000: return imagenet_class(wnid[0], ex)
-    return label_to_target(folders.index(folder), IMAGENET9_CLASSES, ex)
-
-def _foreground_reader(path, variation):
-    if variation in _WITHOUT_OBJECT: return failing_reader(f"no mask, because {variation} shows no object")
-    if not path.parents[1].is_dir():
-        return failing_reader("no masks: put the folder fg_mask beside the variations")
-    return partial(_read_foreground, path) if path.is_file() else failing_reader(f"no mask {path.name}")
-
-def _read_foreground(path, image): # → (H,W) bool
-    try: m = np.load(path)
-    except (OSError, ValueError, EOFError):
-        raise VitxError(f"{path.name} is cut short, or no array of np.save") from None
-    if m.ndim != 2 or not np.isin(m, (0, 1)).all():
-        raise VitxError(f"the mask has the shape {m.shape} and values up to {m.max():.4g}, not 0 and 1")
-    return check_mask_size(m.astype(bool), image)
