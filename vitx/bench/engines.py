@@ -29,6 +29,7 @@ from ..evidence.metrics import *
 from ..model.classifiers import *
 from ..model.loading import *
 from ..data.layouts import *
+from ..data.known_truth import *
 from .protocols import *
 from ..data.readers import *
 from ..data.roads import *
