@@ -20,7 +20,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 
-import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # registers their methods
+import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.libragrad, vitx.method.masking, vitx.method.relation  # registers their methods
 from .core import *
 from .picture.images import *
 from .picture.bands import *
