@@ -59,25 +59,36 @@ def capture_as(kind:type, # a subclass of `Capture`
 
 # %% ../../nbs/method/07_libragrad.ipynb #28774803
 BIAS_ARGUMENT = dict(linear=2, layer_norm=3)     # function → position of its bias
-UNPLACED_BIASES = ('conv1d', 'conv2d', 'batch_norm', 'group_norm', 'multi_head_attention_forward')
+UNPLACED_BIASES = ('conv1d', 'conv2d', 'batch_norm', 'group_norm')
 
 class FullGradInterceptor(LibraInterceptor):
     "`LibraInterceptor` that also passes a zero per token and bias to `callback('bias', place, zeros)`; its gradient is the contribution of the bias"
     def __init__(self, *args): # as of `AttentionInterceptor`
         super().__init__(*args)
-        self.num_biases, self.in_head = 0, False
+        self.num_biases, self.in_head, self.tokens_first = 0, False, False
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name, kw, out = getattr(func, '__name__', ''), kwargs or {}, super().__torch_function__(func, types, args, kwargs)
-        self.last_linear = None      # values get their gradient from the layer that made them, where its bias is
-        if self.in_last_block: self.in_head = True
-        if not isinstance(out, torch.Tensor) or not out.requires_grad: return out
+        name, kw = getattr(func, '__name__', ''), kwargs or {}
+        if name == 'multi_head_attention_forward': return self._open_mha(func, args, kw)
+        out, self.last_linear = super().__torch_function__(func, types, args, kw), None    # values get their gradient from the layer that adds the bias
+        self.in_head |= bool(self.in_last_block)
         in_block = bool(self.in_last_block) or not self.in_head
+        if not isinstance(out, torch.Tensor) or not out.requires_grad: return out
         if name in UNPLACED_BIASES and in_block: raise VitxError(_unplaced_message(name))
-        position = BIAS_ARGUMENT.get(name)
-        bias = None if position is None else kw.get('bias', args[position] if len(args) > position else None)
-        if bias is None: return out
+        i = BIAS_ARGUMENT.get(name)
+        bias = None if i is None else kw.get('bias', args[i] if len(args) > i else None)
+        return out if bias is None else self._with_bias_scale(out, bias, in_block)
+    def _with_bias_scale(self, out, bias, in_block):
         self.num_biases += 1
-        return out + self.callback('bias', (self.num_biases, in_block), torch.zeros_like(out.detach()[..., :1]))*bias
+        zeros = torch.zeros_like(out.detach()[..., :1])
+        place = self.num_biases, in_block
+        scale = self.callback('bias', place, zeros.transpose(0, 1)).transpose(0, 1) if self.tokens_first else self.callback('bias', place, zeros)
+        return out + scale*bias
+    def _open_mha(self, func, args, kw): # its layers are called one by one; their tensors are (N,B,…)
+        if self.tokens_first: raise VitxError(_unplaced_message('an unusual attention module'))
+        self.tokens_first = True
+        try:
+            with self: return self._intercept_mha(func, args, kw)
+        finally: self.tokens_first = False
 
 def _unplaced_message(name):
     return (f"the blocks of this model add biases in {name}, so FullGrad can't say at which token each of them counts: "
