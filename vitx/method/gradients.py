@@ -45,7 +45,7 @@ def input_gradient(capture, targets, layers,
     return run.on_grid(torch.stack([run.patches((run.values[site, l][:, None]*run.grads[site, l]).sum(-1), -1) for l in layers], 2))
 
 # %% ../../nbs/method/04_gradients.ipynb #4d0e0b4e
-def _capture_input(capture, x): return Capture(capture.model, x, capture.anat, capture.score)
+def _capture_input(capture, x): return type(capture)(capture.model, x, capture.anat, capture.score)
 
 def _pixel_gradients(capture, targets, inputs):
     "For each batch of images (B,3,H,W): the gradient of the pixels (B,T,3,H,W)"

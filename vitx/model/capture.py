@@ -104,6 +104,7 @@ def _pixels_to_cells(size, a, b): return interpolation_matrix(a*(torch.arange(si
 # %% ../../nbs/model/10_capture.ipynb #5a27718e
 class Capture:
     "A model and a batch; a call records sites of layers"
+    interceptor_type = AttentionInterceptor
     def __init__(self, model:nn.Module, x:torch.Tensor, # (B,3,H,W), preprocessed
                  anat:Anatomy=None, score:str='logit'):
         p = next(model.parameters())
@@ -157,7 +158,7 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         return t.clone() if self.anat.writes_in_place else t
     with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), preserve_state(self.model) as undo:
         flow, token_shapes = AttentionFlow(self.x) if 'flow' in grad else None, []
-        interceptor = AttentionInterceptor(callback, {s: set(layers.get(s, ())) for s in ('attn', 'keys', 'flow')}, linearize, flow, token_shapes, self.anat.num_pooled_prefix)
+        interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ())) for s in ('attn', 'keys', 'flow')}, linearize, flow, token_shapes, self.anat.num_pooled_prefix)
         if self.anat.is_checked: interceptor.leftover = None
         for site,ls in layers.items():
             for l in sorted(set(ls)): add_hooks(site, self.model, self.anat, l, callback, interceptor, undo)
