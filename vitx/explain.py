@@ -20,7 +20,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 
-import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # registers their methods
+import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.recent, vitx.method.relation  # registers their methods
 from .core import *
 from .picture.images import *
 from .picture.bands import *
@@ -142,7 +142,9 @@ def depth(self:Explainer)->int: return len(self.anat.blocks)
 def labels(self:Explainer)->list: return model_labels(self.model) if self._labels is None else self._labels   # read anew each time: a zero-shot model may have got new texts
 
 @patch
-def methods(self:Explainer)->list: return list_methods()
+def methods(self:Explainer)->list:
+    "Names of the methods, the default first. `get_method(name).meta` says where a method comes from (`source`) and under which terms (`terms`)"
+    return list_methods()
 
 @patch
 def target(self:Explainer, t, exact:bool=False)->int: # class index
