@@ -36,7 +36,8 @@ def attcat(capture, targets, layers):
     return run.on_grid(sum_blocks([run.patches(received(l)*contribution(l), -1) for l in blocks], layers))
 
 # %% ../../nbs/method/08_recent.ipynb #d8bd5b13
-@method('agcam', uses_internals=True, source='Leem & Seo, AAAI 2024: Attention Guided CAM', terms="authors' code: no license found")
+@method('agcam', uses_internals=True, source='Leem & Seo, AAAI 2024: Attention Guided CAM',
+        terms="authors' code: no license found")
 def agcam(capture, targets, layers):
     "Positive gradient of attention × sigmoid of attention scores, summed over heads and over blocks 0 … ℓ"
     with preserve_state(capture.model) as undo:
@@ -45,8 +46,9 @@ def agcam(capture, targets, layers):
     def block_map(attn, p, grad):
         scores = (p['q'] @ p['k'].mT*attn.scale).float()                                     # (B,heads,N,N)
         return run.pooled_row((scores.sigmoid()[:, None]*grad.clamp_min(0)).sum(2))
-    parts = zip(capture.anat.attns, checked_intermediates(capture, run), (run.grads['attn', l] for l in range(max(layers)+1)))
-    return run.on_grid(sum_blocks([block_map(*p) for p in parts], layers))
+    parts, attns = checked_intermediates(capture, run), capture.anat.attns
+    maps = [block_map(attns[l], parts[l], run.grads['attn', l]) for l in range(max(layers)+1)]
+    return run.on_grid(sum_blocks(maps, layers))
 
 # %% ../../nbs/method/08_recent.ipynb #9800d4e8
 def token_change(before:torch.Tensor, after:torch.Tensor)->torch.Tensor: # (B,N,D) each → (B,N)
@@ -58,7 +60,7 @@ def token_change(before:torch.Tensor, after:torch.Tensor)->torch.Tensor: # (B,N,
 def tokentm(capture, targets, layers):
     "Attention × positive gradient × change of tokens, accumulated over blocks 0 … ℓ"
     run = capture(targets, tokens=range(capture.depth), attn=range(max(layers)+1), grad='attn')
-    kept, by_layer = run.values['tokens', 0].norm(dim=-1), {}                                # what a token keeps of itself
+    kept, by_layer = run.values['tokens', 0].norm(dim=-1), {}      # kept: what a token keeps of itself
     C = kept.diag_embed()[:, None]
     for l,p in enumerate(checked_intermediates(capture, run)[:max(layers)+1]):
         before, between, after = (p[n].float() for n in ('resid_pre', 'resid_mid', 'resid_post'))
@@ -70,7 +72,8 @@ def tokentm(capture, targets, layers):
     return run.on_grid(torch.stack([run.pooled_row(by_layer[l]) for l in layers], 2))
 
 # %% ../../nbs/method/08_recent.ipynb #2aac835c
-@method('grad-eclip', source='Zhao et al., ICML 2024: Grad-ECLIP, with the heads of the model', terms="authors' code: no license found")
+@method('grad-eclip', source='Zhao et al., ICML 2024: Grad-ECLIP, with the heads of the model',
+        terms="authors' code: no license found")
 def grad_eclip(capture, targets, layers):
     "Values of block ℓ × gradient of attention's output, weighted by the similarity of queries and keys"
     run, maps = capture(targets, queries=layers, keys=layers, attn=layers, grad='attn'), []
@@ -88,7 +91,7 @@ def neighborhood_masks(h:int, w:int)->torch.Tensor: # (h·w,h·w): mask i, facto
     def band(n): return torch.eye(n)/2 + sum(torch.ones(n-1).diag(o) for o in (-1, 1))/4
     return torch.kron(band(h), band(w))
 
-def capture_block_kwargs(capture, targets, **sites): # sites: layers to record, as for a capture → activations, {block: arguments}
+def capture_block_kwargs(capture, targets, **sites): # as for a capture → activations, {block: arguments}
     "Record a run, and the further arguments of each block, such as rotary positions"
     block_kwargs = {}
     with preserve_state(capture.model) as undo:
@@ -108,37 +111,43 @@ def continue_from(capture, l:int,
         for i in range(l, capture.depth): tokens = capture.anat.blocks[i](tokens, **block_kwargs[i])
         return capture.head_logits(tokens).float()
 
-# %% ../../nbs/method/08_recent.ipynb #48e17d20
-@method('reciprocam', uses_internals=True, source='Byun & Lee, 2023 (arXiv 2310.02588): ViT-ReciproCAM, as in OpenVINO XAI',
+# %% ../../nbs/method/08_recent.ipynb #0ed05e27
+@method('reciprocam', uses_internals=True,
+        source='Byun & Lee, 2023 (arXiv 2310.02588): ViT-ReciproCAM, as in OpenVINO XAI',
         terms='code in OpenVINO XAI: Apache 2.0', n_forward='n patches, each over the blocks from ℓ on')
 def reciprocam(capture, targets, layers, batch=64, progress=None):
     "Score of the class if only one patch and its neighbors enter block ℓ, minus the mean over all patches"
     run, kw = capture_block_kwargs(capture, targets, tokens=layers, attn_input=layers)
-    keep = F.pad(neighborhood_masks(*run.grid), (run.num_prefix_tokens, 0), value=1.)[..., None].to(capture.x)   # (n,N,1)
-    maps = torch.zeros(*run.targets.shape, len(layers), len(keep))
+    masks = F.pad(neighborhood_masks(*run.grid), (run.num_prefix_tokens, 0), value=1.)[..., None]  # (n,N,1)
+    maps = torch.zeros(*run.targets.shape, len(layers), len(masks))
     for b,i in track([(b, i) for b in range(len(capture.x)) for i in range(len(layers))], 'layers', progress):
         x, a = (run.values.native((site, layers[i]))[[b]] for site in ('tokens', 'attn_input'))
-        check_match(continue_from(capture, layers[i], x, a, kw), run.logits[[b]], f"{type(capture.model).__name__} from block {layers[i]} on")
-        logits = torch.cat([continue_from(capture, layers[i], m*x, m*a, kw) for m in keep.split(batch)])
-        scores = class_score(logits, run.targets[[b]].expand(len(keep), -1), capture.score, capture.task)        # (n,T)
+        rest = lambda m: continue_from(capture, layers[i], m*x, m*a, kw)
+        check_match(rest(1), run.logits[[b]], f"{type(capture.model).__name__} from block {layers[i]} on")
+        logits = torch.cat([rest(m) for m in masks.to(capture.x).split(batch)])
+        targets = run.targets[[b]].expand(len(masks), -1)
+        scores = class_score(logits, targets, capture.score, capture.task)                       # (n,T)
         maps[b, :, i] = (scores - scores.mean(0)).T.cpu()
     return run.on_grid(maps)
 
 # %% ../../nbs/method/08_recent.ipynb #8911ff0e
-def position_embedding(capture, run)->torch.Tensor: # run: activations with the tokens that enter block 0 → (1,n,D)
+def position_embedding(capture, run)->torch.Tensor: # run: with the tokens that enter block 0 → (1,n,D)
     "Position embeddings of the patches; a VitxError unless they are simply added to the embedded patches"
     m, tokens = capture.model, run.patches(run.values['tokens', 0])
     positions = None if getattr(m, 'pos_embed', None) is None else m.pos_embed[:, -tokens.shape[1]:]
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(m): embedded = m.patch_embed(capture.x).flatten(1, -2)
-    if positions is None or positions.shape[1:] != tokens.shape[1:] or not results_match(embedded + positions, tokens):
-        raise VitxError(f"{type(m).__name__} doesn't simply add position embeddings to its embedded patches: use attnlrp")
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(m):
+        embedded = m.patch_embed(capture.x).flatten(1, -2)
+    fits = positions is not None and positions.shape[1:] == tokens.shape[1:]
+    if not (fits and results_match(embedded + positions, tokens)):
+        raise VitxError(f"{type(m).__name__} doesn't add position embeddings to its patches: use attnlrp")
     return positions.detach().float()
 
 @method('pa-lrp', uses_internals=True, source='Bakish et al., NeurIPS 2025: PA-LRP (arXiv 2506.02138)',
         terms=f"authors' code: no license found; {LRP_TERMS}")
 def pa_lrp(capture, targets, layers, gamma=(100., .05), softmax=False): # as of `attnlrp_rules`
     "Relevance of the pixels of a patch plus that of its position embedding; the same map for every layer"
-    with attnlrp_rules(capture, gamma, softmax): run = capture(targets, pixels=[0], tokens=[0], grad=('pixels', 'tokens'))
+    with attnlrp_rules(capture, gamma, softmax):
+        run = capture(targets, pixels=[0], tokens=[0], grad=('pixels', 'tokens'))
     pixels = sum_to_grid(run.values['pixels', 0][:, None]*run.grads['pixels', 0], run.grid)
     positions = (position_embedding(capture, run)[:, None]*run.patches(run.grads['tokens', 0])).sum(-1)
     return repeat_layers(pixels + run.on_grid(positions), layers)
@@ -148,7 +157,7 @@ def random_views(n:int, size:tuple, # (H,W)
                  seed:int=0, degrees:float=20., # largest rotation
                  shift:float=.1, scale:float=.1, # largest shift and change of scale, as shares
                 )->torch.Tensor: # (n,2,3)
-    "Random affine maps of a picture for `affine_grid`: flipped left to right or not, rotated, shifted and scaled"
+    "Random affine maps of a picture for `affine_grid`: flipped or not, rotated, shifted and scaled"
     u = 2*torch.rand(n, 5, generator=torch.Generator().manual_seed(seed)) - 1
     angle, s, flip, aspect = (u[:, 0]*degrees).deg2rad(), 1 + scale*u[:, 1], u[:, 2].sign(), size[0]/size[1]
     across = s*flip*angle.cos(), -s*aspect*angle.sin(), 2*shift*u[:, 3]
@@ -160,31 +169,32 @@ def warp_image(x:torch.Tensor, view:torch.Tensor)->torch.Tensor: # (B,C,H,W), (2
     grid = F.affine_grid(view.to(x).expand(len(x), -1, -1), x.shape, align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
-def pull_back(f, g:torch.Tensor)->torch.Tensor: # a linear function of pictures; gradient at what it returns → gradient at what it takes
-    "Gradient of `f`'s input, given the gradient of its output"
+def pull_back(f, g:torch.Tensor)->torch.Tensor: # a linear function of pictures; gradient of its output
+    "Gradient of the input of `f`, given the gradient of its output"
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.zeros_like(g, requires_grad=True)
         return torch.autograd.grad(f(x), x, g)[0]
 
 def robust_mean(v:torch.Tensor)->torch.Tensor: # (S,…) → (…)
-    "Mean over the first dimension, without values that lie more than 2.5 scaled median absolute deviations from the median"
+    "Mean over the first dimension without values further than 2.5 scaled median deviations from the median"
     deviation = (v - v.median(0).values).abs()
     inside = deviation <= 2.5*(1.4826*deviation.median(0).values + 1e-8)
     return (v*inside).sum(0)/inside.sum(0)
 
 # %% ../../nbs/method/08_recent.ipynb #ae706570
-@method('dave', source='Wróbel et al., ICML 2026: DAVE (arXiv 2602.06613), without smoothing', terms="authors' code: no license found",
-        n_forward=50, test_options=dict(steps=4))
+@method('dave', source='Wróbel et al., ICML 2026: DAVE (arXiv 2602.06613), without smoothing',
+        terms="authors' code: no license found", n_forward=50, test_options=dict(steps=4))
 def dave(capture, targets, layers, steps=50,
          noise=.3, # largest share of noise, 0 … 1: to be chosen for each model
          seed=0, progress=None):
-    "Pixel values × linearized gradient, averaged over views with noise, without outliers; the same map for every layer"
+    "Pixel values × linearized gradient, a robust mean over views with noise; the same map for every layer"
     run, x, parts = capture(targets), capture.x.float(), []
     draws, views = torch.Generator().manual_seed(seed), random_views(steps, capture.x.shape[-2:], seed)
     for view,t in track(list(zip(views, torch.linspace(0, noise, steps).tolist())), 'views', progress):
         warp = lambda p: (1 - t)*warp_image(p, view)
         changed = warp(x) + (1 - (1 - t)**2)**.5*torch.randn(x.shape[1:], generator=draws).to(x)
-        view_run = Capture(capture.model, changed, capture.anat, capture.score)(run.targets, pixels=[0], grad='pixels', linearize=True)
-        grad = pull_back(warp, view_run.grads['pixels', 0].flatten(0, 1)).unflatten(0, run.targets.shape)   # (B,T,C,H,W)
+        view_capture = Capture(capture.model, changed, capture.anat, capture.score)
+        grad = view_capture(run.targets, pixels=[0], grad='pixels', linearize=True).grads['pixels', 0]
+        grad = pull_back(warp, grad.flatten(0, 1)).unflatten(0, run.targets.shape)      # (B,T,C,H,W)
         parts.append(grad*x[:, None])
     return repeat_layers(sum_to_grid(robust_mean(torch.stack(parts)), run.grid), layers)
