@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import *
-from ..targets import *
 from ..model.anatomy import *
-from ..model.tracing import *
 from ..model.capture import *
 from .gradients import *
 
