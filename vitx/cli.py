@@ -211,8 +211,14 @@ def _print_rows(rows, json):
 @commands('methods')
 def methods(json:bool=False # Print JSON
            ):
-    "List the attribution methods; --json adds their sources"
-    _print_rows([dict(name=n, summary=f.__doc__, source=f.meta.get('source'), class_specific=not f.meta.get('class_agnostic', False)) for n,f in ((n, method[n]) for n in list_methods())], json)
+    "List the attribution methods, where they come from, and the terms of their authors"
+    rows = [dict(name=n, summary=f.__doc__, source=f.meta.get('source'), terms=f.meta.get('terms'), class_specific=not f.meta.get('class_agnostic', False))
+            for n,f in ((n, method[n]) for n in list_methods())]
+    _print_rows(rows if json else [dict(r, summary=_with_source(r)) for r in rows], json)
+
+def _with_source(row): # a row of `methods` → its summary; below it, if they are known, source and terms
+    indent = ' '*(max(map(len, method)) + 2)
+    return '\n'.join([str(row['summary']), *(f'{indent}{row[k]}' for k in ('source', 'terms') if row[k])])
 
 @commands('metrics')
 def metrics(json:bool=False # Print JSON

@@ -20,8 +20,10 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 
-import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.masking, vitx.method.relation  # registers their methods
-import vitx.evidence.faithfulness, vitx.evidence.quantus  # registers their metrics
+# these imports register methods and metrics
+import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.libragrad
+import vitx.method.masking, vitx.method.recent, vitx.method.relation
+import vitx.evidence.faithfulness, vitx.evidence.quantus, vitx.evidence.interventions
 from .core import *
 from .picture.images import *
 from .picture.bands import *
@@ -143,9 +145,6 @@ def depth(self:Explainer)->int: return len(self.anat.blocks)
 def labels(self:Explainer)->list: return model_labels(self.model) if self._labels is None else self._labels   # read anew each time: a zero-shot model may have got new texts
 
 @patch
-def methods(self:Explainer)->list: return list_methods()
-
-@patch
 def target(self:Explainer, t, exact:bool=False)->int: # class index
     "Index of a class, given by index, label or, unless `exact`, part of a label; a zero-shot model adds an unknown text as a new class"
     if self.task == 'embedding': raise VitxError(_NO_CLASSES)
@@ -154,6 +153,12 @@ def target(self:Explainer, t, exact:bool=False)->int: # class index
     except VitxError:
         if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
         return self.model.add_text(t)
+
+# %% ../nbs/explain.ipynb #5217b295
+@patch
+def methods(self:Explainer)->list:
+    "Names of the methods, the default first. `get_method(name).meta` says where a method comes from (`source`) and under which terms (`terms`)"
+    return list_methods()
 
 # %% ../nbs/explain.ipynb #3063c740
 _NO_CLASSES = "this model returns an embedding, so there is no class to explain: use similarity(image, reference), or explain one of its numbers with score="

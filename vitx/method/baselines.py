@@ -22,13 +22,13 @@ def center_gaussian(h:int, w:int, sigma:float=.25)->torch.Tensor: # (h,w)
     return profile(h)[:, None]*profile(w)
 
 
-@method('center', source='a control without information', class_agnostic=True)
+@method('center', source='a control without information', terms='this package: Apache 2.0', class_agnostic=True)
 def center(capture, targets, layers, sigma=.25):
     "Gaussian in the middle of the picture, with standard deviation `sigma` in units of each side"
     run = capture(targets)   # for the grid and the targets
     return center_gaussian(*run.grid, sigma).expand(*run.targets.shape, len(layers), *run.grid)
 
-@method('random', source='a control without information')
+@method('random', source='a control without information', terms='this package: Apache 2.0')
 def random(capture, targets, layers):
     "Uniform noise, seeded by the class and the layer"
     run = capture(targets)   # for the grid and the targets
@@ -38,13 +38,13 @@ def random(capture, targets, layers):
 # %% ../../nbs/method/03_baselines.ipynb #bf39ada9
 def _repeat_targets(maps, run): return run.on_grid(torch.stack(maps, 1))[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
 
-@method('attention', source='attention of block ℓ, averaged over heads', class_agnostic=True)
+@method('attention', source='attention of block ℓ, averaged over heads', terms='this package: Apache 2.0', class_agnostic=True)
 def attention(capture, targets, layers):
     "Attention from the token that the head reads to each patch in block ℓ, averaged over heads; the same for every class"
     run = capture(targets, attn=layers)
     return _repeat_targets([run.pooled_row(run.values['attn', l].mean(1)) for l in layers], run)
 
-@method('rollout', source='Abnar & Zuidema, ACL 2020', class_agnostic=True)
+@method('rollout', source='Abnar & Zuidema, ACL 2020', terms="authors' code: no license found", class_agnostic=True)
 def rollout(capture, targets, layers):
     "Product of the attention of blocks 0 … ℓ, each averaged with the identity (the skip connection); the same for every class"
     run = capture(targets, attn=range(max(layers)+1))
@@ -56,7 +56,7 @@ def rollout(capture, targets, layers):
     return _repeat_targets([run.pooled_row(by_layer[l]) for l in layers], run)
 
 # %% ../../nbs/method/03_baselines.ipynb #abacfaaf
-@method('tokencut', source='Wang et al., CVPR 2022: the normalized cut of keys', class_agnostic=True)
+@method('tokencut', source='Wang et al., CVPR 2022: the normalized cut of keys', terms="authors' code: MIT license", class_agnostic=True)
 def tokencut(capture, targets, layers, tau=.2, eps=1e-5):
     "Normalized cut of the keys of block ℓ, positive in the foreground; the same for every class"
     run = capture(targets, keys=layers)
@@ -70,23 +70,23 @@ def _cam(capture, targets, layers, cam):
     run = capture(targets, attn_input=layers, grad='attn_input')
     return run.on_grid(torch.stack([cam(run.patches(run.values['attn_input', l])[:, None], run.patches(run.grads['attn_input', l])) for l in layers], 2))
 
-@method('gradcam', source='Selvaraju et al., ICCV 2017, on the norm before attention')
+@method('gradcam', source='Selvaraju et al., ICCV 2017, on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
 def gradcam(capture, targets, layers):
     "Sum of the channels of the attention input of block ℓ, weighted by their mean gradient"
     return _cam(capture, targets, layers, lambda t, g: (t*gradient_weights(g)[..., None, :]).sum(-1))
 
 # %% ../../nbs/method/03_baselines.ipynb #c0b16b35
-@method('hirescam', source='Draelos & Carin, 2020 (HiResCAM), on the norm before attention')
+@method('hirescam', source='Draelos & Carin, 2020 (HiResCAM), on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
 def hirescam(capture, targets, layers):
     "Sum over channels of the attention input of block ℓ times its gradient"
     return _cam(capture, targets, layers, lambda t, g: (t*g).sum(-1))
 
-@method('layercam', source='Jiang et al., TIP 2021, on the norm before attention')
+@method('layercam', source='Jiang et al., TIP 2021, on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
 def layercam(capture, targets, layers):
     "Sum over channels of the attention input of block ℓ times its positive gradient"
     return _cam(capture, targets, layers, lambda t, g: (t*g.clamp_min(0)).sum(-1))
 
-@method('gradcam++', source='Chattopadhyay et al., WACV 2018 (eq. 19, without the exponential), on the norm before attention')
+@method('gradcam++', source='Chattopadhyay et al., WACV 2018 (eq. 19, without the exponential), on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
 def gradcam_pp(capture, targets, layers, eps=1e-6):
     "Sum of the channels of the attention input of block ℓ, weighted by their positive gradients, with weights α of patches"
     def cam(t, g):
@@ -95,7 +95,7 @@ def gradcam_pp(capture, targets, layers, eps=1e-6):
     return _cam(capture, targets, layers, cam)
 
 # %% ../../nbs/method/03_baselines.ipynb #6c564ab6
-@method('chefer', source='Chefer, Gur & Wolf, ICCV 2021 (generic attention explainability)')
+@method('chefer', source='Chefer, Gur & Wolf, ICCV 2021 (generic attention explainability)', terms="authors' code: MIT license")
 def chefer(capture, targets, layers):
     "Positive attention × gradient, averaged over heads and accumulated over blocks 0 … ℓ"
     run = capture(targets, attn=range(max(layers)+1), grad='attn')

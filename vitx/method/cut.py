@@ -137,14 +137,14 @@ MAX_CELLS = 4096   # maximum cells of a map; finer grids are pooled, because the
 
 def _cut_vector(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
 
-@method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', class_agnostic=True)
+@method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', terms="authors' code: no license found", class_agnostic=True)
 def cut(capture, targets, layers):
     "Normalized cut of unweighted tokens, the same for every class"
     run = capture(targets, attn_input=layers, max_cells=MAX_CELLS)
     v = torch.stack([_cut_vector(run.patches(run.values['attn_input', l]), .25) for l in layers], 1)
     return run.on_grid(v)[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
 
-@method('rcut-code', source='R-Cut, the released code (oniu-uin0/R-Cut)')
+@method('rcut-code', source='R-Cut, the released code (oniu-uin0/R-Cut)', terms="authors' code: no license found")
 def rcut_code(capture, targets, layers):
     "R-Cut as in its released code: gradient weights of the probability, hard threshold, largest entry positive"
     run = capture(targets, attn_input=layers, grad='attn_input', score='prob', max_cells=MAX_CELLS)
@@ -152,7 +152,7 @@ def rcut_code(capture, targets, layers):
     weighted = [weight_channels(t[:, None], gradient_weights(dt)) for t,dt in zip(ts, ws)]         # (B,T,n,D) each
     return run.on_grid(_cut_vector(torch.stack(weighted, 2) if len(layers) > 1 else weighted[0][:, :, None], .2))
 
-@method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', n_forward='D')
+@method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', terms="authors' code: no license found", n_forward='D')
 def rcut_figure(capture, targets, layers, num_groups:int=0, batch=64, progress=None): # num_groups: groups of channels, one forward pass each; 0: no groups
     "R-Cut as in the paper's figure: masked-cosine weights (one forward pass per channel), hard threshold, largest entry positive"
     run, x = capture(targets, tokens=layers, max_cells=MAX_CELLS), capture.x

@@ -39,7 +39,7 @@ def upsample_masks(grids:torch.Tensor,  # (n,cells,cells)
     return upsampled[torch.arange(len(upsampled))[:, None, None], y[:, :, None], x[:, None]]
 
 # %% ../../nbs/method/05_masking.ipynb #6073f44c
-@method('rise', test_options=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018', n_forward='masks (512)')
+@method('rise', test_options=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018', terms="authors' code: MIT license", n_forward='masks (512)')
 def rise(capture, targets, layers, masks=512, cells=7, p=.5, normalize_coverage=False, batch=64, seed=0, progress=None):
     "Mean probability of the class over random masks that show a place, minus the mean over all masks; the same map for every layer"
     run, x = capture(targets), capture.x
@@ -115,7 +115,7 @@ def coverage_weighted_mean(scores:torch.Tensor, # (…,m) one score per mask
     deviation = scores - scores.mean(-1, keepdim=True)
     return torch.where(coverage > 0, deviation @ masks/coverage.clamp_min(1e-12), 0.)
 
-@method('tis', uses_internals=True, test_options=dict(masks=32), source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling',
+@method('tis', uses_internals=True, test_options=dict(masks=32), source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling', terms="authors' code: no license found",
         n_forward='masks (256), each over half of the tokens')
 def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progress=None):
     "Mean probability of the class over token sets that keep a patch, minus the mean over all; the sets come from k-means over channels of blocks 0 … ℓ"
@@ -176,7 +176,7 @@ def causal_scores(predict,            # images (b,3,H,W) → logits (b,C)
         out.append(P[:len(m)] - P[len(m):])
     return torch.cat(out) + predict_probs(predict, x[None])
 
-@method('vit-cx', source='Xie et al., IJCAI 2023: ViT-CX', n_forward='2·masks, at most 2·D')
+@method('vit-cx', source='Xie et al., IJCAI 2023: ViT-CX', terms="authors' code: BSD 3-Clause license", n_forward='2·masks, at most 2·D')
 def vit_cx(capture, targets, layers, distance_threshold=.1, noise=.1, batch=32, seed=0, progress=None):
     "Mean noise-corrected probability of the class over masks that show a place, minus the mean over all; masks come from the channels of block ℓ"
     run, x = capture(targets, attn_input=layers), capture.x

@@ -185,7 +185,7 @@ RCUT_OPTIONS = dict(                  # for sliders: minimum, maximum, step, des
 )
 
 @method('rcut', pixels='guided', options=RCUT_OPTIONS,
-        source='this package: R-Cut with linearized relevance of a contrastive score, a graph of keys and colors, and label propagation instead of a cut')
+        source='this package: R-Cut with linearized relevance of a contrastive score, a graph of keys and colors, and label propagation instead of a cut', terms='this package: Apache 2.0')
 def rcut(capture, targets, layers, num_contrast:int=20, linearize:bool=True, fix_artifacts:bool=True, power:float=4.,
          color:float=1., position:float=0., texture:float=0., alpha:float=.9, threshold:float=.8, **map_options): # map_options: of `rcut_map`
     "Signed relevance of the class's contrastive score, propagated over a patch graph of attention keys and colors"

@@ -90,7 +90,7 @@ def rout_map(t:torch.Tensor, w:torch.Tensor)->torch.Tensor: # (…,n,D), (…,D)
     return weight_channels(m - m.mean(-2, keepdim=True), w).sum(-1)
 
 # %% ../../nbs/method/01_relation.ipynb #f2d88faf
-@method('rout', source='R-Cut, Sensors 2024: Relationship Weighted Out with gradient weights')
+@method('rout', source='R-Cut, Sensors 2024: Relationship Weighted Out with gradient weights', terms="authors' code: no license found")
 def rout(capture, targets, layers):
     "Relationship Weighted Out: sum of the channels, weighted by the gradient"
     run = capture(targets, attn_input=layers, grad='attn_input')

@@ -153,12 +153,12 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         if (site, l) in values or not same_thread(): return t    # a module that runs twice, or in another thread
         if site in grad and not t.requires_grad: t = t.detach().requires_grad_()
         values[site, l] = t
-        if site in ('keys', 'attn', 'flow'): return t
+        if site in ('queries', 'keys', 'attn', 'flow'): return t
         versions[site, l] = t._version
         return t.clone() if self.anat.writes_in_place else t
     with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), preserve_state(self.model) as undo:
         flow, token_shapes = AttentionFlow(self.x) if 'flow' in grad else None, []
-        interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ())) for s in ('attn', 'keys', 'flow')}, linearize, flow, token_shapes, self.anat.num_pooled_prefix)
+        interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ())) for s in ('attn', 'queries', 'keys', 'flow')}, linearize, flow, token_shapes, self.anat.num_pooled_prefix)
         if self.anat.is_checked: interceptor.leftover = None
         for site,ls in layers.items():
             for l in sorted(set(ls)): add_hooks(site, self.model, self.anat, l, callback, interceptor, undo)
