@@ -102,8 +102,7 @@ def show(self:Comparison):
 @patch
 def save(self:Comparison, path)->Path:
     "Write the figure: .png, .jpg, .webp, .pdf or .svg"
-    path = writable_path(path)
-    if path.suffix.lower() not in FIGURE_SUFFIXES: raise VitxError(f"a comparison is a figure: end {path.name!r} in {', '.join(FIGURE_SUFFIXES)}")
+    path = check_figure_path(path)
     with atomic_path(path) as tmp: save_figure(self.figure(), tmp, path.suffix[1:].lower())
     return path
 
