@@ -208,8 +208,9 @@ def _picture(pixels): return Image.fromarray((pixels.clamp(0, 1).permute(1, 2, 0
 @patch
 def _repr_mimebundle_(self:Factors, **kwargs): # in a notebook, factors show themselves
     pictures = [(_picture(self.pixels), 'The picture as the model sees it', f'{self.label} {format_answer(self.prob if self.has_probs else None, self.prob)}')]
-    pictures += [(_picture(self.edited[f]), f'The picture with another {f}', f'{f}: −{max(d, 0):.2f} (control −{max(self.control_drops[f], 0):.2f})') for f,d in self.drops.items()]
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'{"Probability" if self.has_probs else "Value"} that {self.label} loses when a factor of the marked region is changed', 150)}
+    loss = lambda d: f'−{d:.2f}' if d >= .005 else '0.00'
+    pictures += [(_picture(self.edited[f]), f'The picture with another {f}', f'{f}: {loss(d)} (control {loss(self.control_drops[f])})') for f,d in self.drops.items()]
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'{"Probability" if self.has_probs else "Value"} that {self.label} loses when a factor of the marked region is changed', 140)}
 
 # %% ../../nbs/evidence/03_factors.ipynb #884bd9cb
 def normalized_black_white(transform)->tuple: # PIL image → (3,h,w); two (3,1,1)

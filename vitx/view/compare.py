@@ -112,4 +112,4 @@ def _repr_mimebundle_(self:Comparison, **kwargs):
     pictures = [(shrink_image(self.explanations[0].image, 240), 'The picture that was explained', 'picture')]
     for i,(n,e) in enumerate(zip(self.names, self.explanations)):
         pictures.append((e.overlay_image(240), f'{e.description} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 200)}
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 180)}
