@@ -333,6 +333,7 @@ def _read(self:Explainer, img): # → RGB
     "Read a picture in the way that fits the model"
     return self.read(img) if self.channels in (1, 3) else read_bands(img, self.channels, self.display)
 
+# %% ../nbs/explain.ipynb #68b7c804
 def num_top(target)->int: # 3 for 'all-top3'; 0 for anything else
     "The number of classes in a target such as 'all-top3'"
     found = re.fullmatch('all-top([1-9][0-9]*)', target) if isinstance(target, str) else None
@@ -344,6 +345,7 @@ def _each_top(self:Explainer, img, k, method, layer, against): # → list of Exp
     first = self(img, None, method, layer)
     return [first, *(self(first.image, t, method, layer) for t in first.top_targets[1:k])]
 
+# %% ../nbs/explain.ipynb #68b7c805
 @patch
 def __call__(self:Explainer, img, # path, bytes, file object, PIL image, array or tensor of pixels; a list or a 4-d array is a batch
              target=None,         # index or label; None: the top class; 'all-top3': the three top classes; for a batch also a list

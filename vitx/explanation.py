@@ -53,11 +53,6 @@ class Explanation:
     def __repr__(self): return f'Explanation: {self.title!r} {self.answer}, by {self.method} at layer {self.layer} of {self.model}' + ': '*bool(self.warnings) + '; '.join(self.warnings)
     @property
     def is_empty(self)->bool: return not self.grid_map.max() > 0   # e.g. if the head's weights are 0, since no gradient reaches the tokens then
-    @property
-    def warnings(self)->list: # of texts; `card` measures more
-        (H, W), (h, w) = self.place.image_size, self.grid_map.shape
-        few_pixels = [f'the picture of {W}×{H} pixels has fewer than the map, {w}×{h}']*(H < h or W < w)
-        return ['no evidence anywhere']*self.is_empty + few_pixels
     @cached_property
     def signed(self)->torch.Tensor: # (H,W) float32
         "Signed map on the picture: positive for the class; negative against it or below the method's threshold; 0 where the model saw nothing"
@@ -70,6 +65,13 @@ class Explanation:
         return self.signed.clamp(0, 1)
 
 # %% ../nbs/explanation.ipynb #453f53bd
+@patch(as_prop=True)
+def warnings(self:Explanation)->list: # of texts
+    "What can be seen from the map and the picture alone; `card` measures more"
+    (H, W), (h, w) = self.place.image_size, self.grid_map.shape
+    few_pixels = [f'the picture of {W}×{H} pixels has fewer than the map, {w}×{h}']*(H < h or W < w)
+    return ['no evidence anywhere']*self.is_empty + few_pixels
+
 @patch(as_prop=True)
 def visible(self:Explanation)->torch.Tensor: # (H,W) bool
     "False where the picture was cropped away before the model saw it"
