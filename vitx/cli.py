@@ -21,7 +21,7 @@ from .bench.engines import *
 from .bench.runs import *
 from .bench.report import *
 from .core import *
-from .targets import score_from_text
+from .targets import score_from_text, format_prob
 from .explanation import *
 from .explain import *
 from .picture.images import *
@@ -74,7 +74,7 @@ def explain(images:str=None,     # Pictures: files, folders or patterns such as 
 def _is_one(images, out, target): # is it about one picture, and one file to write?
     several = len(images) > 1 or images and images[0] and (Path(images[0]).is_dir() or not Path(images[0]).exists() and set(images[0]) & set('*?['))
     to_folder = out is not None and (Path(out).is_dir() or not Path(out).suffix)
-    return not several and not to_folder and not (target or '').startswith('all-top')
+    return not several and not to_folder and not num_top(target)
 
 def _explain_one(load, images, target, method, layer, against, out, json, full_size, overlay_only):
     src = asset_path('scene.png') if not images else Path(images[0])
@@ -82,8 +82,9 @@ def _explain_one(load, images, target, method, layer, against, out, json, full_s
     if out.exists() and src.exists() and out.samefile(src): raise VitxError(f"{out} is the picture itself: give another file as --out")
     e = load()(sys.stdin.buffer.read() if images == ['-'] else src, target, method, layer, against)
     e.save(out, **{k: True for k,v in dict(full_size=full_size, overlay_only=overlay_only).items() if v})
-    if json: return print_json(dict(image=images[0] if images else 'bundled scene.png', **e.to_dict(), out=str(out)))
-    for label,p in e.top: print(f'{e.value:7.3f}  value' if p is None else f'{p:7.3f}  {label}')
+    for w in e.warnings: print(f'vitx: warning: {w}', file=sys.stderr)
+    if json: return print_json(e.to_dict() | dict(file=images[0] if images else 'bundled scene.png', out=str(out)))
+    for label,p in e.top: print(f'{e.value:7.3f}  value' if p is None else f'{format_prob(p, 3):>7s}  {label}')
     print(f'{"no " if e.is_empty else ""}evidence for {e.title!r} by {method}, layer {e.layer}: {out}')
 
 def _explain_many(load, images, target, method, layer, against, out, json, full_size, overlay_only, format, card, resume): # → 1 if a file is broken
@@ -265,9 +266,9 @@ def completion(shell:str='bash' # bash, zsh or tcsh
     print(shtab.complete(p, shell))
 
 # %% ../nbs/cli.ipynb #9e47838f
-def app_notebook(image, model, folder, allow_save:bool=True)->dict:
+def app_notebook(image, models, folder, allow_save:bool=True)->dict:
     "A notebook whose single cell shows the explorer"
-    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore(Explainer({model!r}, device='auto'), {image!r}, allow_save={allow_save})"
+    cell = f"import os\nos.chdir({str(folder)!r})\nfrom vitx.explain import Explainer\nfrom vitx.explore import explore\nexplore([Explainer(m, device='auto') for m in {models!r}], {image!r}, allow_save={allow_save})"
     return dict(cells=[dict(cell_type='code', id='explorer', execution_count=None, metadata={}, outputs=[], source=cell)], nbformat=4, nbformat_minor=5,
                 metadata=dict(title='vitx', kernelspec=dict(name='python3', display_name='Python 3', language='python')))
 
@@ -295,7 +296,7 @@ def _free_port(host, port):
 # %% ../nbs/cli.ipynb #a4e5a4bf
 @commands('app', positional='image')
 def app(image:str=None,        # Image file to start with. Default: the bundled picture
-        model:str=None,        # timm name or folder. Default: scene_vit, the bundled model
+        model:str=None,        # timm names or folders, separated by commas; the page has a list of them. Default: scene_vit, the bundled model
         host:str='127.0.0.1',  # Address to listen on; if other machines can reach it, visitors need the printed token
         port:int=8866,         # First port to try; 0: any free port
         quiet:bool=False,      # Don't open a browser
@@ -304,15 +305,15 @@ def app(image:str=None,        # Image file to start with. Default: the bundled 
     "Open the interactive explorer as a web page"
     if find_spec('voila') is None: raise VitxError("the app needs Voilà: run pip install 'vitx[app]'")
     if image is not None: read_image(image := str(Path(image).absolute()))   # report errors in the terminal rather than in the page
-    if model is not None and Path(model).is_dir(): model = str(Path(model).absolute())
-    Explainer(model)
+    models = [str(Path(m).absolute()) if m and Path(m).is_dir() else m for m in _split_commas(model) or (None,)]
+    for m in models: Explainer(m)                                             # errors in the terminal, too
     token, port = '' if public or _is_loopback(host) else secrets.token_urlsafe(16), _free_port(host, port)
     with tempfile.TemporaryDirectory() as d:
         nb = Path(d)/'vitx.ipynb'
         (page := Path(d)/'voila'/'templates'/'vitx').mkdir(parents=True)
         (page/'conf.json').write_text('{"base_template": "lab"}')
         (page/'index.html.j2').write_text(VOILA_TEMPLATE)
-        nb.write_text(json.dumps(app_notebook(image, model, os.getcwd(), allow_save=_is_loopback(host) and not public)))
+        nb.write_text(json.dumps(app_notebook(image, models, os.getcwd(), allow_save=_is_loopback(host) and not public)))
         print(f'vitx app: http://{f"[{host}]" if ":" in host else host}:{port}/{f"?token={token}" if token else ""}  (stop with Ctrl-C)', flush=True)
         if current_thread() is main_thread(): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that Voilà is ended, too
         server = subprocess.Popen([sys.executable, '-m', 'voila', str(nb), f'--port={port}', f'--Voila.ip={host}', f'--token={token}', '--template=vitx', '--Voila.log_level=ERROR', *['--no-browser']*quiet],

@@ -14,6 +14,7 @@ import anywidget, ipywidgets as W, traitlets as T
 from fastcore.basics import patch
 
 from .core import *
+from .targets import has_probs
 from .picture.images import *
 from .model.classifiers import asset_path
 from .evidence.parts import PART_COLORS
@@ -116,26 +117,28 @@ def _choices(labels:list)->dict: # text → index; labels that occur twice get t
 
 # %% ../nbs/explore.ipynb #5e8f573a
 class Explorer(W.VBox):
-    "Widget with controls and panels for one model; see `explore`"
-    def __init__(self, ex:Explainer, img, target=None, method:str='rcut', allow_save:bool=True, **options):
-        self.ex, self._updating, self.choices = ex, False, _choices(ex.labels)
-        self.names = {i: n for n,i in self.choices.items()}
+    "Widget with controls and panels for one model or several; see `explore`"
+    def __init__(self, explainers:list, img, target=None, method:str='rcut', allow_save:bool=True, **options):
+        self.explainers, self._updating = explainers, False
+        ex = explainers[0]
         get_method(method)
+        self.model = W.Dropdown(description='model', options=[*_choices([x.name for x in explainers]).items()], layout=_WIDE)
         self.viewer = PanelViewer()
         self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1, description='layer', layout=_WIDE, tooltip='the tokens that enter this block are explained')
         self.play = W.Play(min=0, max=ex.depth-1, value=ex.depth-1, interval=700, show_repeat=False, tooltip='play through the layers')
         self.top_classes = W.Dropdown(description='likeliest', layout=_WIDE)
-        self.target, self.compare_to = (W.Combobox(description=d, placeholder=p, options=tuple(self.choices), continuous_update=False, layout=_WIDE)
+        self.target, self.compare_to = (W.Combobox(description=d, placeholder=p, continuous_update=False, layout=_WIDE)
                                    for d,p in (('class', 'type a part of a name'), ('compare with', 'another class')))
         self.method = W.Dropdown(description='method', options=ex.methods(), value=method, layout=_WIDE)
         self.opacity = _slider('opacity', 0., 1., .05, .85)
         self.parts = _slider('parts', 0, len(PART_COLORS), 1, 0, 'number of parts to divide the evidence into; 0: none')
         self.options, self._options_box = {}, W.Accordion()
         self.file, self.save_button = W.Text(description='file', value='explorer.png', layout=_WIDE), W.Button(description='Save', tooltip='save figure and numbers')
-        super().__init__([_row(self.target, self.top_classes), _row(self.layer, self.play), self.viewer, (legend_box := W.HTML()), _row(self.compare_to, self.opacity, self.parts), _row(self.method), self._options_box, *[_row(self.file, self.save_button)]*allow_save])
+        super().__init__([*[_row(self.model)]*(len(explainers) > 1), _row(self.target, self.top_classes), _row(self.layer, self.play), self.viewer, (legend_box := W.HTML()), _row(self.compare_to, self.opacity, self.parts), _row(self.method), self._options_box, *[_row(self.file, self.save_button)]*allow_save])
         self.add_class('vitx-explorer')
         self._legend = legend_box
         self._make_options(options)
+        self._use_model(ex)
         with report_progress_to(self._show_progress): self._load_image(img, ex.target(target) if target is not None else None)
         self._finish()
         self._connect()
@@ -146,6 +149,7 @@ def _connect(self:Explorer):
     for w in (self.layer, self.opacity, self.parts): w.observe(self._on_change(self._update_panels), 'value')
     for w in (self.target, self.compare_to): w.observe(self._on_change(partial(self._set_class, w)), 'value')
     self.top_classes.observe(self._on_change(lambda: self._select_classes(target=self._view.target if self.top_classes.value < 0 else self.top_classes.value)), 'value')
+    self.model.observe(self._on_change(self._change_model), 'value')
     self.method.observe(self._on_change(self._change_method), 'value')
     self.save_button.on_click(lambda _: self._run_safely(self._save))
     self.viewer.on_msg(lambda _, content, buffers: self._run_safely(lambda: self._load_image(_read_upload(bytes(buffers[0]), content['name']))))
@@ -172,6 +176,37 @@ def _run_safely(self:Explorer, act):
     except KeyboardInterrupt: self.viewer.error = 'interrupted: the panels from before are still shown'
     finally: self._finish()
 
+# %% ../nbs/explore.ipynb #a1388977
+@patch
+def _use_model(self:Explorer, ex):
+    "Set the ranges of the controls to the layers and classes of a model"
+    self.ex, self.choices = ex, _choices(ex.labels)
+    self.names = {i: n for n,i in self.choices.items()}
+    at_last = self.layer.value == self.layer.max
+    self.layer.max = self.play.max = ex.depth-1
+    if at_last: self.layer.value = ex.depth-1
+    self.target.options = self.compare_to.options = tuple(self.choices)
+    self.top_classes.description = 'likeliest' if has_probs(ex.task) else 'values'
+
+@patch
+def _change_model(self:Explorer):
+    "Explain the same picture by another model: for the same classes if it has them, else for its top class"
+    last, v, self._updating = self.atlas, self._view, True
+    try:
+        self._use_model(self.explainers[self.model.value])
+        atlas = Atlas(self.ex, last.original, method=self.method.value, **self._option_values())
+        target, compare_to = (_class_of_name(last.ex, t, self.ex) for t in (v.target, v.compare_to))
+        self._set_atlas(atlas, atlas.top_classes[0] if target is None else target, compare_to)
+    except BaseException:
+        self.atlas, self._updating = last, True
+        self._use_model(last.ex)
+        self.layer.value, self.model.value = v.layer, self.explainers.index(last.ex)
+        raise
+    finally: self._updating = False
+
+def _class_of_name(ex, t, other): # index of the class of this name in another model, or None
+    return None if t is None or other.labels.count(ex.labels[t]) != 1 else other.labels.index(ex.labels[t])
+
 # %% ../nbs/explore.ipynb #40d5c670
 @patch
 def _show_progress(self:Explorer, done, total, what):
@@ -185,7 +220,7 @@ def _finish(self:Explorer):
 
 @patch
 def _enable(self:Explorer, on):
-    for w in (self.layer, self.play, self.top_classes, self.target, self.compare_to, self.method, self.opacity, self.parts, self.save_button, *self.options.values()): w.disabled = not on
+    for w in (self.model, self.layer, self.play, self.top_classes, self.target, self.compare_to, self.method, self.opacity, self.parts, self.save_button, *self.options.values()): w.disabled = not on
 
 # %% ../nbs/explore.ipynb #b10cde94
 @patch
@@ -226,7 +261,7 @@ def _load_image(self:Explorer, img, target=None):
 @patch
 def _set_atlas(self:Explorer, atlas, target, compare_to=None):
     self.atlas, self._updating = atlas, True
-    self.top_classes.options = [(f'{atlas.name(t, 30)}  {atlas.probs[t]:.2f}', t) for t in atlas.top_classes] + [('another', -1)]
+    self.top_classes.options = [(f'{atlas.name(t, 30)}  {atlas.answer(t)}', t) for t in atlas.top_classes] + [('another', -1)]
     self._updating, self._legend.value = False, legend_html(not atlas.place.visible.all())
     self._select_classes(target, compare_to)
 
@@ -295,7 +330,7 @@ def _repr_mimebundle_(self:Explorer, **kw):
     return dict(data, **{'text/html': html_fragment(self.atlas)}), meta
 
 # %% ../nbs/explore.ipynb #fc605d78
-def explore(ex=None,              # an `Explainer`; None: that of the bundled model
+def explore(ex=None,              # an `Explainer` or the name of a model, or a list of them to choose from; None: the bundled model
             img=None,             # any picture that `Explainer` accepts; None: the bundled picture
             target=None,          # class to start with; None: the most probable one
             method:str='rcut',    # method to start with
@@ -303,4 +338,6 @@ def explore(ex=None,              # an `Explainer`; None: that of the bundled mo
             **options             # initial values of the method's options
            )->Explorer:
     "Interactive widget for layers and classes of an explanation; `.save_html(path)` saves it as a web page"
-    return Explorer(ex or Explainer(), asset_path('scene.png') if img is None else img, target, method, allow_save, **options)
+    explainers = [x if isinstance(x, Explainer) else Explainer(x) for x in (ex if isinstance(ex, (list, tuple)) else [ex])]
+    if not explainers: raise VitxError("there is no model to explore: give an Explainer, or a list of them")
+    return Explorer(explainers, asset_path('scene.png') if img is None else img, target, method, allow_save, **options)

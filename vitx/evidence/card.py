@@ -57,7 +57,7 @@ WARNING_LIMITS = dict(prob=.25, confidence_drop=.35, variation=.5, center=.8, ot
 class Card:
     "Measurements of one attribution map, and warnings where it should not be trusted"
     label: str
-    prob: float                  # of the class, 0..1
+    prob: float                  # of the class, 0..1; without `has_probs`, the number itself
     margin: float                # prob minus that of the most likely other class; negative if that one is more likely
     entropy: float               # of the predicted probabilities, as a share of the largest possible entropy, 0..1
     confidence_drop: float       # share of the probability that is lost by hiding the marked region, minus that of a control region
@@ -73,12 +73,13 @@ class Card:
 def warnings(self:Card)->list: # sentences
     "One sentence for each limit that is passed: what is wrong, then what to do"
     limits, similarity, found = WARNING_LIMITS, self.similarity, []
+    what = 'probability' if self.has_probs else 'value'
     if self.confidence_drop < limits['confidence_drop']:
-        found.append(f"The highlighted region has little effect: hiding it lowers the probability of {self.label!r} by only {max(self.confidence_drop, 0):.0%} "
+        found.append(f"The highlighted region has little effect: hiding it lowers the {what} of {self.label!r} by only {max(self.confidence_drop, 0):.0%} "
                      "more than hiding an equally large region elsewhere. Every map has a brightest spot, so don't trust this one. "
                      "If the object fills the image, show it with more room around it.")
     if self.has_probs and self.prob < limits['prob']:
-        found.append(f"The model is unsure (probability {self.prob:.2f}): the map explains a guess. "
+        found.append(f"The model is unsure (probability {format_prob(self.prob)}): the map explains a guess. "
                      "Look at the other predictions, or explain a class that you know is there.")
     if self.variation < limits['variation']:
         found.append(f"No patch stands out (variation {self.variation:.2f}): all patches are about equally relevant, so their order may be chance. "
@@ -106,11 +107,11 @@ def ok(self:Card)->bool:
 # %% ../../nbs/evidence/04_card.ipynb #d98a6dab
 @patch
 def _lines(self:Card): # (name, measurement), …
-    similarity = self.similarity
+    similarity, what = self.similarity, 'probability' if self.has_probs else 'value'
     others = [f"center blob {similarity['center']:.2f}", f"noise {similarity['noise']:.2f}", f"randomized model {similarity['randomized_model']:.2f}"]
     if self.other_class: others.append(f"{self.other_class} {similarity['other_class']:.2f}")
-    return [('probability', f'{self.prob:.2f}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1') if self.has_probs else ('value', f'{self.prob:.3g}'),
-             ('confidence drop', f'{round(self.confidence_drop, 2)+0.:.2f} of the probability is lost when the marked region is hidden (control subtracted)'),
+    return [('probability', f'{format_prob(self.prob)}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1') if self.has_probs else ('value', f'{self.prob:.3g}'),
+             ('confidence drop', f'{round(self.confidence_drop, 2)+0.:.2f} of the {what} is lost when the marked region is hidden (control subtracted)'),
              ('variation', f'{self.variation:.2f}, standard deviation ÷ mean of the patch relevance'),
              ('border share', f'{self.border_share:.2f} of the relevance lies in the outermost cells'),
              ('similarity', 'rank correlation with ' + ', '.join(others))]

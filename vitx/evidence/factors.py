@@ -138,13 +138,14 @@ def control_region(m:torch.Tensor, attribution:torch.Tensor)->torch.Tensor: # (H
 class Factors:
     "The probability that a class loses when a factor of the marked region is changed"
     label: str
-    prob: float                                      # of the class on the unedited image, 0..1
+    prob: float                                      # of the class on the unedited image, 0..1; without `has_probs`, the number itself
     drops: dict                                      # factor → loss of probability, mean over its edited images; largest first
     control_drops: dict                              # factor → loss of probability if the control region is edited
     pixels: torch.Tensor = field(repr=False)         # (3,H,W) in 0..1, the model's input
     region: torch.Tensor = field(repr=False)         # (H,W) bool, the marked region
     control_region: torch.Tensor = field(repr=False) # (H,W) bool
     edited: dict = field(repr=False)                 # factor → (3,H,W), its first edited image
+    has_probs: bool = True                           # is `prob` a probability? False: a number without a range, such as a regression's
     @property
     def strongest(self)->str:
         "The factor with the largest drop"
@@ -155,7 +156,7 @@ class Factors:
         return dict(label=self.label, prob=round(self.prob, 6), area=round(self.region.float().mean().item(), 4), **drops)
     def __repr__(self):
         lines = [f'{f:10s}{round(c, 3)+0.:8.3f}{round(self.control_drops[f], 3)+0.:10.3f}' for f,c in self.drops.items()]
-        return '\n'.join([f'Factors of {self.label!r}, {self.prob:.3f}', f"{'':10s}{'drop':>8s}{'control':>10s}", *lines])
+        return '\n'.join([f'Factors of {self.label!r}, {format_answer(self.prob if self.has_probs else None, self.prob, 3)}', f"{'':10s}{'drop':>8s}{'control':>10s}", *lines])
 
 # %% ../../nbs/evidence/03_factors.ipynb #22e45b95
 def measure_factors(predict,                  # pixels (b,3,H,W) in 0..1 → logits (b,C)
@@ -181,7 +182,7 @@ def measure_factors(predict,                  # pixels (b,3,H,W) in 0..1 → log
     drop = {k: p - float(np.mean([next(remaining) for _ in xs])) for k,xs in edited.items()}
     order = sorted(EDITS, key=lambda f: -drop[f, 'drops'])
     return Factors(label, p, *({f: drop[f, k] for f in order} for k in ('drops', 'control_drops')), pixels, region, control,
-                   {f: edited[f, 'drops'][0] for f in order})
+                   {f: edited[f, 'drops'][0] for f in order}, has_probs(task_of(predict)))
 
 # %% ../../nbs/evidence/03_factors.ipynb #3e82faab
 @patch
@@ -190,14 +191,14 @@ def show(self:Factors):
     import matplotlib.pyplot as plt
     draw = lambda x: (x.clamp(0, 1).permute(1, 2, 0)*255).round().byte().cpu().numpy()
     fig,axs = plt.subplots(1, 6, figsize=(7, 1.75), layout='constrained', width_ratios=[1]*5 + [1.1])
-    show_image(draw(self.pixels), axs[0], f'{self.label[:16]}  {self.prob:.2f}').contour(self.region.cpu(), [.5], colors='w', linewidths=.8)
+    show_image(draw(self.pixels), axs[0], f'{self.label[:16]}  {format_answer(self.prob if self.has_probs else None, self.prob)}').contour(self.region.cpu(), [.5], colors='w', linewidths=.8)
     axs[0].contour(self.control_region.cpu(), [.5], colors='w', linewidths=.8, linestyles='dotted')
     for ax,(f,x) in zip(axs[1:], self.edited.items()): show_image(draw(x), ax, f'{f}  {self.prob - self.drops[f]:.2f}')
     y = np.arange(len(self.drops))
     axs[5].barh(y-.2, list(self.drops.values()), .38, color='#D55E00')
     axs[5].barh(y+.2, list(self.control_drops.values()), .38, color='#999999')
     axs[5].set_yticks(y, self.drops, fontsize=7); axs[5].invert_yaxis(); axs[5].axvline(0, color='k', lw=.6)
-    axs[5].set_title('probability lost', fontsize=7); axs[5].tick_params(labelsize=7); axs[5].set_xlabel('region, control (gray)', fontsize=7)
+    axs[5].set_title('probability lost' if self.has_probs else 'value lost', fontsize=7); axs[5].tick_params(labelsize=7); axs[5].set_xlabel('region, control (gray)', fontsize=7)
     for ax in axs[:5]: ax.title.set_fontsize(7)
     return axs
 
@@ -206,9 +207,10 @@ def _picture(pixels): return Image.fromarray((pixels.clamp(0, 1).permute(1, 2, 0
 
 @patch
 def _repr_mimebundle_(self:Factors, **kwargs): # in a notebook, factors show themselves
-    pictures = [(_picture(self.pixels), 'The picture as the model sees it', f'{self.label} {self.prob:.2f}')]
-    pictures += [(_picture(self.edited[f]), f'The picture with another {f}', f'{f}: −{max(d, 0):.2f} (control −{max(self.control_drops[f], 0):.2f})') for f,d in self.drops.items()]
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Probability that {self.label} loses when a factor of the marked region is changed', 150)}
+    pictures = [(_picture(self.pixels), 'The picture as the model sees it', f'{self.label} {format_answer(self.prob if self.has_probs else None, self.prob)}')]
+    loss = lambda d: f'−{d:.2f}' if d >= .005 else '0.00'
+    pictures += [(_picture(self.edited[f]), f'The picture with another {f}', f'{f}: {loss(d)} (control {loss(self.control_drops[f])})') for f,d in self.drops.items()]
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'{"Probability" if self.has_probs else "Value"} that {self.label} loses when a factor of the marked region is changed', 140)}
 
 # %% ../../nbs/evidence/03_factors.ipynb #884bd9cb
 def normalized_black_white(transform)->tuple: # PIL image → (3,h,w); two (3,1,1)

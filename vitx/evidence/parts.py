@@ -18,6 +18,7 @@ from PIL import Image
 from ..core import *
 from ..picture.images import *
 from ..picture.show import *
+from ..targets import format_answer
 from ..method.cut import *
 from ..model.capture import upsample_map
 from ..method.masking import kmeans
@@ -116,10 +117,11 @@ class Parts:
     shares: torch.Tensor                     # (k,) of the positive relevance, decreasing, sum 1
     place: CropGeometry = field(repr=False)  # where the model's input lies on the image
     label: str
-    prob: float                              # of the class, 0..1; for a regression, its value
+    prob: float                              # of the class, 0..1; None for a number that isn't a probability, such as a regression's
     num_requested: int                       # number of parts that was requested
     pixel_map: torch.Tensor = field(default=None, repr=False) # (h',w') the map on the pixels of the model's input; it gives the parts their edges
     grid_geometry: tuple = field(default=None, repr=False)    # where the cells lie on these pixels; None: they cover them
+    value: float = None                      # the number that was explained
 
     @property
     def grid_masks(self)->torch.Tensor: # (k,h,w) bool
@@ -134,10 +136,10 @@ class Parts:
         "A sentence if there are fewer parts than requested, else an empty string"
         return '' if len(self.shares) == self.num_requested else f'{len(self.shares)} of the {self.num_requested} requested parts: the region has no more'
     def __repr__(self):
-        return f'Parts of {self.label!r} {self.prob:.3f}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
+        return f'Parts of {self.label!r} {format_answer(self.prob, self.value, 3)}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
     def to_dict(self)->dict:
-        "Label, probability, shares and part numbers, for JSON"
-        return dict(label=self.label, prob=round(self.prob, 6), num_requested=self.num_requested,
+        "Label, probability, value, shares and part numbers, for JSON"
+        return dict(label=self.label, prob=None if self.prob is None else round(self.prob, 6), value=None if self.value is None else round(self.value, 6), num_requested=self.num_requested,
                     shares=[round(s, 6) for s in self.shares.tolist()], labels=self.labels.tolist())
 
 # %% ../../nbs/evidence/02_parts.ipynb #3e87a3f2
@@ -185,17 +187,27 @@ def paint_parts(img,                         # PIL image
 @patch
 def show(self:Parts, fig=None):
     "Draw the image and the image with its parts and their shares; return the two axes"
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
-    fig = fig or plt.figure(figsize=(6.4, min(max(2.5*self.image.height/self.image.width, 1.4), 6)), layout='constrained')
+    if fig is None:
+        import matplotlib.pyplot as plt
+        fig = plt.figure(figsize=_figsize(self), layout='constrained')
     img = shrink_image(self.image)
     axs = fig.subplots(1, 2)
-    show_image(img, axs[0], f'{truncate_label(self.label)}  {self.prob:.2f}')
+    show_image(img, axs[0], f'{truncate_label(self.label)}  {format_answer(self.prob, self.value)}')
     show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry), axs[1])
     axs[1].legend([Patch(color=c) for _,c in zip(self.shares, PART_COLORS)], [f'{s:.0%}' for s in self.shares.tolist()],
                   title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     if self.note: fig.supxlabel(self.note, fontsize=8)
     return axs
+
+def _figsize(parts): return 6.4, min(max(2.5*parts.image.height/parts.image.width, 1.4), 6)
+
+@patch
+def figure(self:Parts, dpi:int=110): # matplotlib.figure.Figure
+    "The figure that `show` draws, without pyplot: to log it in an experiment tracker, or to save it"
+    from matplotlib.figure import Figure
+    self.show(fig := Figure(figsize=_figsize(self), dpi=dpi, layout='constrained'))
+    return fig
 
 # %% ../../nbs/evidence/02_parts.ipynb #b24ad455
 @patch
@@ -207,11 +219,7 @@ def save(self:Parts, path)->Path:
     with atomic_path(path) as tmp:
         if path.suffix.lower() == '.npy': np.save(tmp, torch.where(self.masks.any(0), self.masks.int().argmax(0), -1).numpy())
         elif path.suffix.lower() == '.json': tmp.write_text(json.dumps(self.to_dict()))
-        else:
-            from matplotlib.figure import Figure
-            fig = Figure(figsize=(6.4, min(max(2.5*self.image.height/self.image.width, 1.4), 6)), dpi=110, layout='constrained')
-            self.show(fig)
-            fig.savefig(tmp, format=path.suffix[1:].lower())
+        else: self.figure().savefig(tmp, format=path.suffix[1:].lower())
     return path
 
 # %% ../../nbs/evidence/02_parts.ipynb #9b1159f1

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CMAP', 'SIGNED_CMAP', 'overlay', 'dim_image', 'palette', 'truncate_label', 'show_image', 'show_overlay',
-           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'hatch_hidden', 'shrink_image',
-           'jpeg_bytes', 'data_uri', 'pictures_html']
+           'show_animation', 'show_map', 'show_overlays', 'transparent_overlay', 'hatch_hidden', 'stripe_gray',
+           'shrink_image', 'jpeg_bytes', 'data_uri', 'pictures_html']
 
 # %% ../../nbs/picture/02_show.ipynb #793cbdf0
 import base64, io
@@ -124,13 +124,21 @@ def transparent_overlay(m,                # map (H,W), 0..1
 
 def hatch_hidden(pixels:np.ndarray,    # (H,W,3) in 0..1
                  visible:torch.Tensor, # (H,W) bool: pixels that the model saw
+                 scale:float=1,        # size of the stripes; 1: 2 pixels wide, 18 pixels apart
+                 first_row:int=0,      # position of these pixels in a picture that is drawn in strips
+                 gray:int=None,        # of the stripes; None: one that stands out from these pixels
                 )->np.ndarray:         # (H,W,3) uint8
     "Draw stripes over the pixels that the model did not see"
     out = (pixels*255 + .5).astype(np.uint8)
     if visible.all(): return out
-    y, x = np.ogrid[:out.shape[0], :out.shape[1]]
-    out[((x + y)%18 < 2) & ~visible.numpy()] = 200 if pixels.mean() < .5 else 60
+    y, x = np.ogrid[first_row:first_row + out.shape[0], :out.shape[1]]
+    out[((x + y)%(18*scale) < 2*scale) & ~visible.numpy()] = stripe_gray(pixels) if gray is None else gray
     return out
+
+def stripe_gray(pixels:np.ndarray # (H,W,3) in 0..1
+               )->int:            # 0..255
+    "A gray that stands out from a picture"
+    return 200 if pixels.mean() < .5 else 60
 
 # %% ../../nbs/picture/02_show.ipynb #4b18769a
 def shrink_image(img:Image.Image, longest:float=1024)->Image.Image:

@@ -102,8 +102,7 @@ def show(self:Comparison):
 @patch
 def save(self:Comparison, path)->Path:
     "Write the figure: .png, .jpg, .webp, .pdf or .svg"
-    path = writable_path(path)
-    if path.suffix.lower() not in FIGURE_SUFFIXES: raise VitxError(f"a comparison is a figure: end {path.name!r} in {', '.join(FIGURE_SUFFIXES)}")
+    path = check_figure_path(path)
     with atomic_path(path) as tmp: save_figure(self.figure(), tmp, path.suffix[1:].lower())
     return path
 
@@ -113,4 +112,4 @@ def _repr_mimebundle_(self:Comparison, **kwargs):
     pictures = [(shrink_image(self.explanations[0].image, 240), 'The picture that was explained', 'picture')]
     for i,(n,e) in enumerate(zip(self.names, self.explanations)):
         pictures.append((e.overlay_image(240), f'{e.description} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 200)}
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 180)}

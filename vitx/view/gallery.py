@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core import *
 from ..picture.images import *
+from ..picture.show import shrink_image
 from ..explanation import *
 from ..explain import *
 from .pages import html_page
@@ -32,7 +33,7 @@ def find_pictures(sources)->list: # of paths, each file once
         found += new
     return list({os.path.realpath(p): p for p in reversed(found)}.values())[::-1]
 
-def _is_result(path): return path.parent.name == 'maps' and (path.parent.parent/MANIFEST).exists()
+def _is_result(path): return path.parent.name in ('maps', 'pictures') and (path.parent.parent/MANIFEST).exists()
 
 # %% ../../nbs/view/04_gallery.ipynb #c63ea025
 MANIFEST, SETTINGS = 'manifest.jsonl', 'settings.json'
@@ -50,6 +51,28 @@ def _stamp(path): # changes with the file
     except OSError: return None
     return [s.st_size, s.st_mtime_ns]
 
+
+# %% ../../nbs/view/04_gallery.ipynb #c63ea026
+def _is_unfinished(path): return re.fullmatch(r'[.].{0,40}-[a-z0-9_]{8}([.]\w+)?', path.name, re.S) is not None      # as `atomic_path` names a file that it writes
+
+def _check_folder(out, settings, resume):
+    "Raise a VitxError unless the folder is empty, or holds a run that may be continued"
+    if not (out/SETTINGS).exists():
+        if not all(map(_is_unfinished, out.iterdir())): raise VitxError(f"the folder {out} isn't empty: give a new folder as --out")
+    elif not resume:
+        if read_manifest(out): raise VitxError(f"{out} holds the results of an earlier run: continue it with --resume, or give another folder as --out")
+    elif (before := json.loads((out/SETTINGS).read_text(encoding='utf8'))) != settings:
+        changed = ', '.join(f'{k} ({before.get(k)}, now {settings[k]})' for k in settings if before.get(k) != settings[k])
+        raise VitxError(f"the run in {out} had another {changed}: resume it with the same options, or give another folder as --out")
+
+def _remove_unfinished(out, rows):
+    "Delete files that a killed run was writing"
+    finished = {Path(f).name for r in rows for f in [*r['files'].values(), r['picture']]}
+    for folder in (out, out/'maps', out/'pictures'):
+        for path in folder.iterdir():
+            if path.name not in finished and _is_unfinished(path): path.unlink()
+
+# %% ../../nbs/view/04_gallery.ipynb #c63ea027
 def _write_lines(path, rows):
     with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), encoding='utf8')
 
@@ -57,17 +80,13 @@ def _begin(out, settings, resume, files): # → lines of an earlier run that sta
     if out.exists() and not out.is_dir(): raise VitxError(f"{out} is a file: give a folder as --out")
     if not out.parent.is_dir(): raise VitxError(f"the folder {out.parent} doesn't exist. Create it first")
     out.mkdir(exist_ok=True)
-    if not resume and (read_manifest(out) or not (out/MANIFEST).exists()):                  # a run that wrote nothing counts as new
-        if (out/MANIFEST).exists(): raise VitxError(f"{out} holds the results of an earlier run: continue it with --resume, or give another folder as --out")
-        if any(out.iterdir()): raise VitxError(f"the folder {out} isn't empty: give a new folder as --out")
-    elif resume and (out/SETTINGS).exists() and (before := json.loads((out/SETTINGS).read_text(encoding='utf8'))) != settings:
-        changed = ', '.join(f'{k} ({before.get(k)}, now {settings[k]})' for k in settings if before.get(k) != settings[k])
-        raise VitxError(f"the run in {out} had another {changed}: resume it with the same options, or give another folder as --out")
+    _check_folder(out, settings, resume)
     with atomic_path(out/SETTINGS) as tmp: tmp.write_text(json.dumps(settings, ensure_ascii=False), encoding='utf8')
-    (out/'maps').mkdir(exist_ok=True)
+    for kind in ('maps', 'pictures'): (out/kind).mkdir(exist_ok=True)
     stamps = {_shown(f): _stamp(f) for f in files}
     rows = [r for r in read_manifest(out) if 'error' not in r and r['stamp'] == stamps.get(r['file'], r['stamp'])]   # broken and changed files are tried again
     _write_lines(out/MANIFEST, rows)
+    _remove_unfinished(out, rows)
     return rows
 
 # %% ../../nbs/view/04_gallery.ipynb #139e81a4
@@ -87,26 +106,24 @@ def _save_maps(e, out, name, formats, full_size, overlay_only): # → {format: f
         else: e.save(out/file, full_size=full_size and is_picture, overlay_only=overlay_only and is_picture)
     return files
 
-def _row(e, files, card): # a line of the manifest
-    return dict(file=_shown(e.file), label=e.label, prob=None if e.prob is None else round(e.prob, 6), value=round(e.value, 6), target=e.target, method=e.method, layer=e.layer, model=e.model, against=e.against,
-                size=[e.image.width, e.image.height], top=[[l, None if p is None else round(p, 6)] for l,p in e.top], files=files, stamp=_stamp(e.file),
-                warnings=['no evidence anywhere']*e.is_empty + (e.card().warnings if card else []))
+def _save_picture(e, out, name): # → file: the picture itself, which the gallery shows on request
+    with atomic_path(out/(file := f'pictures/{name}.jpg')) as tmp: shrink_image(e.image).save(tmp, quality=85)
+    return file
+
+def _row(e, **more): # a line of the manifest
+    return e.to_dict() | dict(file=_shown(e.file), stamp=_stamp(e.file)) | more
 
 # %% ../../nbs/view/04_gallery.ipynb #d13a9940
 FORMATS = ('jpg', 'png', 'webp', 'npy', 'json', 'labelme.json')
-
-def _num_top(target): # 3 for 'all-top3'; 1 for anything else
-    digits = target[7:] if isinstance(target, str) and target.startswith('all-top') else ''
-    return int(digits) if digits.isdigit() and int(digits) > 0 else 1
 
 def _each_with_top(ex, stream, k, call_args): # the explanations of each picture
     for e in stream: yield [e, *(ex(e.image, t, *call_args) for t in e.top_targets[1:k])]
 
 # %% ../../nbs/view/04_gallery.ipynb #58e9b074
-def _check_request(ex, formats, target, k, against, card, overlay_only): # → formats, with one that the gallery can show
+def _check_request(ex, formats, target, against, card, overlay_only): # → formats, with one that the gallery can show
     if bad := [f for f in formats if f not in FORMATS]: raise VitxError(f"unknown format {bad[0]!r}: use {', '.join(FORMATS)}")
-    if k > 1 and against is not None: raise VitxError("a comparison needs one class: give a target instead of the top classes")
-    if k == 1 and target is not None: ex.target(target)
+    if num_top(target) and against is not None: raise VitxError("a comparison needs one class: give a target instead of the top classes")
+    if not num_top(target) and target is not None: ex.target(target)
     if card and ex.channels != 3: raise VitxError("a trust card needs a model of three channels: leave the card out")
     pictures = ('png', 'webp') if overlay_only else ('jpg', 'png', 'webp')
     if overlay_only and 'jpg' in formats: raise VitxError("a JPEG can't be transparent: with overlay_only, use the formats png or webp")
@@ -130,8 +147,8 @@ def explain_files(ex:Explainer, files, # paths
                   report=None,         # function called with each new line of the manifest
                  )->list:              # lines of the manifest
     "Explain pictures into a folder: maps, manifest.jsonl and index.html; broken files become lines with an `error`"
-    out, files, k = Path(out), [Path(f) for f in files], _num_top(target)
-    formats = _check_request(ex, formats, target, k, against, card, overlay_only)
+    out, files, k = Path(out), [Path(f) for f in files], num_top(target) or 1
+    formats = _check_request(ex, formats, target, against, card, overlay_only)
     settings = dict(model=repr(ex), labels=_hash_labels(ex), task=ex.task, target=target, method=method, layer=ex._layer_indices(layer)[0], against=against, formats=list(formats), card=card,
                     full_size=full_size, overlay_only=overlay_only, read={k: str(v) for k,v in getattr(ex.read, 'keywords', {}).items() if v is not None})
     rows = _begin(out, settings, resume, files)
@@ -144,9 +161,11 @@ def explain_files(ex:Explainer, files, # paths
             for r in new if report else (): report(r)
         def broken(error): write([dict(file=_shown(error.picture), name=None, error=_reason(error))])
         try:
-            for found in _each_with_top(ex, ex.stream(todo, None if k > 1 else target, method, layer, against, broken=broken), k, (method, layer)):
+            for found in _each_with_top(ex, ex.stream(todo, None if num_top(target) else target, method, layer, against, broken=broken), k, (method, layer)):
                 name = _unique_name(Path(found[0].file), taken)
-                write([_row(e, _save_maps(e, out, name if i == 0 else f'{name}~{i+1}', formats, full_size, overlay_only), card) | dict(name=name) for i,e in enumerate(found)])
+                picture = _save_picture(found[0], out, name)
+                write([_row(e, name=name, picture=picture, files=_save_maps(e, out, name if i == 0 else f'{name}~{i+1}', formats, full_size, overlay_only),
+                            warnings=e.warnings + (e.card().warnings if card else [])) for i,e in enumerate(found)])
                 if coco: annotated += map(_light, found)
         finally: _write_gallery(out, rows, ex.name)
     if coco: _write_coco(out, annotated, ex, [(f, r['target']) for f in files for r in rows if r['file'] == _shown(f) in done], method, layer, against)
@@ -164,48 +183,71 @@ def _write_coco(out, explanations, ex, earlier, method, layer, against):
 
 # %% ../../nbs/view/04_gallery.ipynb #8113fd94
 _GALLERY_STYLE = '''<style>body { max-width: 110rem } .bar { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin-bottom: 1rem } .bar input, .bar select { font: inherit; max-width: 100% }
-ul { list-style: none; margin: 0; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(11rem, 45vw), 1fr)); gap: .8rem } li { min-width: 0 }
+ul { list-style: none; margin: 0; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(11rem, 42vw), 1fr)); gap: .8rem } li { min-width: 0 }
 li button { all: unset; cursor: zoom-in; display: block; width: 100% } li button:focus-visible { outline: 3px solid Highlight } li img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #8882 }
 small { display: block; overflow-wrap: anywhere } .warn { color: #b35900 } @media (prefers-color-scheme: dark) { .warn { color: #ffb366 } }
-dialog { max-width: 96vw; max-height: 96vh; border: 1px solid #8888; padding: 1rem; box-sizing: border-box } dialog img { display: block; max-width: 100%; max-height: 66vh; margin: auto } dialog nav { display: flex; gap: .5rem; justify-content: center; margin: .5rem } dialog nav button { font: inherit; min-width: 3rem; min-height: 2.4rem } dialog::backdrop { background: #000b }</style>'''
+dialog { max-width: 96vw; max-height: 96vh; border: 1px solid #8888; padding: 1rem; box-sizing: border-box } dialog { min-width: min(30rem, 96vw) } dialog img { display: block; object-fit: contain; margin: auto } dialog nav { display: flex; flex-wrap: wrap; gap: .5rem; justify-content: center; margin: .5rem } dialog nav button { font: inherit; min-width: 3rem; min-height: 2.4rem } [aria-pressed=true] { outline: 2px solid Highlight } dialog::backdrop { background: #000b }</style>'''
 
-_GALLERY_SCRIPT = '''<script>(() => {
+# %% ../../nbs/view/04_gallery.ipynb #8113fd95
+_GALLERY_ROWS = '''
 const rows = JSON.parse(document.querySelector('#rows').textContent), $ = q => document.querySelector(q), list = $('ul'), box = $('dialog');
 const make = (tag, text, more) => Object.assign(document.createElement(tag), {textContent: text}, more);
 const image = r => Object.values(r.files || {}).find(f => /[.](jpg|png|webp)$/.test(f)), warned = r => (r.warnings || []).length;
-const url = f => f.split('/').map(encodeURIComponent).join('/'), number = r => r.prob == null ? 'value ' + r.value : r.prob.toFixed(2);
-const orders = {file: (a, b) => a.file.localeCompare(b.file), 'class': (a, b) => a.label.localeCompare(b.label) || b.prob - a.prob, probability: (a, b) => b.prob - a.prob, 'least probable': (a, b) => a.prob - b.prob, warnings: (a, b) => warned(b) - warned(a)};
-const good = rows.filter(r => !r.error), bad = rows.filter(r => r.error);
-let shown = [], at = 0;
+const url = f => f.split('/').map(encodeURIComponent).join('/'), alt = r => 'evidence for ' + r.label + ' on ' + r.file;
+const short = p => 0 < p && p < .005 ? '<0.01' : p.toFixed(2), number = r => r.prob == null ? 'value ' + Number(r.value.toPrecision(4)) : short(r.prob);
+const good = rows.filter(r => !r.error), bad = rows.filter(r => r.error), size = r => r.prob ?? r.value, what = good.some(r => r.prob == null) ? 'value' : 'probability';
+const orders = {file: (a, b) => a.file.localeCompare(b.file), 'class': (a, b) => a.label.localeCompare(b.label) || size(b) - size(a),
+  [what]: (a, b) => size(b) - size(a), ['smallest ' + what]: (a, b) => size(a) - size(b), warnings: (a, b) => warned(b) - warned(a)};
 const twice = {}; new Set(good.map(r => r.file)).forEach(f => { const n = f.split('/').pop(); twice[n] = (twice[n] || 0) + 1 });
-const words = r => make('p', r.file + ': ' + r.label + ' ' + number(r) + ', by ' + r.method + ', layer ' + r.layer + ' of ' + r.model);
-const open = i => { at = (i + shown.length) % shown.length; const r = shown[at], more = make('p', 'most probable: ' + r.top.map(([l, p]) => l + (p == null ? '' : ' ' + p.toFixed(2))).join(' · '));
-  const img = make('img', '', {src: url(image(r) || ''), alt: 'evidence for ' + r.label + ' on ' + r.file});
-  const nav = make('nav', ''), step = (text, label, f) => { const b = make('button', text, {type: 'button'}); b.setAttribute('aria-label', label); b.addEventListener('click', f); nav.append(b) };
-  step('‹', 'previous', () => open(at - 1)); step('×', 'close', () => box.close()); step('›', 'next', () => open(at + 1));
-  box.replaceChildren(...(image(r) ? [img] : []), nav, words(r), ...(r.prob == null ? [] : [more]), ...(r.warnings || []).map(w => make('p', '! ' + w, {className: 'warn'})), make('small', 'keys: ← previous, → next, Esc closes'));
-  if (!box.open) box.showModal() };
-const draw = () => { const q = $('input').value.toLowerCase().split(/\\s+/);
-  shown = good.filter(r => q.every(w => (r.file + ' ' + r.label + ' ' + (r.warnings || []).join(' ')).toLowerCase().includes(w))).sort(orders[$('select').value]);
-  list.replaceChildren(...shown.map((r, i) => { const li = make('li', ''), b = make('button', '', {type: 'button'});
-    if (image(r)) b.append(make('img', '', {src: url(image(r)), loading: 'lazy', alt: 'evidence for ' + r.label + ' on ' + r.file}));
-    b.append(make('small', r.label + '  ' + number(r)), make('small', r.file.split('/').slice(twice[r.file.split('/').pop()] > 1 ? -2 : -1).join('/')));
-    if (warned(r)) b.append(make('small', '! ' + warned(r) + (warned(r) > 1 ? ' warnings' : ' warning'), {className: 'warn'}));
-    b.addEventListener('click', () => open(i)); li.append(b); return li }));
-  $('output').textContent = shown.length + ' of ' + good.length + ' maps' };
-$('select').append(...Object.keys(orders).map(o => make('option', o)));
-$('select').addEventListener('input', draw); $('input').addEventListener('input', draw);
-box.addEventListener('keydown', e => { const step = {ArrowRight: 1, ArrowLeft: -1}[e.key]; if (step) { e.preventDefault(); open(at + step) } });
+const name = r => r.file.split('/').slice(twice[r.file.split('/').pop()] > 1 ? -2 : -1).join('/');
+let shown = [], at = 0, plain = false;
+'''
+
+# %% ../../nbs/view/04_gallery.ipynb #8113fd96
+_GALLERY_DIALOG = '''
+const large = r => { // as large as fits, at most as the file, and not smaller than 256 pixels
+  const [h, w] = r.size, k = Math.max(Math.min(1, 1024/Math.max(h, w)), 256/Math.max(h, w)), img = make('img', '', {src: url(plain ? r.picture : image(r)), alt: plain ? 'the picture ' + r.file : alt(r)});
+  img.style.aspectRatio = w + '/' + h; img.style.width = `min(100%, ${k*w}px, ${66*w/h}vh)`; return img };
+const open = i => { at = (i + shown.length) % shown.length; const r = shown[at], nav = make('nav', ''), held = document.activeElement.getAttribute('aria-label');
+  const step = (text, label, f) => { const b = make('button', text, {type: 'button'}); b.setAttribute('aria-label', label); b.addEventListener('click', f); nav.append(b); return b };
+  step('‹', 'previous', () => open(at - 1)); step('×', 'close', () => box.close());
+  if (r.picture) step('photo', 'photo without the map', toggle).setAttribute('aria-pressed', plain);
+  step('›', 'next', () => open(at + 1));
+  const words = make('p', r.file + ': ' + r.label + ' ' + number(r) + ', by ' + r.method + ', layer ' + r.layer + ' of ' + r.model);
+  const top = make('p', 'most probable: ' + r.top.map(t => t.label + (t.prob == null ? '' : ' ' + short(t.prob))).join(' · '));
+  box.replaceChildren(large(r), nav, words, ...(r.prob == null ? [] : [top]), ...(r.warnings || []).map(w => make('p', '! ' + w, {className: 'warn'})), make('small', 'keys: ← previous, → next, p photo, Esc closes'));
+  if (!box.open) box.showModal();
+  ([...nav.children].find(b => b.getAttribute('aria-label') == held) ?? nav.lastChild).focus() };         // the focus stays, so that keys go on working
+const toggle = () => { plain = !plain; open(at) };
+box.addEventListener('keydown', e => { const step = {ArrowRight: 1, ArrowLeft: -1}[e.key];
+  if (step) { e.preventDefault(); open(at + step) } else if (e.key == 'p' && shown[at].picture) toggle() });
 box.addEventListener('click', e => { if (e.target === box) box.close() });
 box.addEventListener('close', () => list.children[at]?.querySelector('button').focus());
+'''
+
+# %% ../../nbs/view/04_gallery.ipynb #8113fd97
+_GALLERY_LIST = '''
+const card = (r, i) => { const li = make('li', ''), b = make('button', '', {type: 'button'});
+  b.append(make('img', '', {src: url(image(r)), loading: 'lazy', alt: alt(r)}), make('small', r.label + '  ' + number(r)), make('small', name(r)));
+  if (warned(r)) b.append(make('small', '! ' + warned(r) + (warned(r) > 1 ? ' warnings' : ' warning'), {className: 'warn'}));
+  b.addEventListener('click', () => open(i)); li.append(b); return li };
+const draw = () => { const q = $('input').value.toLowerCase().split(/\\s+/);
+  shown = good.filter(r => q.every(w => (r.file + ' ' + r.label + ' ' + (r.warnings || []).join(' ')).toLowerCase().includes(w))).sort(orders[$('select').value]);
+  list.replaceChildren(...shown.map(card)); $('output').textContent = shown.length + ' of ' + good.length + ' maps';
+  $('.none').hidden = shown.length > 0; $('.none').textContent = good.length ? 'No map fits the filter: each word must occur in the file, the class or a warning. Clear the filter to see all maps.' : 'There is no map.' };
+$('select').append(...Object.keys(orders).map(o => make('option', o)));
+$('select').addEventListener('input', draw); $('input').addEventListener('input', draw);
 if (bad.length) $('details').append(...bad.map(r => make('p', r.file + ': ' + r.error))); else $('details').remove();
-draw() })();</script>'''
+draw();
+'''
+
+_GALLERY_SCRIPT = f'<script>(() => {{{_GALLERY_ROWS}{_GALLERY_DIALOG}{_GALLERY_LIST}}})();</script>'
 
 # %% ../../nbs/view/04_gallery.ipynb #3a07f832
 def _write_gallery(out, rows, model):
     broken = sum('error' in r for r in rows)
     data = json.dumps(rows, ensure_ascii=False).replace('<', '\\u003c')
     body = f'''{_GALLERY_STYLE}<div class="bar"><label>filter <input type="search" autocomplete="off" placeholder="file, class, warning"></label><label>sort by <select autocomplete="off"></select></label><output aria-live="polite"></output></div>
-<ul></ul><details><summary>{broken} broken {'file' if broken == 1 else 'files'}</summary></details><dialog aria-label="one map"></dialog>
+<ul></ul><p class="none" hidden></p><details><summary>{broken} broken {'file' if broken == 1 else 'files'}</summary></details><dialog aria-label="one map"></dialog>
 <script type="application/json" id="rows">{data}</script>{_GALLERY_SCRIPT}'''
     with atomic_path(out/'index.html') as tmp: tmp.write_text(html_page(f'Attribution maps of {model}', body), encoding='utf8')

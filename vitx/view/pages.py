@@ -69,7 +69,7 @@ async function start(root) {
 CONTROLS = '''
   const draw = () => {
     const a = +target.value, b = other.value === '' || other.value === target.value ? -1 : +other.value, l = +layer.value;
-    const title = c => d.classes[c].label + '  ' + d.classes[c].prob, description = c => 'evidence for ' + d.classes[c].label + ' by ' + d.method + ' at layer ' + l + ': ' + d.classes[c].description[l];
+    const title = c => d.classes[c].label + '  ' + d.classes[c].answer, description = c => 'evidence for ' + d.classes[c].label + ' by ' + d.method + ' at layer ' + l + ': ' + d.classes[c].description[l];
     $('output').textContent = l;
     paint(figures[0], title(a), description(a), map(a, l));
     figures.slice(1).forEach(f => f.hidden = true);
@@ -101,7 +101,7 @@ def _page_data(atlas, tile):
     "JSON for the script: classes, maps with a longer side of `tile` pixels, and colors"
     W, H = atlas.image.size
     size = [max(1, round(tile*s/max(W, H))) for s in (H, W)]
-    classes = [dict(label=atlas.name(t), prob=f'{atlas.probs[t]:.2f}', description=[describe_location(atlas.map(t, l)) for l in range(atlas.depth)],
+    classes = [dict(label=atlas.name(t), answer=atlas.answer(t), description=[describe_location(atlas.map(t, l)) for l in range(atlas.depth)],
                     maps=_sprite(atlas, t, size)) for t in atlas.grid_maps]
     colors = [base64.b64encode((palette(s)*255).round().astype(np.uint8).tobytes()).decode() for s in (False, True)]
     content = dict(size=[W, H], tile=size[::-1], layers=atlas.depth, method=atlas.method, palette=colors, classes=classes)
@@ -130,7 +130,7 @@ def _render_fragment(atlas, tile):
     q, first = html.escape, next(iter(atlas.grid_maps))
     visible, last = atlas.place.visible, atlas.depth-1
     plain, still = Panel('', '', hatch_hidden(np.asarray(atlas.image, dtype=np.float32)/255, visible)), make_panels(atlas, AtlasView(first, last))[1]
-    options = ''.join(f'<option value="{i}">{q(atlas.name(t))}  {atlas.probs[t]:.2f}</option>' for i,t in enumerate(atlas.grid_maps))
+    options = ''.join(f'<option value="{i}">{q(atlas.name(t))}  {q(atlas.answer(t))}</option>' for i,t in enumerate(atlas.grid_maps))
     figure = '<figure hidden><canvas role="img" hidden></canvas><figcaption></figcaption></figure>'
     return f'''<div class="vitx">{STYLE}
 <div class="vitx-controls"><label>class <select autocomplete="off">{options}</select></label>

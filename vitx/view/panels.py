@@ -59,7 +59,7 @@ def make_panels(atlas:Atlas, v:AtlasView)->list: # of Panel
     def one(t):
         m = atlas.map(t, v.layer)
         description = f'evidence for {atlas.ex.labels[t]} by {atlas.method} at layer {v.layer}: {describe_location(m)}'
-        return m, panel(f'{atlas.name(t)}  {atlas.probs[t]:.2f}', description, overlay(img, m, v.opacity))
+        return m, panel(f'{atlas.name(t)}  {atlas.answer(t)}', description, overlay(img, m, v.opacity))
     m, first = one(v.target)
     out = [panel('picture', 'the picture', np.asarray(img, dtype=np.float32)/255), first]
     if v.num_parts:
