@@ -50,7 +50,7 @@ DECOMPOSITIONS = {torch.ops.aten.diagonal_scatter.default: _diagonal_scatter}
 
 def record_graph(f,              # function of tensors, returns a tuple of tensors
                  *examples,      # its inputs
-                 names:dict=None,# address of a weight → its name; None: weights are numbered
+                 names:dict=None,# (address, shape) of a weight → its name; None: weights are numbered
                  table:dict=None,# further operations that are replaced: operation → function
                 )->GraphModule:
     "The operations of `f` as a graph, with the backward pass as ordinary operations and nothing written in place"
@@ -58,15 +58,17 @@ def record_graph(f,              # function of tensors, returns a tuple of tenso
         graph = make_fx(f)(*examples)
         graph = make_fx(functionalize(graph, remove='mutations'), decomposition_table=DECOMPOSITIONS | (table or {}))(*examples)
     graph.graph.eliminate_dead_code()
-    for node in [n for n in graph.graph.nodes if n.op == 'get_attr']: _rename_weight(graph, node, names or {})
+    _rename_weights(graph, names or {})
     graph.recompile()
     return graph
 
-def _rename_weight(graph, node, names): # the memory is shared with the model; a graph asks for no gradient
-    t = getattr(graph, node.target).detach()
-    name = 'weight_' + names[t.data_ptr()].replace('.', '_') if t.data_ptr() in names else f'constant_{node.target.lstrip("_")}'
-    graph.register_buffer(name, t)
-    node.target = name
+def _rename_weights(graph, names): # the memory is shared with the model; a graph asks for no gradient
+    old = {node.target: getattr(graph, node.target).detach() for node in graph.graph.nodes if node.op == 'get_attr'}
+    for name in [*graph._parameters, *graph._buffers, *(n for n in old if n in graph.__dict__)]: delattr(graph, name)
+    new = {n: f'weight_{names[k].replace(".", "_")}' if (k := (t.data_ptr(), t.shape)) in names else f'constant_{n.lstrip("_")}' for n,t in old.items()}
+    for n,t in old.items(): graph.register_buffer(new[n], t)
+    for node in graph.graph.nodes:
+        if node.op == 'get_attr': node.target = new[node.target]
 
 # %% ../../nbs/export/01_trace.ipynb #a5ef2312
 def example_targets(ex:Explainer, batch:int, n:int, against=None, seed:int=0)->torch.Tensor: # (B,n)
@@ -75,7 +77,7 @@ def example_targets(ex:Explainer, batch:int, n:int, against=None, seed:int=0)->t
     return torch.tensor(allowed)[torch.randint(len(allowed), (batch, n), generator=torch.Generator().manual_seed(seed))]
 
 def _record_named(ex, f, method, x, targets, table):
-    names = {p.data_ptr(): n for n,p in ex.model.named_parameters()}
+    names = {(p.data_ptr(), p.shape): n for n,p in ex.model.named_parameters()}
     try: graph = record_graph(f, x, targets, names=names, table=table)
     except VitxError: raise
     except Exception as e: raise VitxError(f"{method} can't be written as one graph ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}). {_TRACEABLE}") from e
