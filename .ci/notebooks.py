@@ -21,7 +21,7 @@ NBS = ROOT/'nbs'
 FLAGS = ('slow', 'real', 'browser', 'nightly', 'notest')
 BUDGET = dict(bytes=400_000, cells=80)
 CHAPTERS = dict(core='', picture='core', targets='core', model='picture targets', method='model', data='model', evidence='method data', explanation='evidence', explain='explanation',  # chapter → those that it imports from
-                view='explain', explore='view', bench='explain', dev='explain', cli='explore bench dev')
+                view='explain', explore='view', export='view', bench='explain', dev='explain', cli='explore export bench dev')
 FOLDED = dict(jupyter=dict(source_hidden=True, outputs_hidden=True))  # how Jupyter keeps a solution's cell closed
 VIEW = 'application/vnd.jupyter.widget-view+json'
 SLOWEST = ROOT/'.ci'/'slowest.txt'                                     # notebooks that are begun first, the longest first

@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 def __getattr__(name): # loaded when asked for, so that `import vitx` stays quick
     if name == 'Explainer':
         from .explain import Explainer
+        from .export import web   # adds `trace`, `export` and `export_web`
         return Explainer
     if name == 'standard_transform':
         from .model.classifiers import standard_transform

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['method', 'metric', 'dataset', 'family', 'library', 'VitxError', 'close_matches', 'Registry', 'PatentWarning',
            'warn_patent', 'writable_path', 'atomic_path', 'report_progress_to', 'progress_bar', 'track',
-           'import_by_name', 'quick_thread_switches', 'is_symbolic', 'constant', 'keep_constants', 'set_seed']
+           'import_by_name', 'quick_thread_switches', 'is_symbolic', 'is_traced', 'constant', 'keep_constants',
+           'set_seed']
 
 # %% ../nbs/core.ipynb #0832016a
 import difflib, os, random, sys, tempfile, warnings
@@ -159,6 +160,11 @@ def quick_thread_switches(seconds:float=2e-4): # `sys.setswitchinterval`, if tha
 def is_symbolic(*tensors)->bool:
     "Whether any of these tensors has a shape but no values, as while a graph is traced"
     return any(type(t).__name__ == 'FakeTensor' or torch.is_tensor(t) and t.is_meta for t in tensors)
+
+def is_traced()->bool:
+    "Whether operations are being recorded as a graph by `make_fx`, so that no value may be read"
+    tracer = sys.modules.get('torch.fx.experimental.proxy_tensor')     # not imported: nothing is traced
+    return tracer is not None and tracer.get_proxy_mode() is not None
 
 _kept_constants = ContextVar('constants', default=None)
 

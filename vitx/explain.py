@@ -267,7 +267,7 @@ def _compute(self:Explainer, capture, targets, name, layers, against=None, pixel
     elif targets is not None and not isinstance(targets, torch.Tensor): targets = self.target(targets)
     if targets is None: targets = self._target_index(None)
     if against is not None: _check_contrast(f, targets, against)
-    if self._graphs is None or not capture.x.is_cuda or f.meta.get('n_forward') or f.meta.get('uses_internals') or is_symbolic(capture.x) or (model_key := replay_key(self.model)) is None: return self._compute_now(capture, targets, f, layers, against, pixels)
+    if self._graphs is None or not capture.x.is_cuda or f.meta.get('n_forward') or f.meta.get('uses_internals') or is_traced() or is_symbolic(capture.x) or (model_key := replay_key(self.model)) is None: return self._compute_now(capture, targets, f, layers, against, pixels)
     as_tensor = None if targets is None else as_targets(targets, capture.x.new_empty(len(capture.x), len(self.labels)))
     key = name, tuple(layers), against, pixels, repr(options), capture.score, capture.x.shape, capture.x.dtype, None if targets is None else as_tensor.shape, model_key
     def call(x, *t):
@@ -312,7 +312,7 @@ def _check_answer(capture, answer, name):
 
 def _check_contrast(f, targets, against):
     if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} gives the same map for every class, so it can't explain one class against another: use rcut, chefer or gradcam")
-    if targets is not None and not is_symbolic(t := torch.as_tensor(targets)) and (t == against).any(): raise VitxError("`target` and `against` are the same class: give two different classes")
+    if targets is not None and not is_traced() and not is_symbolic(t := torch.as_tensor(targets)) and (t == against).any(): raise VitxError("`target` and `against` are the same class: give two different classes")
 
 def _contrast_maps(f, capture, targets, layers, against):
     "Map of each target minus the map of one other class, both before normalization, so that swapping the two changes the sign"

@@ -56,11 +56,11 @@ def ncut(A:torch.Tensor, # (…,n,n) affinity, symmetric, ≥ 0
     return l2_normalize(v*r[..., None, :]).float()
 
 MAX_DENSE_NODES = 400      # graphs of at most this many nodes: all eigenvectors are computed at once, which is faster
-MAX_SQUARED_NODES = 1024   # on a GPU, graphs of at most this many nodes: the matrix is squared repeatedly instead
+MAX_SQUARED_NODES = 1024   # on a GPU or while a graph is traced, for at most this many nodes: the matrix is squared repeatedly instead
 
 def _eigenvectors(S, known, k): # (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k (…,k,n)
     n = S.shape[-1]
-    if k == 1 and S.is_cuda and n <= MAX_SQUARED_NODES: return _by_squaring(S, known)[..., None, :]
+    if k == 1 and (S.is_cuda or is_traced()) and n <= MAX_SQUARED_NODES: return _by_squaring(S, known)[..., None, :]
     if n > MAX_DENSE_NODES: return _lanczos(S, known, k)
     v = torch.linalg.eigh(S).eigenvectors[..., -k-1:-1].mT
     return v.flip(-2) if k > 1 else v

@@ -44,6 +44,7 @@ def as_targets(targets,              # None (top class), an int, a list of ints,
     t = t.reshape(1, -1).expand(B, -1) if t.ndim < 2 else t
     if t.shape[0] != B: raise VitxError(f"targets of shape {tuple(t.shape)} don't fit a batch of {B}: give (B,T)")
     if t.numel() == 0: raise VitxError("no targets: give at least one class")
+    if is_traced(): return torch.where((t := t.to(logits.device, torch.long)) < 0, logits.argmax(1, keepdim=True), t)    # a graph takes -1 for the top class
     if t.device.type == 'cpu' and not is_symbolic(t) and (bad := [c for row in t.tolist() for c in row if not 0 <= c < C]): raise VitxError(out_of_range(bad[0], C))
     return t.to(logits.device, torch.long, copy=t.is_inference())  # a tensor made in inference mode can't be kept for a gradient
 
