@@ -105,11 +105,12 @@ d.prepare = async () => { // the maps of the classes that are chosen
 
 # %% ../../nbs/export/03_web.ipynb #044d2337
 PICTURES = '''
-const hatch = (ctx, g, W, H) => { // stripes where the model sees nothing
-  ctx.save(); ctx.beginPath(); ctx.rect(0, 0, W, H); ctx.rect(g.left/g.W*W, g.top/g.H*H, g.cw/g.W*W, g.ch/g.H*H); ctx.clip('evenodd');
-  ctx.strokeStyle = '#3c3c3c'; ctx.lineWidth = 1.4;
-  for (let s = 0; s < W + H; s += 18) { ctx.beginPath(); ctx.moveTo(s, 0); ctx.lineTo(s - H, H); ctx.stroke() }
-  ctx.restore() };
+const hatch = (ctx, g, W, H) => { // stripes where the model sees nothing, as hatch_hidden draws them
+  const px = ctx.getImageData(0, 0, W, H), sum = px.data.reduce((a, v, i) => a + (i % 4 < 3 ? v : 0), 0), gray = sum < 3*W*H*127.5 ? 200 : 60;
+  const seen = (v, side, start, size, all) => { const at = (v + .5)/side*all; return start <= at && at <= start + size };
+  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++)
+    if ((x + y) % 18 < 2 && !(seen(x, W, g.left, g.cw, g.W) && seen(y, H, g.top, g.ch, g.H))) px.data.fill(gray, 4*(y*W + x), 4*(y*W + x) + 3);
+  ctx.putImageData(px, 0, 0) };
 const take = async (blob, name) => { // a picture: decode, prepare, ask for its top class, show
   const run = ++runs;
   let bitmap;
@@ -129,8 +130,9 @@ const take = async (blob, name) => { // a picture: decode, prepare, ask for its 
     d.classes = shown.classes; target.length = 0; other.length = 1;
     const order = [...shown.probs.keys()].sort((a, b) => shown.probs[b] - shown.probs[a]);
     order.slice(0, 5).forEach(add); target.value = top;
+    hatch(ctx, g, W, H);
     d.paint = painter(base, shown.size, d.palette, root.querySelectorAll('input[type=range]')[1]);
-    hatch(ctx, g, W, H); figure.querySelector('img').src = base.toDataURL('image/jpeg', .9);
+    figure.querySelector('img').src = base.toDataURL('image/jpeg', .9);
     $('.vitx-explained').hidden = false; say(''); draw(); root.dataset.shown = run
   } catch (e) { say('', 'The model failed: ' + e.message) } finally { delete root.dataset.busy } };
 '''
