@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIBRA_PRODUCTS', 'LIBRA_DIVISIONS', 'LIBRA_CONSTANTS', 'BIAS_ARGUMENT', 'UNPLACED_BIASES', 'libra_input_gradient',
-           'libra_gradcam', 'libra_integrated_gradients', 'libra_attcat', 'LibraInterceptor', 'LibraCapture',
-           'capture_as', 'FullGradInterceptor', 'FullGradCapture', 'bias_contributions', 'fullgrad_total',
-           'libra_fullgrad_plus', 'with_libra_gradient', 'attcat_maps']
+           'libra_gradcam', 'libra_integrated_gradients', 'ATTCAT_SOURCE', 'libra_attcat', 'LibraInterceptor',
+           'LibraCapture', 'capture_as', 'FullGradInterceptor', 'FullGradCapture', 'bias_contributions',
+           'fullgrad_total', 'libra_fullgrad_plus', 'with_libra_gradient', 'attcat_maps']
 
 # %% ../../nbs/method/07_libragrad.ipynb #f536facf
 from functools import wraps
@@ -22,21 +22,23 @@ from .gradients import *
 from .rcut import token_times_gradient
 
 # %% ../../nbs/method/07_libragrad.ipynb #7bc73f30
-LIBRA_PRODUCTS = ('mul', 'multiply', 'mul_', 'matmul', 'bmm', 'einsum')      # each factor gets half of the gradient
-LIBRA_DIVISIONS = ('div', 'true_divide', 'divide', 'div_')                   # the divisor is constant
-LIBRA_CONSTANTS = ('reciprocal', '__rtruediv__', '__rdiv__')                 # what is divided into a number is constant
+LIBRA_PRODUCTS = ('mul', 'multiply', 'mul_', 'matmul', 'bmm', 'einsum')  # each factor gets half of the gradient
+LIBRA_DIVISIONS = ('div', 'true_divide', 'divide', 'div_')               # the divisor is constant
+LIBRA_CONSTANTS = ('reciprocal', '__rtruediv__', '__rdiv__')             # constant: a number divided by a tensor
 
 class LibraInterceptor(AttentionInterceptor):
-    "Function mode with LibraGrad's rules (Mehri et al., CVPR 2025, section 3.5); with `linearize=False`, ordinary gradients"
+    "Function mode with the rules of LibraGrad (CVPR 2025, section 3.5); `linearize=False`: ordinary gradients"
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kw = getattr(func, '__name__', ''), kwargs or {}
-        is_rule = self.linearize and args and torch.is_tensor(args[0])
-        if is_rule and LINEARIZED_OPS.get(name) is gate_op: return gate_op(func, args, kw)
-        if is_rule and name in LIBRA_CONSTANTS: return detached_op(func, args, kw)
-        if is_rule and name in LIBRA_DIVISIONS and len(args) > 1 and torch.is_tensor(args[1]): args = (args[0], args[1].detach(), *args[2:])
+        if not self.linearize or not args or not torch.is_tensor(args[0]) and name != 'einsum':
+            return super().__torch_function__(func, types, args, kw)
+        if LINEARIZED_OPS.get(name) is gate_op: return gate_op(func, args, kw)
+        if name in LIBRA_CONSTANTS: return detached_op(func, args, kw)
+        if name in LIBRA_DIVISIONS and len(args) > 1 and torch.is_tensor(args[1]):
+            args = (args[0], args[1].detach(), *args[2:])
         out = super().__torch_function__(func, types, args, kw)
         factors = args[-2:] if name == 'einsum' else args[:2]
-        is_product = self.linearize and name in LIBRA_PRODUCTS and all(torch.is_tensor(t) and t.requires_grad for t in factors)
+        is_product = name in LIBRA_PRODUCTS and all(torch.is_tensor(t) and t.requires_grad for t in factors)
         return replace_gradient(out, out/2) if is_product else out
 
 # %% ../../nbs/method/07_libragrad.ipynb #8d970035
@@ -45,8 +47,8 @@ class LibraCapture(Capture):
     interceptor_type = LibraInterceptor
     def __init__(self, model, x, anat=None, score='logit'): # as of `Capture`
         super().__init__(model, x, anat, score)
-    def __call__(self, targets=None, grad=(), score=None, linearize=True, max_cells=None, **layers): # as of `Capture`
-        "Run the model and record values and balanced gradients"
+    def __call__(self, targets=None, grad=(), score=None, linearize=True, max_cells=None, **layers):
+        "Run the model and record values and balanced gradients; arguments as of `Capture`"
         return super().__call__(targets, grad, score, linearize, max_cells, **layers)
 
 def capture_as(kind:type, # a subclass of `Capture`
@@ -62,14 +64,15 @@ BIAS_ARGUMENT = dict(linear=2, layer_norm=3)     # function → position of its 
 UNPLACED_BIASES = ('conv1d', 'conv2d', 'batch_norm', 'group_norm')
 
 class FullGradInterceptor(LibraInterceptor):
-    "`LibraInterceptor` that also passes a zero per token and bias to `callback('bias', place, zeros)`; its gradient is the contribution of the bias"
+    "Also calls `callback('bias', place, zeros)`, a zero per token for each bias: its gradient is the contribution"
     def __init__(self, *args): # as of `AttentionInterceptor`
         super().__init__(*args)
         self.num_biases, self.in_head, self.tokens_first = 0, False, False
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kw = getattr(func, '__name__', ''), kwargs or {}
         if name == 'multi_head_attention_forward': return self._open_mha(func, args, kw)
-        out, self.last_linear = super().__torch_function__(func, types, args, kw), None    # values get their gradient from the layer that adds the bias
+        out = super().__torch_function__(func, types, args, kw)
+        self.last_linear = None    # values get their gradient from the layer that adds the bias
         self.in_head |= bool(self.in_last_block)
         in_block = bool(self.in_last_block) or not self.in_head
         if not isinstance(out, torch.Tensor) or not out.requires_grad: return out
@@ -79,10 +82,10 @@ class FullGradInterceptor(LibraInterceptor):
         return out if bias is None else self._with_bias_scale(out, bias, in_block)
     def _with_bias_scale(self, out, bias, in_block):
         self.num_biases += 1
-        zeros = torch.zeros_like(out.detach()[..., :1])
-        place = self.num_biases, in_block
-        scale = self.callback('bias', place, zeros.transpose(0, 1)).transpose(0, 1) if self.tokens_first else self.callback('bias', place, zeros)
-        return out + scale*bias
+        reorder = (lambda t: t.transpose(0, 1)) if self.tokens_first else (lambda t: t)
+        zeros = reorder(torch.zeros_like(out.detach()[..., :1]))
+        scale = self.callback('bias', (self.num_biases, in_block), zeros)
+        return out + reorder(scale)*bias
     def _open_mha(self, func, args, kw): # its layers are called one by one; their tensors are (N,B,…)
         if self.tokens_first: raise VitxError(_unplaced_message('an unusual attention module'))
         self.tokens_first = True
@@ -91,19 +94,21 @@ class FullGradInterceptor(LibraInterceptor):
         finally: self.tokens_first = False
 
 def _unplaced_message(name):
-    return (f"the blocks of this model add biases in {name}, so FullGrad can't say at which token each of them counts: "
+    return (f"the blocks of this model add biases in {name}, so FullGrad can't say at which token they count: "
             "leave biases out with bias=False, or use rcut or libra-gradcam")
 
 # %% ../../nbs/method/07_libragrad.ipynb #5206f9ff
 class FullGradCapture(LibraCapture):
-    "A `LibraCapture` that also records the contribution of each bias: `grads['bias', (i, in_block)]` (B,T,…,1)"
+    "A `LibraCapture` that also records what each bias contributes: `grads['bias', (i, in_block)]` (B,T,…,1)"
     interceptor_type = FullGradInterceptor
-    def _run(self, targets, grad, *args): return super()._run(targets, (*grad, 'bias') if grad else grad, *args)
+    def _run(self, targets, grad, *args):
+        return super()._run(targets, (*grad, 'bias') if grad else grad, *args)
     def _make_activations(self, values, grads, *args):
-        is_bias, num_tokens = lambda k: k[0] == 'bias', [v.shape[1:-1] for k,v in values.items() if k[0] == 'tokens']
-        biases = {k: grads.pop(k) for k in [*filter(is_bias, grads)]}
+        biases = {k: grads.pop(k) for k in [*grads] if k[0] == 'bias'}
         for k in biases: del values[k]
-        if any(k[1][1] and g.shape[2:-1] != num_tokens[0] for k,g in biases.items()): raise VitxError(_unplaced_message('windows or on several grids'))
+        sequence = next(v.shape[1:-1] for k,v in values.items() if k[0] == 'tokens')
+        if any(k[1][1] and g.shape[2:-1] != sequence for k,g in biases.items()):
+            raise VitxError(_unplaced_message('windows or on several grids'))
         run = super()._make_activations(values, grads, *args)
         run.grads |= biases
         return run
@@ -116,7 +121,7 @@ def bias_contributions(run, # activations of a `FullGradCapture`
 
 def fullgrad_total(run, # activations of a `FullGradCapture` with the tokens that enter block 0
                   )->torch.Tensor: # (B,T)
-    "Sum of all contributions: tokens that enter block 0, and biases, with those of the head; equals the score if the gradient is complete"
+    "Sum of the contributions of block 0's tokens and of all biases: the score, if the gradient is complete"
     tokens = token_times_gradient(run.values['tokens', 0], run.grads['tokens', 0]).sum(-1)
     return tokens + sum(g.flatten(2).sum(-1) for k,g in run.grads.items() if k[0] == 'bias')
 
@@ -128,9 +133,10 @@ def libra_fullgrad_plus(capture, targets, layers,
                        ):
     "Token × balanced gradient, summed over blocks 0 … ℓ, plus the contributions of all biases"
     blocks = range(max(layers)+1)
-    run = capture_as(FullGradCapture if bias else LibraCapture, capture)(targets, tokens=blocks, grad='tokens', linearize=linearize)
-    by_block = torch.stack([token_times_gradient(run.values['tokens', b], run.grads['tokens', b]) for b in blocks], 2)
-    maps = by_block.cumsum(2)[:, :, list(layers)]      # (B,T,L,N)
+    record = capture_as(FullGradCapture if bias else LibraCapture, capture)
+    run = record(targets, tokens=blocks, grad='tokens', linearize=linearize)
+    by_block = [token_times_gradient(run.values['tokens', b], run.grads['tokens', b]) for b in blocks]
+    maps = torch.stack(by_block, 2).cumsum(2)[:, :, list(layers)]      # (B,T,L,N)
     return run.on_grid(run.patches(maps + bias_contributions(run)[:, :, None] if bias else maps, -1))
 
 # %% ../../nbs/method/07_libragrad.ipynb #25500c93
@@ -138,14 +144,16 @@ def with_libra_gradient(f, # a method: (capture, targets, layers) → maps
                        ):  # the same method with the gradients of LibraGrad
     "The method `f` with LibraGrad's gradients; it keeps its options"
     @wraps(f)
-    def libra_method(capture, targets, layers, **options): return f(capture_as(LibraCapture, capture), targets, layers, **options)
+    def libra_method(capture, targets, layers, **options):
+        return f(capture_as(LibraCapture, capture), targets, layers, **options)
     libra_method.__doc__ = f'{f.__doc__}; with the gradients of LibraGrad'
     return libra_method
 
 def _register_libra(name, **more):
     f = method[name]
     meta = {k: v for k,v in f.meta.items() if k not in ('name', 'source')} | more
-    return method(f'libra-{name}', source=f"{f.meta['source']}; gradients: LibraGrad (Mehri et al., CVPR 2025)", **meta)(with_libra_gradient(f))
+    source = f"{f.meta['source']}; gradients: LibraGrad (Mehri et al., CVPR 2025)"
+    return method(f'libra-{name}', source=source, **meta)(with_libra_gradient(f))
 
 libra_input_gradient = _register_libra('input-gradient')
 libra_gradcam = _register_libra('gradcam')
@@ -153,12 +161,16 @@ libra_integrated_gradients = _register_libra('integrated-gradients', test_option
 
 # %% ../../nbs/method/07_libragrad.ipynb #bf27cf7b
 def attcat_maps(capture, targets, layers):
-    "Token × gradient behind each of the blocks 0 … ℓ × the mean attention that the token received there, summed; the last block has no part"
+    "Token × gradient behind each of the blocks 0 … ℓ × mean attention received there; without the last block"
     if capture.depth < 2: raise VitxError("AttCAT needs a model with two blocks or more: use rcut or gradcam")
     last = min(max(layers), capture.depth - 2)
     run = capture(targets, tokens=range(1, last + 2), flow=range(last + 1), grad='tokens')
-    relevance = [token_times_gradient(run.values['tokens', b + 1], run.grads['tokens', b + 1]) for b in range(last + 1)]
-    by_block = torch.stack([run.values['flow', b].mean(1)[:, None]*r for b,r in enumerate(relevance)], 2)    # (B,T,blocks,N)
-    return run.on_grid(run.patches(by_block.cumsum(2)[:, :, [min(l, last) for l in layers]], -1))
+    def block_map(b): # (B,T,N)
+        received = run.values['flow', b].mean(1)[:, None]
+        return received*token_times_gradient(run.values['tokens', b + 1], run.grads['tokens', b + 1])
+    maps = torch.stack([block_map(b) for b in range(last + 1)], 2).cumsum(2)
+    maps = maps[:, :, [min(l, last) for l in layers]]      # (B,T,L,N)
+    return run.on_grid(run.patches(maps, -1))
 
-libra_attcat = method('libra-attcat', source='Qiang et al., NeurIPS 2022 (AttCAT); gradients: LibraGrad (Mehri et al., CVPR 2025)')(with_libra_gradient(attcat_maps))
+ATTCAT_SOURCE = 'Qiang et al., NeurIPS 2022 (AttCAT); gradients: LibraGrad (Mehri et al., CVPR 2025)'
+libra_attcat = method('libra-attcat', source=ATTCAT_SOURCE)(with_libra_gradient(attcat_maps))
