@@ -183,7 +183,7 @@ def robust_mean(v:torch.Tensor)->torch.Tensor: # (S,…) → (…)
 @method('dave', source='Wróbel et al., ICML 2026: DAVE (arXiv 2602.06613), without smoothing',
         terms="authors' code: no license found", n_forward=50, test_options=dict(steps=4))
 def dave(capture, targets, layers, steps=50,
-         noise=.3, # largest share of noise, 0 … 1: to be chosen for each model
+         noise=.1, # largest share of noise, 0 … 1: to be chosen for each model
          seed=0, progress=None):
     "Pixel values × linearized gradient, a robust mean over views with noise; the same map for every layer"
     run, x, parts = capture(targets), capture.x.float(), []
