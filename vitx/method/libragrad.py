@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIBRA_TERMS', 'LIBRA_PRODUCTS', 'LIBRA_DIVISIONS', 'LIBRA_CONSTANTS', 'BIAS_ARGUMENT', 'UNPLACED_BIASES',
-           'libra_input_gradient', 'libra_gradcam', 'libra_integrated_gradients', 'LibraInterceptor', 'LibraCapture',
-           'capture_as', 'FullGradInterceptor', 'FullGradCapture', 'bias_contributions', 'fullgrad_total',
-           'libra_fullgrad_plus', 'with_libra_gradient', 'libra_attcat']
+           'LibraInterceptor', 'LibraCapture', 'capture_as', 'FullGradInterceptor', 'FullGradCapture',
+           'bias_contributions', 'fullgrad_total', 'libra_fullgrad_plus', 'with_libra_gradient', 'libra_attcat']
 
 # %% ../../nbs/method/08_libragrad.ipynb #f536facf
 from functools import wraps
@@ -157,9 +156,8 @@ def _register_libra(name, **more):
     source = f"{f.meta['source']}; gradients: LibraGrad (Mehri et al., CVPR 2025)"
     return method(f'libra-{name}', source=source, **meta)(with_libra_gradient(f))
 
-libra_input_gradient = _register_libra('input-gradient')
-libra_gradcam = _register_libra('gradcam')
-libra_integrated_gradients = _register_libra('integrated-gradients', test_options=dict(steps=4))
+for _name in ('input-gradient', 'gradcam'): _register_libra(_name)
+_register_libra('integrated-gradients', test_options=dict(steps=4))
 
 # %% ../../nbs/method/08_libragrad.ipynb #bf27cf7b
 @method('libra-attcat', source='Qiang et al., NeurIPS 2022 (AttCAT); gradients: LibraGrad (Mehri et al., CVPR 2025)', terms=LIBRA_TERMS)
