@@ -156,8 +156,8 @@ def _register_libra(name, **more):
     source = f"{f.meta['source']}; gradients: LibraGrad (Mehri et al., CVPR 2025)"
     return method(f'libra-{name}', source=source, **meta)(with_libra_gradient(f))
 
-for _name in ('input-gradient', 'gradcam'): _register_libra(_name)
-_register_libra('integrated-gradients', test_options=dict(steps=4))
+for _name,_more in {'input-gradient': {}, 'gradcam': {}, 'integrated-gradients': dict(test_options=dict(steps=4))}.items():
+    _register_libra(_name, **_more)
 
 # %% ../../nbs/method/08_libragrad.ipynb #bf27cf7b
 @method('libra-attcat', source='Qiang et al., NeurIPS 2022 (AttCAT); gradients: LibraGrad (Mehri et al., CVPR 2025)', terms=LIBRA_TERMS)
