@@ -262,7 +262,7 @@ def readme(check=False):
     out = []
     for c in nbformat.read(NBS/'index.ipynb', 4).cells:
         d, body = directives(c), '\n'.join(l for l in c['source'].splitlines() if not l.startswith('#|')).strip()
-        local = lambda text: re.sub(r'\]\((?!http|#)([\w./-]+)\)', r'](nbs/\1)', text).strip()
+        local = lambda text: re.sub(r'\]\((?!http|#)([\w./-]+(?:#[\w-]+)?)\)', r'](nbs/\1)', text).strip()
         if c['cell_type'] == 'markdown': out.append(local(c['source']))
         elif picture := re.search(r'^# README: (.+)$', body, re.M): out.append(re.sub(r'\]\((?!http)', '](nbs/', picture[1]))   # in place of what only a browser shows
         elif 'hide' not in d and not any(x.startswith(('default_exp', 'export')) for x in d):

@@ -123,7 +123,7 @@ def compare_command(image:str=None,       # Picture. Default: the bundled pictur
                     json:bool=False,      # Print one JSON object
                    ):
     "Explain a picture by several models or methods: write a figure, print how far the maps agree"
-    check_output_path(out)
+    check_figure_path(out)
     device, models = _parse_device(device), _split_commas(model) or (None,)
     methods = _split_commas(methods) or (('rcut', 'chefer', 'gradcam') if len(models) == 1 else 'rcut')
     c = compare(Path(image) if image else asset_path('scene.png'), [Explainer(m, device=device) for m in models], target, methods, layer)

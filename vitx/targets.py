@@ -174,8 +174,10 @@ def difference(a:int, b:int):
 
 def cosine_to(reference:torch.Tensor): # (D,)
     "Score of embedding models (B,D): cosine similarity to a reference vector"
+    if not reference.any(): raise VitxError("the reference is a vector of zeros, which has no direction: give the embedding of a picture, or a mean of embeddings")
     def score(out):
         t = embedding_of(out)
+        if reference.shape[-1:] != t.shape[-1:]: raise VitxError(f"the reference has the shape {tuple(reference.shape)}, but the model's embeddings have {t.shape[-1]} numbers: give a reference from this model")
         return torch.cosine_similarity(t, reference.to(t), dim=-1)
     return _named(score, 'cosine similarity')
 

@@ -79,8 +79,9 @@ def example_targets(ex:Explainer, batch:int, n:int, against=None, seed:int=0)->t
 def _record_named(ex, f, method, x, targets, table):
     names = {(p.data_ptr(), p.shape): n for n,p in ex.model.named_parameters()}
     try: graph = record_graph(f, x, targets, names=names, table=table)
-    except VitxError: raise
-    except Exception as e: raise VitxError(f"{method} can't be written as one graph ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}). {_TRACEABLE}") from e
+    except Exception as e: # the call itself was tried before, so it is the recording that failed
+        reason = '' if isinstance(e, VitxError) or not str(e) else f' ({type(e).__name__}: {str(e).splitlines()[0][:120]})'
+        raise VitxError(f"{method} can't be written as one graph{reason}. {_TRACEABLE}") from e
     for n,name in zip((n for n in graph.graph.nodes if n.op == 'placeholder'), ('x', 'targets')):
         n.target = name
         n._rename(name)

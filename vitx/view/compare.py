@@ -31,9 +31,13 @@ class Comparison:
 
     @property
     def mean_agreement(self)->float: return self.agreement[tuple(torch.triu_indices(*self.agreement.shape, 1))].mean().item()   # over all pairs
+    @property
+    def warning(self)->str: # empty if there is nothing to warn of
+        if len({e.label for e in self.explanations}) == 1: return ''
+        return "The maps explain different classes, so they needn't agree. Give a target that all models know"
     def __repr__(self):
         width = max(map(len, self.names)) + 2, max(len(e.label) for e in self.explanations) + 2
-        lines = [f'{n:{width[0]}s}{e.label:{width[1]}s}{e.answer}' for n,e in zip(self.names, self.explanations)]
+        lines = [f'{n:{width[0]}s}{e.label:{width[1]}s}{e.answer}' for n,e in zip(self.names, self.explanations)] + [self.warning]*bool(self.warning)
         return '\n'.join([f'Comparison of {len(self.names)} maps, mean agreement {self.mean_agreement:.2f}', *lines])
 
 def map_agreement(explanations, side:int=96)->torch.Tensor: # (n,n)
@@ -112,4 +116,4 @@ def _repr_mimebundle_(self:Comparison, **kwargs):
     pictures = [(shrink_image(self.explanations[0].image, 240), 'The picture that was explained', 'picture')]
     for i,(n,e) in enumerate(zip(self.names, self.explanations)):
         pictures.append((e.overlay_image(240), f'{e.description} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}', 180)}
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}' + f' · {self.warning}'*bool(self.warning), 180)}
