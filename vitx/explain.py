@@ -346,10 +346,12 @@ def num_top(target)->int: # 3 for 'all-top3'; 0 for anything else
     return int(found[1]) if found else 0
 
 @patch
-def _each_top(self:Explainer, img, k, method, layer, against): # → list of Explanation: of the k most probable classes
-    if against is not None: raise VitxError("a comparison needs one class: give a target instead of the top classes")
-    first = self(img, None, method, layer)
-    return [first, *(self(first.image, t, method, layer) for t in first.top_targets[1:k])]
+def explain_top(self:Explainer, e,   # `Explanation` of the top class
+                k:int,               # number of classes
+               )->list:              # of `Explanation`, the most probable class first
+    "Explain the k most probable classes of a picture, the first of which has been explained"
+    rest = list(e.top_targets[1:k])
+    return [e, *(self([e.image]*len(rest), rest, e.method, e.layer) if rest else ())]
 
 # %% ../nbs/explain.ipynb #68b7c805
 @patch
@@ -360,7 +362,9 @@ def __call__(self:Explainer, img, # path, bytes, file object, PIL image, array o
              against=None,        # class whose evidence is subtracted
              batch:int=16):       # pictures that the model gets at once
     "Attribution map of a picture for a class: an `Explanation`, or `Explanations` (a list) for a batch or several classes"
-    if (k := num_top(target)): return Explanations(e for i in (img if _is_batch(img) else [img]) for e in self._each_top(i, k, method, layer, against))
+    if (k := num_top(target)):
+        if against is not None: raise VitxError("a comparison needs one class: give a target instead of the top classes")
+        return Explanations(e for first in self(img if _is_batch(img) else [img], None, method, layer, batch=batch) for e in self.explain_top(first, k))
     if not _is_batch(img): return self([img], [target], method, layer, against)[0]
     images = [self._read(i) for i in img]
     targets = list(target) if isinstance(target, (list, tuple)) else [target]*len(images)

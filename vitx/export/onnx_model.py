@@ -33,12 +33,7 @@ def _median(t, dim=-1, keepdim=False): # the lower one, as PyTorch has it
 
 def _copysign(a, b): return a.abs()*torch.where(b < 0, -1., 1.).to(a)
 
-def _avg_pool2d(t, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-    if divisor_override is None: return NotImplemented
-    h, w = as_pair(kernel_size if len(kernel_size) > 1 else kernel_size[0])
-    return aten.avg_pool2d(t, kernel_size, stride, padding, ceil_mode, True)*(h*w/divisor_override)
-
-ONNX_DECOMPOSITIONS = {aten.median.dim: _median, aten.copysign.Tensor: _copysign, aten.avg_pool2d.default: _avg_pool2d}
+ONNX_DECOMPOSITIONS = {aten.median.dim: _median, aten.copysign.Tensor: _copysign}
 
 # %% ../../nbs/export/02_onnx_model.ipynb #0dd7159e
 def _require_onnx():

@@ -90,7 +90,7 @@ const answer = async (picture, index) => { // → class, after its maps are know
   return c };
 const add = c => {
   if (shown.classes[c]) return;
-  const label = d.labels[c].slice(0, 40), entry = shown.classes[c] = {label, answer: shown.probs[c].toFixed(2)};
+  const label = d.labels[c].slice(0, 40), entry = shown.classes[c] = {label, answer: shown.probs[c] < .005 ? '<0.01' : shown.probs[c].toFixed(2)};
   entry.description = new Proxy({}, {get: (_, l) => describe(d.map(c, +l), ...shown.size)});
   for (const s of [target, other]) s.add(new Option(label + '  ' + entry.answer, c)) };
 d.map = (c, l) => shown.placed[c + ' ' + l] ??= placed(shown.maps[c][l], [d.input[3], d.input[2]], shown.g, ...shown.size);

@@ -19,7 +19,7 @@ from ..model.capture import *
 from .baselines import *
 from .gradients import *
 from .rcut import token_times_gradient
-from .recent import attcat
+from .recent import attcat, sum_blocks
 
 # %% ../../nbs/method/08_libragrad.ipynb #7bc73f30
 LIBRA_TERMS = "authors' code: MIT license, by its pyproject.toml"
@@ -137,7 +137,7 @@ def libra_fullgrad_plus(capture, targets, layers,
     record = capture_as(FullGradCapture if bias else LibraCapture, capture)
     run = record(targets, tokens=blocks, grad='tokens', linearize=linearize)
     by_block = [token_times_gradient(run.values['tokens', b], run.grads['tokens', b]) for b in blocks]
-    maps = torch.stack(by_block, 2).cumsum(2)[:, :, list(layers)]      # (B,T,L,N)
+    maps = sum_blocks(by_block, layers)                                # (B,T,L,N)
     return run.on_grid(run.patches(maps + bias_contributions(run)[:, :, None] if bias else maps, -1))
 
 # %% ../../nbs/method/08_libragrad.ipynb #25500c93

@@ -91,10 +91,10 @@ def fill_artifacts(v:torch.Tensor,   # (…,B,C,n); quickest if the values of a 
                    grid:tuple,       # (h,w)
                   )->torch.Tensor:   # (…,B,C,n)
     "Replace each artifact by the mean of its neighbors; these are no artifacts, because artifacts are isolated"
-    total = F.avg_pool2d(v.flatten(0, -3).unflatten(-1, grid), 3, 1, 1, divisor_override=1).flatten(-2).view_as(v)     # of 3×3 patches
-    return torch.where(bad[:, None], total.sub_(v).mul_(constant(_neighbor_weights, *grid, like=v)), v)
+    ninth = F.avg_pool2d(v.flatten(0, -3).unflatten(-1, grid), 3, 1, 1).flatten(-2).view_as(v)     # of the sum of 3×3 patches
+    return torch.where(bad[:, None], ninth.sub_(v, alpha=1/9).mul_(constant(_neighbor_weights, *grid, like=v)), v)
 
-def _neighbor_weights(h, w): return 1/(F.avg_pool2d(torch.ones(1, h, w), 3, 1, 1, divisor_override=1) - 1).clamp_min(1).flatten()   # (n,)
+def _neighbor_weights(h, w): return 9/(9*F.avg_pool2d(torch.ones(1, h, w), 3, 1, 1) - 1).round().clamp_min(1).flatten()   # (n,), 9 / number of neighbors
 
 # %% ../../nbs/method/06_rcut.ipynb #9e398adc
 def key_affinity(keys,            # (blocks,B,n,d), or a list of (B,n,d): keys of the patches, heads side by side

@@ -18,7 +18,7 @@ from .gradients import *
 from .rcut import token_times_gradient
 
 # %% ../../nbs/method/07_recent.ipynb #76a28206
-def sum_blocks(maps:list,   # (B,T,n) for each of the blocks 0 … max(layers)
+def sum_blocks(maps:list,   # (B,T,n) for each of the blocks 0 … max(layers); n: patches, or all tokens
                layers,      # blocks, in any order
               )->torch.Tensor: # (B,T,L,n)
     "Sum of the maps of blocks 0 … ℓ, for each ℓ in `layers`"

@@ -106,9 +106,7 @@ def show(self:Comparison):
 @patch
 def save(self:Comparison, path)->Path:
     "Write the figure: .png, .jpg, .webp, .pdf or .svg"
-    path = check_figure_path(path)
-    with atomic_path(path) as tmp: save_figure(self.figure(), tmp, path.suffix[1:].lower())
-    return path
+    return write_figure(self, path)
 
 # %% ../../nbs/view/05_compare.ipynb #58dc714a
 @patch

@@ -116,9 +116,6 @@ def _row(e, **more): # a line of the manifest
 # %% ../../nbs/view/04_gallery.ipynb #d13a9940
 FORMATS = ('jpg', 'png', 'webp', 'npy', 'json', 'labelme.json')
 
-def _each_with_top(ex, stream, k, call_args): # the explanations of each picture
-    for e in stream: yield [e, *(ex(e.image, t, *call_args) for t in e.top_targets[1:k])]
-
 # %% ../../nbs/view/04_gallery.ipynb #58e9b074
 def _check_request(ex, formats, target, against, card, overlay_only): # → formats, with one that the gallery can show
     if bad := [f for f in formats if f not in FORMATS]: raise VitxError(f"unknown format {bad[0]!r}: use {', '.join(FORMATS)}")
@@ -161,7 +158,8 @@ def explain_files(ex:Explainer, files, # paths
             for r in new if report else (): report(r)
         def broken(error): write([dict(file=_shown(error.picture), name=None, error=_reason(error))])
         try:
-            for found in _each_with_top(ex, ex.stream(todo, None if num_top(target) else target, method, layer, against, broken=broken), k, (method, layer)):
+            for e in ex.stream(todo, None if num_top(target) else target, method, layer, against, broken=broken):
+                found = ex.explain_top(e, k)
                 name = _unique_name(Path(found[0].file), taken)
                 picture = _save_picture(found[0], out, name)
                 write([_row(e, name=name, picture=picture, files=_save_maps(e, out, name if i == 0 else f'{name}~{i+1}', formats, full_size, overlay_only),
