@@ -9,7 +9,7 @@
 `test` and `execute` run notebooks in as many processes as there are cores, the longest first; --flags (or the variable VITX_FLAGS) adds cells that are left out by default.
 The last line of `test` and `lint` is "N passed, M failed"; the exit status is 1 if anything failed.
 """
-import argparse, copy, json, multiprocessing, os, re, sys, time
+import argparse, copy, io, json, multiprocessing, os, re, sys, time, tokenize
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -19,7 +19,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 FLAGS = ('slow', 'real', 'browser', 'nightly', 'notest')
-BUDGET = dict(bytes=400_000, cells=80)
+BUDGET = dict(bytes=400_000, cells=80, lines=80, columns=80)          # lines: of an exported cell
 CHAPTERS = dict(core='', picture='core', targets='core', model='picture targets', method='model', data='model', evidence='method data', explanation='evidence', explain='explanation',  # chapter → those that it imports from
                 view='explain', explore='view', export='view', bench='explain', dev='explain', cli='explore export bench dev')
 FOLDED = dict(jupyter=dict(source_hidden=True, outputs_hidden=True))  # how Jupyter keeps a solution's cell closed
@@ -225,6 +225,16 @@ def import_order(code):
     return bad
 
 
+def code_lines(cell):
+    "The lines of a cell that should fit the page: not those of another language in a long string, nor commands to IPython"
+    src, inside = ''.join(cell['source']), set()
+    lines = src.splitlines()
+    if re.search(r'^\s*[%!]', src, re.M): src = re.sub(r'(?m)^(\s*)[%!].*$', r'\1pass', src)
+    for t in tokenize.generate_tokens(io.StringIO(src).readline):
+        if t.type == tokenize.STRING and t.end[0] > t.start[0]: inside.update(range(t.start[0], t.end[0]+1))
+    return [l for i,l in enumerate(lines, 1) if i not in inside and not re.match(r'\s*[%!]', l)]
+
+
 def lint():
     "Laws about the notebooks themselves"
     from vitx.dev.pages import captions
@@ -237,8 +247,10 @@ def lint():
         if any(c.get('outputs') and directives(c) & {'export'} for c in code): bad.append('an exported cell has outputs')
         if any(o.get('output_type') == 'error' or o.get('name') == 'stderr' for c in code for o in c['outputs']): bad.append('stores an error or stderr')
         if re.search(r'/(root|home|tmp|work|Users)/\w', json.dumps([c['outputs'] for c in code] + [c['source'] for c in nb['cells']])): bad.append('holds a path of one machine')
-        long = [len(c['source']) for c in code if directives(c) & {'export', 'exporti'} and len(''.join(c['source']).splitlines()) > 40]
-        if long: bad.append(f'{len(long)} exported cells over 40 lines')
+        long = [c for c in code if directives(c) & {'export', 'exporti'} and len(''.join(c['source']).splitlines()) > BUDGET['lines']]
+        if long: bad.append(f'{len(long)} exported cells over {BUDGET["lines"]} lines')
+        wide = [l for c in code for l in code_lines(c) if len(l) > BUDGET['columns']]
+        if wide: bad.append(f'{len(wide)} lines of code over {BUDGET["columns"]} columns: {"; ".join(l.strip()[:50] for l in wide[:3])}')
         title = ''.join(nb['cells'][[c['cell_type'] for c in nb['cells']].index('markdown')]['source'])
         more = [l for l in title.splitlines() if l.strip() and not re.match(r'# |> |- [\w-]+: ', l)]
         if more: bad.append(f'the title\'s cell holds more than title, sentence and options, and nbdev leaves that out of the site: {more[0][:60]}')

@@ -29,27 +29,38 @@ def close_matches(name:str, # a name, perhaps misspelled
             n:int=3,        # largest number of results
            )->list:         # the best first
     "The `options` most similar to `name`, ignoring case"
-    query, by_lower = str(name).lower(), {str(o).lower(): str(o) for o in options}
-    similarity = {k: difflib.SequenceMatcher(None, query, k[:len(query)+1]).ratio() for k in by_lower}   # compare with beginnings, since names are often typed in part
-    matches = [k for k in sorted(by_lower, key=lambda k: (-similarity[k], len(k))) if similarity[k] > .6 or query in k]
+    query, by_lower = str(name).lower(), {str(o).lower(): str(o)
+                                          for o in options}
+    # compare with beginnings, since names are often typed in part
+    similarity = {k: difflib.SequenceMatcher(None, query, k[:len(query)+1])
+                  .ratio() for k in by_lower}
+    matches = [k for k in sorted(by_lower, key=lambda k: (-similarity[k],
+        len(k))) if similarity[k] > .6 or query in k]
     return [by_lower[k] for k in matches[:n]]
 
 # %% ../nbs/core.ipynb #1fd65609
 class Registry(dict):
     "Dictionary of functions by name; a decorator adds them"
     def __init__(self, kind:str): self.kind = kind
-    def __call__(self, name:str, # name that users type
-                 **meta          # properties of the function, stored in its `.meta`, such as source= and terms=
-                ):
+    def __call__(
+        self, name:str,  # name that users type
+        # properties of the function, stored in its `.meta`, such as source= and
+        # terms=
+        **meta
+    ):
         "Decorator that stores a function under `name`"
         def _add(f):
             f.meta = dict(meta, name=name)
             self[name] = f
             return f
         return _add
+    def summary(self, name:str)->str:
+        "First paragraph of a function's docstring, as one line"
+        return ' '.join(self[name].__doc__.split('\n\n')[0].split())
     def __missing__(self, name):
         close = close_matches(name, self)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are: {', '.join(self)}"
+        hint = (f"did you mean {' or '.join(map(repr, close))}?" if close
+                else f"there are: {', '.join(self)}")
         raise VitxError(f"unknown {self.kind} {name!r}: {hint}")
 
 # %% ../nbs/core.ipynb #4e0a0c4e
@@ -66,27 +77,42 @@ class PatentWarning(UserWarning):
 @lru_cache
 def warn_patent(text:str): # what is patented, who says so, and what is allowed
     "Show a text as `PatentWarning`, the first time that it is given"
-    warnings.warn(f"{text} To hide this: warnings.filterwarnings('ignore', category=vitx.core.PatentWarning)", PatentWarning, stacklevel=3)
+    warnings.warn(f"{text} To hide this: warnings.filterwarnings('ignore', "
+                  f"category=vitx.core.PatentWarning)", PatentWarning,
+                  stacklevel=3)
 
 # %% ../nbs/core.ipynb #59228139
 def writable_path(path)->Path:
-    "Check that a file can be written to this path, and return it; call this before a long computation"
+    """Check that a file can be written to this path, and return it; call this
+    before a long computation"""
     path = Path(path)
     try: os.lstat(path)
     except FileNotFoundError: pass
-    except (OSError, ValueError) as e: raise VitxError(f"can't write {str(path)[:60]!r}: {getattr(e, 'strerror', None) or e}") from None
-    if path.is_dir(): raise VitxError(f"{path} is a folder: give the path of a file in it")
-    if not path.parent.is_dir(): raise VitxError(f"can't write {path.name}: the folder {path.parent} doesn't exist. Create it first")
-    if not os.access(path.parent, os.W_OK): raise VitxError(f"can't write into {path.parent}: permission denied. Choose another folder")
+    except (OSError, ValueError) as e:
+        raise VitxError(f"can't write {str(path)[:60]!r}: "
+                        f"{getattr(e, 'strerror', None) or e}") from None
+    if path.is_dir():
+        raise VitxError(f"{path} is a folder: give the path of a file in it")
+    if not path.parent.is_dir():
+        raise VitxError(f"can't write {path.name}: the folder {path.parent} "
+                        f"doesn't exist. Create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise VitxError(f"can't write into {path.parent}: permission denied. "
+                        f"Choose another folder")
     return path
 
+# %% ../nbs/core.ipynb #3c6cf2b0
 @contextmanager
 def atomic_path(path, # path of the finished file; its folder must exist
                ):
-    "Context manager with a temporary path, which is renamed to `path` at the end, or deleted after an error"
+    """Context manager with a temporary path, which is renamed to `path` at the
+    end, or deleted after an error"""
     path = writable_path(path)
-    try: fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem[:40]}-', suffix=path.suffix)
-    except OSError as e: raise VitxError(f"can't write into {path.parent}: {e.strerror}. Choose another folder") from None
+    try: fd, tmp = tempfile.mkstemp(
+        dir=path.parent, prefix=f'.{path.stem[:40]}-', suffix=path.suffix)
+    except OSError as e:
+        raise VitxError(f"can't write into {path.parent}: {e.strerror}. Choose "
+                        f"another folder") from None
     os.close(fd)
     try:
         yield Path(tmp)
@@ -116,10 +142,12 @@ def _is_interactive(): return sys.stderr.isatty() or 'ipykernel' in sys.modules
 @contextmanager
 def progress_bar(show=None): # draw a bar; None: on a terminal and in Jupyter
     "Context in which `track` draws a bar, unless there is a callback already"
-    if _progress_callback.get() is not None or not (_is_interactive() if show is None else show):
+    if _progress_callback.get() is not None or not (_is_interactive()
+        if show is None else show):
         yield
         return
-    with tqdm(leave=False, delay=.5, bar_format='{desc}{percentage:3.0f}%|{bar}| {elapsed}') as bar:
+    with tqdm(leave=False, delay=.5,
+              bar_format='{desc}{percentage:3.0f}%|{bar}| {elapsed}') as bar:
         def update(done, total, description):
             bar.total, bar.n = total, 0
             bar.set_description(description, refresh=False)
@@ -135,7 +163,9 @@ def track(items,           # a list, or another iterable with a length
         report = _progress_callback.get() or (lambda *_: None)
         for i,item in enumerate(items):
             report(i, len(items), description)
-            token = _progress_callback.set(lambda done, total, _: report(i + done/max(total, 1), len(items), description))   # a nested `track` reports fractions of this item
+            # a nested `track` reports fractions of this item
+            token = _progress_callback.set(lambda done, total, _:
+                report(i + done/max(total, 1), len(items), description))
             try: yield item
             finally: _progress_callback.reset(token)
         report(len(items), len(items), description)
@@ -145,12 +175,17 @@ def import_by_name(name:str):
     "Import a module from the current folder or from Python's path"
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
     try: return import_module(name)
-    except ImportError as e: raise VitxError(f"can't import {name}: {e}. Give the name of a module, for example my_metrics for my_metrics.py in this folder") from None
+    except ImportError as e:
+        raise VitxError(
+            f"can't import {name}: {e}. Give the name of a module, for example "
+            f"my_metrics for my_metrics.py in this folder") from None
 
 # %% ../nbs/core.ipynb #8aea4109
 @contextmanager
-def quick_thread_switches(seconds:float=2e-4): # `sys.setswitchinterval`, if that is shorter than now
-    "Context in which Python's threads request the global interpreter lock after a shorter time"
+def quick_thread_switches(
+    seconds:float=2e-4):  # `sys.setswitchinterval`, if that is shorter than now
+    """Context in which Python's threads request the global interpreter lock
+    after a shorter time"""
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, seconds))
     try: yield
@@ -158,12 +193,16 @@ def quick_thread_switches(seconds:float=2e-4): # `sys.setswitchinterval`, if tha
 
 # %% ../nbs/core.ipynb #08277a0e
 def is_symbolic(*tensors)->bool:
-    "Whether any of these tensors has a shape but no values, as while a graph is traced"
-    return any(type(t).__name__ == 'FakeTensor' or torch.is_tensor(t) and t.is_meta for t in tensors)
+    """Whether any of these tensors has a shape but no values, as while a graph
+    is traced"""
+    return any(type(t).__name__ == 'FakeTensor' or torch.is_tensor(t)
+               and t.is_meta for t in tensors)
 
 def is_traced()->bool:
-    "Whether operations are being recorded as a graph by `make_fx`, so that no value may be read"
-    tracer = sys.modules.get('torch.fx.experimental.proxy_tensor')     # not imported: nothing is traced
+    """Whether operations are being recorded as a graph by `make_fx`, so that no
+    value may be read"""
+    # not imported: nothing is traced
+    tracer = sys.modules.get('torch.fx.experimental.proxy_tensor')
     return tracer is not None and tracer.get_proxy_mode() is not None
 
 _kept_constants = ContextVar('constants', default=None)

@@ -21,9 +21,11 @@ from fastcore.basics import patch
 from PIL import Image
 
 # these imports register methods and metrics
-import vitx.method.baselines, vitx.method.cut, vitx.method.gradients, vitx.method.libragrad
+import vitx.method.baselines, vitx.method.cut, vitx.method.gradients
+import vitx.method.libragrad
 import vitx.method.masking, vitx.method.recent, vitx.method.relation
-import vitx.evidence.faithfulness, vitx.evidence.quantus, vitx.evidence.interventions
+import vitx.evidence.faithfulness, vitx.evidence.quantus
+import vitx.evidence.interventions
 from .core import *
 from .picture.images import *
 from .picture.bands import *
@@ -45,80 +47,148 @@ from .evidence.card import *
 from .explanation import *
 
 # %% ../nbs/explain.ipynb #4147570a
-def find_class(target,      # index, label or part of a label
-               labels:list, # one for each class
-               exact:bool=False, # accept whole names only, so that a dataset's "bird" doesn't match "indigo bird"
-              )->int:
+def find_class(
+    target,  # index, label or part of a label
+    labels:list,  # one for each class
+    # accept whole names only, so that a dataset's "bird" doesn't match "indigo
+    # bird"
+    exact:bool=False,
+)->int:
     "Index of a class"
-    if isinstance(target, str) and target not in labels and re.fullmatch(r'-?[0-9]+', target.strip()): target = int(target)
-    if isinstance(target, (int, np.integer)) and not isinstance(target, bool) or isinstance(target, torch.Tensor) and target.numel() == 1:
-        if not 0 <= (i := int(target)) < len(labels): raise VitxError(f"target {i} is out of range: this model has {len(labels)} classes, 0 to {len(labels)-1}")
+    if isinstance(target, str) and target not in labels and re.fullmatch(
+        r'-?[0-9]+', target.strip()):
+        target = int(target)
+    if isinstance(target, (int, np.integer)) and not isinstance(target,
+        bool) or isinstance(target, torch.Tensor) and target.numel() == 1:
+        if not 0 <= (i := int(target)) < len(labels):
+            raise VitxError(f"target {i} is out of range: this model has "
+                            f"{len(labels)} classes, 0 to {len(labels)-1}")
         return i
-    if not isinstance(target, str): raise VitxError(f"a target must be a class index or a label, not {type(target).__name__}")
+    if not isinstance(target, str):
+        raise VitxError(f"a target must be a class index or a label, not "
+                        f"{type(target).__name__}")
     query = target.strip().lower()
-    names = [[l.lower()] + [part.strip().lower() for part in l.split(',')] for l in labels]
-    word, plain = re.compile(rf'\b{re.escape(query)}\b'), lambda s: re.sub(r'[\s_-]+', ' ', s)       # folders are often named like golden_retriever
-    matchers = (lambda n: query == n[0], lambda n: query in n, lambda n: query and plain(query) in map(plain, n), lambda n: query and not exact and word.search(n[0]))
-    found = next(filter(None, ([i for i,n in enumerate(names) if fits(n)] for fits in matchers)), [])
+    names = [[l.lower()] + [part.strip().lower() for part in l.split(',')]
+             for l in labels]
+    # folders are often named like golden_retriever
+    word, plain = (re.compile(rf'\b{re.escape(query)}\b'),
+                   lambda s: re.sub(r'[\s_-]+', ' ', s))
+    matchers = (lambda n: query == n[0], lambda n: query in n,
+                lambda n: query and plain(query) in map(plain, n),
+                lambda n: query and not exact and word.search(n[0]))
+    found = next(filter(None, ([i for i,n in enumerate(names) if fits(n)]
+                               for fits in matchers)), [])
     if len(found) == 1: return found[0]
-    if found: raise VitxError(f"{target!r} fits {len(found)} classes: " + '; '.join(f'{i} ({labels[i]})' for i in found[:12]) + (f'; and {len(found)-12} more' if len(found) > 12 else '') + ": give the index")
-    parts = {part: l for l in labels for part in [l, *map(str.strip, l.split(','))]}
-    close = list(dict.fromkeys(parts[n] for n in close_matches(target, parts, 4)))[:3]
-    raise VitxError(f"this model has no class {target!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else f"; its {len(labels)} classes include {', '.join(map(repr, labels[:3]))}"))
+    if found:
+        raise VitxError(f"{target!r} fits {len(found)} classes: " +
+                        '; '.join(f'{i} ({labels[i]})' for i in found[:12]) +
+                        (f'; and {len(found)-12} more' if len(found) > 12
+                         else '') + ": give the index")
+    parts = {part: l for l in labels
+             for part in [l, *map(str.strip, l.split(','))]}
+    close = list(
+        dict.fromkeys(parts[n] for n in close_matches(target, parts, 4)))[:3]
+    raise VitxError(f"this model has no class {target!r}" +
+                    (f": did you mean {' or '.join(map(repr, close))}?" if close
+                     else f"; its {len(labels)} classes include "
+                     f"{', '.join(map(repr, labels[:3]))}"))
 
 # %% ../nbs/explain.ipynb #2421e4cf
 def get_method(name:str):
-    "A registered method; for an unknown name, `VitxError` suggests similar ones"
+    """A registered method; for an unknown name, `VitxError` suggests similar
+    ones"""
     return method[name]
 
 def list_methods()->list:
     "Names of all registered methods, the default first"
-    return sorted(method, key=lambda n: (n != 'rcut', not n.startswith('rcut'), n))
+    return sorted(method,
+                  key=lambda n: (n != 'rcut', not n.startswith('rcut'), n))
 
 # %% ../nbs/explain.ipynb #c6ebe923
 class Explainer:
-    "Computes attribution maps of a classifier: call it with pictures, or call `maps` with a preprocessed batch"
-    def __init__(self,
-                 model=None,            # timm name, folder saved by timm, nn.Module, or a bundled model: 'scene_vit' or 'road_vit'; None: scene_vit
-                 *, labels=None,        # list of class names, or a JSON file with one; None: the model's own
-                 transform=None,        # PIL image → (3,h,w); None: the model's own
-                 device=None,           # 'cuda', 'cuda:1', 'mps', 'cpu', or 'auto' for the fastest; None: the model isn't moved
-                 score='logit',         # what to explain: 'logit', 'prob', or a function of the model's output that gives (B,), e.g. from `vitx.targets`
-                 output=None,           # which part of the output holds the logits: a key, an index or a function; None: the only candidate
-                 task:str=None,         # 'multiclass', 'multilabel', 'binary', 'regression' or 'embedding'; None: found
-                 inputs:dict=None,      # further inputs of the model, by name
-                 read=read_image,       # function that reads pictures, e.g. partial(read_image, value_range=(0, 4095))
-                 display=None,          # three channels of a model of many channels that are drawn as red, green, blue; None: the first three
-                 cuda_graphs:bool=True, # on a GPU: record repeated calls as CUDA graphs and replay them
-                ):
-        if not callable(score) and score not in ('logit', 'prob'): raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', or a function of the model's output")
+    """Computes attribution maps of a classifier: call it with pictures, or call
+    `maps` with a preprocessed batch"""
+    def __init__(
+        self,
+        # timm name, folder saved by timm, nn.Module, or a bundled model:
+        # 'scene_vit' or 'road_vit'; None: scene_vit
+        model=None,
+        # list of class names, or a JSON file with one; None: the model's own
+        *, labels=None,
+        transform=None,  # PIL image → (3,h,w); None: the model's own
+        # 'cuda', 'cuda:1', 'mps', 'cpu', or 'auto' for the fastest; None: the
+        # model isn't moved
+        device=None,
+        # what to explain: 'logit', 'prob', or a function of the model's output
+        # that gives (B,), e.g. from `vitx.targets`
+        score='logit',
+        # which part of the output holds the logits: a key, an index or a
+        # function; None: the only candidate
+        output=None,
+        # 'multiclass', 'multilabel', 'binary', 'regression' or 'embedding';
+        # None: found
+        task:str=None,
+        inputs:dict=None,  # further inputs of the model, by name
+        # function that reads pictures, e.g. partial(read_image, value_range=(0,
+        # 4095))
+        read=read_image,
+        # three channels of a model of many channels that are drawn as red,
+        # green, blue; None: the first three
+        display=None,
+        # on a GPU: record repeated calls as CUDA graphs and replay them
+        cuda_graphs:bool=True,
+    ):
+        if not callable(score) and score not in ('logit', 'prob'):
+            raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', "
+                            f"or a function of the model's output")
         if isinstance(model, str): refuse_convnets(model)
-        loaded = load_model(model, labels := _read_labels(labels), need_classes=False)
+        loaded = load_model(model, labels := _read_labels(labels),
+                            need_classes=False)
         if device is not None: _move_model(loaded, device)
-        self.name, self.read, self.display = model_name(model, loaded), read, display
-        if (t := None if transform is None else as_transform(transform)) is not None: check_repeatable(t)
-        if isinstance(model, ZeroShotClassifier) and labels is not None: raise VitxError("the labels of a zero-shot model are its texts: give the texts to zero_shot, or give another text as target")
+        self.name, self.read, self.display = (model_name(model, loaded), read,
+            display)
+        if (t := None if transform is None
+            else as_transform(transform)) is not None:
+            check_repeatable(t)
+        if isinstance(model, ZeroShotClassifier) and labels is not None:
+            raise VitxError(
+                "the labels of a zero-shot model are its texts: give the texts "
+                "to zero_shot, or give another text as target")
         custom = score if callable(score) else None
-        self.model = fit_reader(loaded, output, custom, task, inputs, _num_labels(labels), None if t is None else _input_size(t))
-        self.score, self.task = 'logit' if custom else score, task_of(self.model)
-        self._labels = None if isinstance(self.model, ZeroShotClassifier) else _check_labels(labels, self.model, self.task, custom)
+        self.model = fit_reader(loaded, output, custom, task, inputs,
+                                _num_labels(labels),
+                                None if t is None else _input_size(t))
+        self.score, self.task = ('logit' if custom else score,
+                                 task_of(self.model))
+        self._labels = None if isinstance(
+            self.model, ZeroShotClassifier) else _check_labels(labels,
+                self.model, self.task, custom)
         self._transform = t
         self._prepare(cuda_graphs)
     def _prepare(self, cuda_graphs):
         "Everything that is measured, or that can't be pickled"
-        self._graphs, self._recorded = GraphCache() if cuda_graphs else None, {}   # _recorded: the parts of recorded results that aren't tensors
+        # _recorded: the parts of recorded results that aren't tensors
+        self._graphs, self._recorded = GraphCache() if cuda_graphs else None, {}
         self.channels, self._no_transform = num_channels(self.model), None
         if self._transform is None:
-            try: self._transform = band_transform(input_size(self.model), self.channels) if self.channels not in (1, 3) else model_transform(self.model)
+            try: self._transform = band_transform(input_size(self.model),
+                self.channels) if self.channels not in (1,
+                    3) else model_transform(self.model)
             except VitxError as e: self._no_transform = str(e)
         self._geometry = lru_cache(256)(partial(_measure_geometry, self))
-        size = input_size(self.model) if self._transform is None else self._geometry((256, 256)).input_size
+        size = (input_size(self.model) if self._transform is None
+                else self._geometry((256, 256)).input_size)
         self.anat = anatomy(self.model, size)
-        if not type(self.model).__module__.startswith('timm.'): check_token_positions(self.model, self.anat, size)   # timm's models have been checked: see the page of model families
+        # timm's models have been checked: see the page of model families
+        if not type(self.model).__module__.startswith('timm.'):
+            check_token_positions(self.model, self.anat, size)
 
 # %% ../nbs/explain.ipynb #5217b294
 @patch
-def __getstate__(self:Explainer): return {k: v for k,v in self.__dict__.items() if k not in ('_geometry', '_graphs', '_recorded', 'anat')} | dict(cuda_graphs=self._graphs is not None)
+def __getstate__(self:Explainer):
+    return {k: v for k,v in self.__dict__.items()
+            if k not in ('_geometry', '_graphs', '_recorded', 'anat')} | dict(
+                cuda_graphs=self._graphs is not None)
 
 @patch
 def __setstate__(self:Explainer, state):
@@ -129,9 +199,15 @@ def __setstate__(self:Explainer, state):
 @patch
 def __repr__(self:Explainer):
     r = getattr(self.model, 'reader', OutputReader())
-    what = 'an embedding' if self.task == 'embedding' else f'{len(self.labels)} classes' if self.task == 'multiclass' else f'{len(self.labels)} labels' if self.task == 'multilabel' else 'one number' if self.task == 'regression' else 'yes or no'
-    how = [f'output {r.output!r}'] if r.output is not None and not callable(r.output) else [f'score {getattr(r.score, "__name__", "of its own")}'] if r.score and self.task != 'embedding' else []
-    return f"Explainer({self.name!r}, {', '.join([what, *how])}, {self.depth} layers)"
+    what = ('an embedding' if self.task == 'embedding'
+            else f'{len(self.labels)} classes' if self.task == 'multiclass'
+            else f'{len(self.labels)} labels' if self.task == 'multilabel'
+            else 'one number' if self.task == 'regression' else 'yes or no')
+    how = ([f'output {r.output!r}'] if r.output is not None and not callable(
+        r.output) else [f'score {getattr(r.score, "__name__", "of its own")}']
+           if r.score and self.task != 'embedding' else [])
+    return (f"Explainer({self.name!r}, {', '.join([what, *how])}, {self.depth} "
+            f"layers)")
 
 @patch(as_prop=True)
 def transform(self:Explainer): # PIL image → (C,h,w)
@@ -142,111 +218,172 @@ def transform(self:Explainer): # PIL image → (C,h,w)
 def depth(self:Explainer)->int: return len(self.anat.blocks)
 
 @patch(as_prop=True)
-def labels(self:Explainer)->list: return model_labels(self.model) if self._labels is None else self._labels   # read anew each time: a zero-shot model may have got new texts
+def labels(
+    self:Explainer
+)->list:  # read anew each time: a zero-shot model may have got new texts
+    return model_labels(self.model) if self._labels is None else self._labels
 
 @patch
 def target(self:Explainer, t, exact:bool=False)->int: # class index
-    "Index of a class, given by index, label or, unless `exact`, part of a label; a zero-shot model adds an unknown text as a new class"
+    """Index of a class, given by index, label or, unless `exact`, part of a
+    label; a zero-shot model adds an unknown text as a new class"""
     if self.task == 'embedding': raise VitxError(_NO_CLASSES)
-    if self.task in ('binary', 'regression') and t in ('+', '-'): return int(t == '+')
+    if self.task in ('binary', 'regression') and t in ('+', '-'):
+        return int(t == '+')
     try: return find_class(t, self.labels, exact)
     except VitxError:
-        if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t, str) or re.fullmatch(r'-?[0-9]+', t.strip()): raise
+        if not isinstance(self.model, ZeroShotClassifier) or not isinstance(t,
+            str) or re.fullmatch(r'-?[0-9]+', t.strip()):
+            raise
         return self.model.add_text(t)
 
 # %% ../nbs/explain.ipynb #5217b295
 @patch
 def methods(self:Explainer)->list:
-    "Names of the methods, the default first. `get_method(name).meta` says where a method comes from (`source`) and under which terms (`terms`)"
+    """Names of the methods, the default first. `get_method(name).meta` says
+    where a method comes from (`source`) and under which terms (`terms`)"""
     return list_methods()
 
 # %% ../nbs/explain.ipynb #3063c740
-_NO_CLASSES = "this model returns an embedding, so there is no class to explain: use similarity(image, reference), or explain one of its numbers with score="
+_NO_CLASSES = ("this model returns an embedding, so there is no class to "
+               "explain: use similarity(image, reference), or explain one of "
+               "its numbers with score=")
 
 def model_name(given, model)->str:
-    "Name of a model: as it was given, or that of the architecture, since a module may have any weights"
+    """Name of a model: as it was given, or that of the architecture, since a
+    module may have any weights"""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    if isinstance(given, (str, Path)) and Path(given).is_dir(): return Path(given).name
-    return str(given) if isinstance(given, str) else cfg.get('architecture') or type(model).__name__
+    if isinstance(given, (str, Path)) and Path(given).is_dir():
+        return Path(given).name
+    return (str(given) if isinstance(given, str) else cfg.get('architecture')
+            or type(model).__name__)
 
-def _input_size(transform): return infer_geometry(transform, (256, 256)).input_size
+def _input_size(transform):
+    return infer_geometry(transform, (256, 256)).input_size
 def _measure_geometry(ex, size): return infer_geometry(ex.transform, size)
-def _num_labels(labels): return len(labels) if isinstance(labels, (list, tuple, dict)) else None
+def _num_labels(labels):
+    return len(labels) if isinstance(labels, (list, tuple, dict)) else None
 
 def _move_model(model, device):
     try: model.to(choose_device() if device == 'auto' else device)
-    except (RuntimeError, AssertionError, TypeError) as e: raise VitxError(f"can't use device {device!r}: {str(e).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, TypeError) as e:
+        raise VitxError(
+            f"can't use device {device!r}: {str(e).splitlines()[0]}") from None
 
 def _read_labels(given):
     if not isinstance(given, (str, Path)): return given
-    if not Path(given).is_file(): raise VitxError(f"there is no label file {given}")
+    if not Path(given).is_file():
+        raise VitxError(f"there is no label file {given}")
     try: return json.loads(Path(given).read_text())
-    except ValueError as e: raise VitxError(f"the label file {given} isn't valid JSON: {e}") from None
+    except ValueError as e:
+        raise VitxError(
+            f"the label file {given} isn't valid JSON: {e}") from None
 
 def _check_labels(given, model, task, score):
     if task == 'embedding': return []
     n = getattr(model, 'num_classes', None)
-    if given is None and task in ('binary', 'regression'): return ['-', '+'] if score is None else [f'less {score.__name__}', f'more {score.__name__}'] if getattr(score, '__name__', '<lambda>') != '<lambda>' else ['less', 'more']
+    if given is None and task in ('binary', 'regression'):
+        return ['-', '+'] if score is None else [f'less {score.__name__}',
+            f'more {score.__name__}'] if getattr(score, '__name__',
+                '<lambda>') != '<lambda>' else ['less', 'more']
     if given is None: return model_labels(model)
-    if isinstance(given, dict) and all(re.fullmatch('[0-9]+', str(k)) for k in given): given = [given[k] for k in sorted(given, key=int)]
-    if not isinstance(given, (list, tuple)): raise VitxError("labels must be a list of texts, or a dict from class index to text")
+    if isinstance(given, dict) and all(re.fullmatch('[0-9]+', str(k))
+                                       for k in given):
+        given = [given[k] for k in sorted(given, key=int)]
+    if not isinstance(given, (list, tuple)):
+        raise VitxError("labels must be a list of texts, or a dict from class "
+                        "index to text")
     given = [str(l) for l in given]
-    if task in ('binary', 'regression') and len(given) == 1: return [f'not {given[0]}' if task == 'binary' else f'less {given[0]}', given[0] if task == 'binary' else f'more {given[0]}']
-    if n and len(given) != n: raise VitxError(f"{len(given)} labels for a model of {n} {'classes' if task == 'multiclass' else 'outputs'}: give one for each")
+    if task in ('binary', 'regression') and len(given) == 1:
+        return [f'not {given[0]}' if task == 'binary' else f'less {given[0]}',
+                given[0] if task == 'binary' else f'more {given[0]}']
+    if n and len(given) != n:
+        raise VitxError(f"{len(given)} labels for a model of {n} "
+                        f"{'classes' if task == 'multiclass' else 'outputs'}: "
+                        f"give one for each")
     return given
 
 # %% ../nbs/explain.ipynb #eb44b54b
 def normalize_map(m:torch.Tensor)->torch.Tensor: # (…,h,w) signed
-    "Divide each map by its positive maximum, or by its largest absolute value if no value is positive"
+    """Divide each map by its positive maximum, or by its largest absolute value
+    if no value is positive"""
     low, top = m.flatten(-2).aminmax(dim=-1, keepdim=True)
-    return m/torch.where(top > 0, top, -low).clamp_min(torch.finfo(m.dtype).tiny)[..., None]
+    return m/torch.where(top > 0, top, -low).clamp_min(torch.finfo(m.dtype)
+        .tiny)[..., None]
 
 @patch
 def _layer_indices(self:Explainer, layers):
-    layers = [self.depth-1] if layers is None else list(layers) if isinstance(layers, (list, tuple, range)) else [layers]
-    if not layers: raise VitxError("the list of layers is empty: give at least one, or None for the last")
-    if bad := [l for l in layers if isinstance(l, bool) or not (isinstance(l, (int, np.integer)) and -self.depth <= l < self.depth)]:
-        raise VitxError(f"layer {bad[0]!r} is out of range: this model has {self.depth} blocks, 0 to {self.depth-1}")
+    layers = [self.depth-1] if layers is None else list(layers) if isinstance(
+        layers, (list, tuple, range)) else [layers]
+    if not layers:
+        raise VitxError("the list of layers is empty: give at least one, or "
+                        "None for the last")
+    if bad := [l for l in layers if isinstance(l, bool) or not (
+        isinstance(l, (int, np.integer)) and -self.depth <= l < self.depth)]:
+        raise VitxError(f"layer {bad[0]!r} is out of range: this model has "
+                        f"{self.depth} blocks, 0 to {self.depth-1}")
     return [int(l)%self.depth for l in layers]
 
 # %% ../nbs/explain.ipynb #becd2d1f
 @patch
-def maps(self:Explainer, x:torch.Tensor, # (B,C,H,W), preprocessed
-         targets=None,                   # None (each image's top class), a class, a list of classes (for all images), or (B,T) indices
-         method:str='rcut',              # name of the method
-         layers=None,                    # a layer or a list of layers; None: the last block
-         against=None,                   # class whose evidence is subtracted
-         pixels:bool=False,              # upsample the maps to the pixels of x
-         **options,                      # options of the method, such as `threshold` of rcut
-        )->torch.Tensor:                 # (B,T,L,h,w) float32, signed; with `pixels` (B,T,L,H,W)
+def maps(
+    self:Explainer, x:torch.Tensor,  # (B,C,H,W), preprocessed
+    # None (each image's top class), a class, a list of classes (for all
+    # images), or (B,T) indices
+    targets=None,
+    method:str='rcut',  # name of the method
+    layers=None,  # a layer or a list of layers; None: the last block
+    against=None,  # class whose evidence is subtracted
+    pixels:bool=False,  # upsample the maps to the pixels of x
+    **options,  # options of the method, such as `threshold` of rcut
+)->torch.Tensor:  # (B,T,L,h,w) float32, signed; with `pixels` (B,T,L,H,W)
     "Attribution maps on the token grid, for a batch, T classes and L layers"
-    capture = Capture(self.model, _check_batch(x, self.channels), self.anat, self.score)
-    answer = self._compute(capture, targets, method, layers, None if against is None else self.target(against), pixels, **options)
+    capture = Capture(self.model, _check_batch(x, self.channels), self.anat,
+                      self.score)
+    answer = self._compute(capture, targets, method, layers,
+                           None if against is None else self.target(against),
+                           pixels, **options)
     _check_answer(capture, answer, method)
     return answer.pixel_maps if pixels else answer.maps
 
 def option_defaults(name:str)->dict:
     "Options of a method with their default values"
-    return {n: p.default for n,p in list(signature(method[name]).parameters.items())[3:] if p.default is not p.empty and n != 'progress'}
+    return {n: p.default
+            for n,p in list(signature(method[name]).parameters.items())[3:]
+            if p.default is not p.empty and n != 'progress'}
 
 def _with_options(f, options):
     if not options: return f
     meta, known = f.meta, option_defaults(f.meta['name'])
-    if bad := options.keys() - {*known}: raise VitxError(f"{meta['name']} has no option {min(bad)!r}: its options are {', '.join(known) or 'none'}")
-    for k,v in options.items(): _check_option(meta['name'], k, v, known[k], meta.get('options', {}).get(k))
+    if bad := options.keys() - {*known}:
+        raise VitxError(f"{meta['name']} has no option {min(bad)!r}: its "
+                        f"options are {', '.join(known) or 'none'}")
+    for k,v in options.items():
+        _check_option(meta['name'], k, v, known[k],
+                      meta.get('options', {}).get(k))
     f = partial(f, **options)
     f.meta = meta
     return f
 
-def _check_option(name, k, v, default, slider): # slider: (minimum, maximum, step, description)
-    number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-    fits = isinstance(v, bool) if isinstance(default, bool) else number and (not isinstance(default, int) or v == int(v)) if isinstance(default, (int, float)) else True
+def _check_option(name, k, v, default,
+                  slider):  # slider: (minimum, maximum, step, description)
+    number = (isinstance(v, (int, float)) and not isinstance(v, bool)
+              and math.isfinite(v))
+    fits = isinstance(v, bool) if isinstance(default, bool) else number and (
+        not isinstance(default, int) or v == int(v)) if isinstance(default,
+            (int, float)) else True
     low = slider[0] if slider else -math.inf
-    if not fits or number and v < low: raise VitxError(f"{name} can't use {k}={v!r}: give {'True or False' if isinstance(default, bool) else 'a whole number' if isinstance(default, int) else 'a number'}" + (f' of at least {low}' if slider else '') + f', default {default}')
+    if fits and not (number and v < low): return
+    kind = ('True or False' if isinstance(default, bool) else 'a whole number'
+            if isinstance(default, int) else 'a number')
+    least = f' of at least {low}' if slider else ''
+    raise VitxError(f"{name} can't use {k}={v!r}: give {kind}{least}, default "
+                    f"{default}")
 
 # %% ../nbs/explain.ipynb #ba085279
 @patch
-def _maps(self:Explainer, capture, targets, name, layers, against=None, **options):
+def _maps(self:Explainer, capture, targets, name, layers, against=None,
+          **options):
     answer = self._compute(capture, targets, name, layers, against, **options)
     _check_answer(capture, answer, name)
     return answer.maps
@@ -261,198 +398,341 @@ class _Answer:
     pixel_maps: torch.Tensor = None # (B,T,L,H,W), or None
 
 @patch
-def _compute(self:Explainer, capture, targets, name, layers, against=None, pixels=False, **options):
-    f, layers = _with_options(method[name], options), self._layer_indices(layers)
-    if isinstance(targets, (list, tuple, np.ndarray)): targets = [[self.target(c) for c in t] if isinstance(t, (list, tuple, np.ndarray)) else self.target(t) for t in targets]
-    elif targets is not None and not isinstance(targets, torch.Tensor): targets = self.target(targets)
+def _compute(self:Explainer, capture, targets, name, layers, against=None,
+             pixels=False, **options):
+    f, layers = _with_options(method[name],
+                              options), self._layer_indices(layers)
+    if isinstance(targets, (list, tuple, np.ndarray)):
+        targets = [[self.target(c) for c in t] if isinstance(t,
+            (list, tuple, np.ndarray)) else self.target(t) for t in targets]
+    elif targets is not None and not isinstance(targets, torch.Tensor):
+        targets = self.target(targets)
     if targets is None: targets = self._target_index(None)
     if against is not None: _check_contrast(f, targets, against)
-    if self._graphs is None or not capture.x.is_cuda or f.meta.get('n_forward') or f.meta.get('uses_internals') or is_traced() or is_symbolic(capture.x) or (model_key := replay_key(self.model)) is None: return self._compute_now(capture, targets, f, layers, against, pixels)
-    as_tensor = None if targets is None else as_targets(targets, capture.x.new_empty(len(capture.x), len(self.labels)))
-    key = name, tuple(layers), against, pixels, repr(options), capture.score, capture.x.shape, capture.x.dtype, None if targets is None else as_tensor.shape, model_key
+    if self._graphs is None or not capture.x.is_cuda or f.meta.get(
+        'n_forward') or f.meta.get(
+            'uses_internals') or is_traced() or is_symbolic(capture.x) or (
+                model_key := replay_key(self.model)) is None:
+        return self._compute_now(capture, targets, f, layers, against, pixels)
+    as_tensor = None if targets is None else as_targets(targets,
+        capture.x.new_empty(len(capture.x), len(self.labels)))
+    key = (name, tuple(layers), against, pixels, repr(options), capture.score,
+           capture.x.shape, capture.x.dtype, None if targets is None
+           else as_tensor.shape, model_key)
     def call(x, *t):
         inner = Capture(self.model, x, capture.anat, capture.score)
-        answer = self._compute_now(inner, *(t or (None,)), f, layers, against, pixels)
+        answer = self._compute_now(inner, *(t or (None,)), f, layers, against,
+                                   pixels)
         self._recorded[key] = inner.grid_geometry, answer.check_names
-        return answer.maps, answer.logits, answer.checks, *([answer.pixel_maps] if pixels else [])
-    maps, logits, checks, *fine = self._graphs(key, call, capture.x, *([] if targets is None else [as_tensor]))
-    capture._logits, (capture.grid_geometry, names) = logits, self._recorded[key]
+        return answer.maps, answer.logits, answer.checks, *([answer.pixel_maps]
+            if pixels else [])
+    maps, logits, checks, *fine = self._graphs(key, call, capture.x,
+        *([] if targets is None else [as_tensor]))
+    capture._logits, (capture.grid_geometry,
+                      names) = logits, self._recorded[key]
     return _Answer(maps, logits, checks, names, *fine)
 
 # %% ../nbs/explain.ipynb #9e57c2da
 @patch
 def _compute_now(self:Explainer, capture, targets, f, layers, against, pixels):
     name = f.meta['name']
-    try: m = f(capture, targets, layers) if against is None else _contrast_maps(f, capture, as_targets(targets, capture.logits), layers, against)
+    try: m = f(capture, targets, layers) if against is None else _contrast_maps(
+        f, capture, as_targets(targets, capture.logits), layers, against)
     except VitxError: raise
     except Exception as e:
         if not f.meta.get('uses_internals'): raise
-        raise VitxError(f"{name} needs the blocks of a plain ViT, and {type(capture.model).__name__} has others ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, rout, cut or gradcam") from e
+        raise VitxError(
+            f"{name} needs the blocks of a plain ViT, and "
+            f"{type(capture.model).__name__} has others ({type(e).__name__}: "
+            f"{str(e).splitlines()[0][:100] if str(e) else ''}): use rcut, "
+            f"rout, cut or gradcam") from e
     m = normalize_map(m.float())
-    if (n := capture.logits.shape[1]) != len(self.labels): raise VitxError(f"this model has {n} outputs, but {len(self.labels)} labels: give {n} in labels=, and correct its num_classes if that is wrong")
+    if (n := capture.logits.shape[1]) != len(self.labels):
+        raise VitxError(
+            f"this model has {n} outputs, but {len(self.labels)} labels: give "
+            f"{n} in labels=, and correct its num_classes if that is wrong")
     y, values = capture.logits, dict(zip(('low', 'high'), m.aminmax()))
-    if not capture.anat.is_checked: values |= dict(zip(('lowest', 'highest', 'lowest_sum', 'highest_sum'), (*y.aminmax(), *y.sum(1).aminmax())))
+    if not capture.anat.is_checked:
+        values |= dict(zip(('lowest', 'highest', 'lowest_sum', 'highest_sum'),
+                           (*y.aminmax(), *y.sum(1).aminmax())))
     values |= capture.flags
-    fine = normalize_map(upsample_by_method(name, m.flatten(1, 2), capture.x, capture.grid_geometry)).unflatten(1, m.shape[1:3]) if pixels else None
-    return _Answer(m, y, torch.stack([v.to(m) for v in values.values()]), tuple(values), fine)
+    fine = normalize_map(upsample_by_method(name, m.flatten(1, 2), capture.x,
+        capture.grid_geometry)).unflatten(1, m.shape[1:3]) if pixels else None
+    return _Answer(m, y, torch.stack([v.to(m) for v in values.values()]),
+                   tuple(values), fine)
 
 # %% ../nbs/explain.ipynb #7c079562
 def _check_answer(capture, answer, name):
-    "Raise an error if the input, the logits or the maps are invalid; one read for all values, so that a GPU waits only once"
+    """Raise an error if the input, the logits or the maps are invalid; one read
+    for all values, so that a GPU waits only once"""
     if is_symbolic(answer.maps): return
     said = dict(zip(answer.check_names, answer.checks.tolist()))
     if not math.isfinite(said['low'] + said['high']):
-        if not capture.x.isfinite().all(): raise VitxError("the batch contains NaN or infinite values: check its preprocessing")
-        raise VitxError(f"{name} gave NaN or infinite values for this model and picture: try score='logit', float32 weights, or another method")
-    if said.get('same'): raise VitxError("`target` and `against` are the same class: give two different classes")
-    if 'lowest' in said and 0 <= said['lowest'] and said['highest'] <= 1 and (max(1 - said['lowest_sum'], said['highest_sum'] - 1) < 1e-2 or answer.logits.numel() > 20):
-        raise VitxError("this model returns probabilities, but vitx needs logits: give the module without its last softmax or sigmoid")
+        if not capture.x.isfinite().all():
+            raise VitxError("the batch contains NaN or infinite values: check "
+                            "its preprocessing")
+        raise VitxError(
+            f"{name} gave NaN or infinite values for this model and picture: "
+            f"try score='logit', float32 weights, or another method")
+    if said.get('same'):
+        raise VitxError("`target` and `against` are the same class: give two "
+                        "different classes")
+    if 'lowest' in said and 0 <= said['lowest'] and said['highest'] <= 1 and (
+        max(1 - said['lowest_sum'], said['highest_sum'] - 1) < 1e-2
+        or answer.logits.numel() > 20):
+        raise VitxError(
+            "this model returns probabilities, but vitx needs logits: give the "
+            "module without its last softmax or sigmoid")
     capture.anat.is_checked |= 'lowest' in said and not said.get('leftover')
-    if said.get('leftover'): raise VitxError("tokens that the head doesn't read have a gradient after the last attention, so this model mixes tokens there: set num_pooled_prefix=0 in its anatomy")
+    if said.get('leftover'):
+        raise VitxError("tokens that the head doesn't read have a gradient "
+                        "after the last attention, so this model mixes tokens "
+                        "there: set num_pooled_prefix=0 in its anatomy")
 
 def _check_contrast(f, targets, against):
-    if f.meta.get('class_agnostic'): raise VitxError(f"{f.meta['name']} gives the same map for every class, so it can't explain one class against another: use rcut, chefer or gradcam")
-    if targets is not None and not is_traced() and not is_symbolic(t := torch.as_tensor(targets)) and (t == against).any(): raise VitxError("`target` and `against` are the same class: give two different classes")
+    if f.meta.get('class_agnostic'):
+        raise VitxError(
+            f"{f.meta['name']} gives the same map for every class, so it can't "
+            f"explain one class against another: use rcut, chefer or gradcam")
+    if targets is not None and not is_traced() and not is_symbolic(
+        t := torch.as_tensor(targets)) and (t == against).any():
+        raise VitxError("`target` and `against` are the same class: give two "
+                        "different classes")
 
 def _contrast_maps(f, capture, targets, layers, against):
-    "Map of each target minus the map of one other class, both before normalization, so that swapping the two changes the sign"
+    """Map of each target minus the map of one other class, both before
+    normalization, so that swapping the two changes the sign"""
     capture.flags['same'] = (targets == against).any()
-    m = f(capture, torch.cat([targets, torch.full_like(targets[:, :1], against)], 1), layers)
+    m = f(capture, torch.cat(
+        [targets, torch.full_like(targets[:, :1], against)], 1), layers)
     return m[:, :-1] - m[:, -1:]
 
 @patch
-def _target_index(self:Explainer, t): # None: the top class, or more of the number
+def _target_index(self:Explainer,
+                  t):  # None: the top class, or more of the number
     if self.task == 'embedding': raise VitxError(_NO_CLASSES)
-    return self.target(t) if t is not None else 1 if self.task == 'regression' else None
+    return (self.target(t) if t is not None else 1 if self.task == 'regression'
+            else None)
 
+# %% ../nbs/explain.ipynb #cf134fd6
 def _check_batch(x, channels):
-    if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
-        raise VitxError("maps takes a preprocessed batch, a float tensor (B,C,H,W): to explain pictures, call the explainer itself")
-    if x.shape[1] != channels: raise VitxError(f"the batch has {x.shape[1]} channels: give (B,{channels},H,W)")
+    if not isinstance(
+        x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point() or len(
+            x) == 0:
+        raise VitxError("maps takes a preprocessed batch, a float tensor (B,C,"
+                        "H,W): to explain pictures, call the explainer itself")
+    if x.shape[1] != channels:
+        raise VitxError(
+            f"the batch has {x.shape[1]} channels: give (B,{channels},H,W)")
     return x
 
 # %% ../nbs/explain.ipynb #68b7c803
-def _is_batch(img): return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
+def _is_batch(img):
+    return isinstance(img, (list, tuple)) or getattr(img, 'ndim', 0) == 4
 
 @patch
 def _read(self:Explainer, img): # → RGB
     "Read a picture in the way that fits the model"
-    return self.read(img) if self.channels in (1, 3) else read_bands(img, self.channels, self.display)
+    return self.read(img) if self.channels in (1, 3) else read_bands(img,
+        self.channels, self.display)
 
 # %% ../nbs/explain.ipynb #68b7c804
 def num_top(target)->int: # 3 for 'all-top3'; 0 for anything else
     "The number of classes in a target such as 'all-top3'"
-    found = re.fullmatch('all-top([1-9][0-9]*)', target) if isinstance(target, str) else None
+    found = re.fullmatch('all-top([1-9][0-9]*)',
+                         target) if isinstance(target, str) else None
     return int(found[1]) if found else 0
 
 @patch
-def explain_top(self:Explainer, e,   # `Explanation` of the top class
-                k:int,               # number of classes
-               )->list:              # of `Explanation`, the most probable class first
-    "Explain the k most probable classes of a picture, the first of which has been explained"
+def explain_top(
+    self:Explainer, e,  # `Explanation` of the top class
+    k:int,  # number of classes
+)->list:  # of `Explanation`, the most probable class first
+    """Explain the k most probable classes of a picture, the first of which has
+    been explained"""
     rest = list(e.top_targets[1:k])
-    return [e, *(self([e.image]*len(rest), rest, e.method, e.layer) if rest else ())]
+    return [e, *(self([e.image]*len(rest), rest, e.method, e.layer) if rest
+                 else ())]
 
 # %% ../nbs/explain.ipynb #68b7c805
 @patch
-def __call__(self:Explainer, img, # path, bytes, file object, PIL image, array or tensor of pixels; a list or a 4-d array is a batch
-             target=None,         # index or label; None: the top class; 'all-top3': the three top classes; for a batch also a list
-             method:str='rcut',   # name of the method
-             layer:int=-1,        # explain the tokens that enter this block; negative: counted from the last
-             against=None,        # class whose evidence is subtracted
-             batch:int=16):       # pictures that the model gets at once
-    "Attribution map of a picture for a class: an `Explanation`, or `Explanations` (a list) for a batch or several classes"
+def __call__(
+    # path, bytes, file object, PIL image, array or tensor of pixels; a list or
+    # a 4-d array is a batch
+    self:Explainer, img,
+    # index or label; None: the top class; 'all-top3': the three top classes;
+    # for a batch also a list
+    target=None,
+    method:str='rcut',  # name of the method
+    # explain the tokens that enter this block; negative: counted from the last
+    layer:int=-1,
+    against=None,  # class whose evidence is subtracted
+    batch:int=16  # pictures that the model gets at once
+):
+    """Attribution map of a picture for a class: an `Explanation`, or
+    `Explanations` (a list) for a batch or several classes"""
     if (k := num_top(target)):
-        if against is not None: raise VitxError("a comparison needs one class: give a target instead of the top classes")
-        return Explanations(e for first in self(img if _is_batch(img) else [img], None, method, layer, batch=batch) for e in self.explain_top(first, k))
-    if not _is_batch(img): return self([img], [target], method, layer, against)[0]
+        if against is not None:
+            raise VitxError("a comparison needs one class: give a target "
+                            "instead of the top classes")
+        return Explanations(e for first in self(img
+            if _is_batch(img) else [img], None, method, layer, batch=batch)
+                            for e in self.explain_top(first, k))
+    if not _is_batch(img):
+        return self([img], [target], method, layer, against)[0]
     images = [self._read(i) for i in img]
-    targets = list(target) if isinstance(target, (list, tuple)) else [target]*len(images)
-    if len(targets) != len(images): raise VitxError(f"{len(targets)} targets for {len(images)} pictures: give one for each picture, or one for all")
+    targets = (list(target) if isinstance(target, (list, tuple))
+               else [target]*len(images))
+    if len(targets) != len(images):
+        raise VitxError(f"{len(targets)} targets for {len(images)} pictures: "
+                        f"give one for each picture, or one for all")
     get_method(method)
     layers = self._layer_indices(layer)
-    if len(layers) != 1 or not isinstance(batch, int) or batch < 1: raise VitxError("a call needs one layer and a batch of at least 1: use `maps` for several layers")
-    targets, against = [self._target_index(t) for t in targets], None if against is None else self.target(against)
+    if len(layers) != 1 or not isinstance(batch, int) or batch < 1:
+        raise VitxError("a call needs one layer and a batch of at least 1: use "
+                        "`maps` for several layers")
+    targets, against = ([self._target_index(t) for t in targets],
+                        None if against is None else self.target(against))
     out = Explanations()
     for i in range(0, len(images), batch):
-        prepared = [(img, *preprocess(img, split_transform(self.transform)[0], self._geometry)) for img in images[i:i+batch]]
-        out += self._collect(self._launch(prepared, targets[i:i+batch], method, layers[0], against))
+        prepared = [(img, *preprocess(img, split_transform(self.transform)[0],
+                                      self._geometry))
+                    for img in images[i:i+batch]]
+        out += self._collect(self._launch(prepared, targets[i:i+batch], method,
+                                          layers[0], against))
     return out
 
 # %% ../nbs/explain.ipynb #cd0a7f24
 @patch
-def _launch(self:Explainer, prepared, targets, name, layer, against): # prepared: list of (picture, x, place) → arguments for `_collect`
+def _launch(
+    self:Explainer, prepared, targets, name, layer, against
+):  # prepared: list of (picture, x, place) → arguments for `_collect`
     "Start to explain a batch, without waiting for the GPU"
     images, xs, places = zip(*prepared)
     x, device = torch.stack(xs), next(self.model.parameters()).device
-    x = split_transform(self.transform)[1](x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x)
+    x = split_transform(self.transform)[1](x.pin_memory()
+        .to(device, non_blocking=True) if device.type == 'cuda' else x)
     capture = Capture(self.model, x, self.anat, self.score)
     known = torch.tensor([-1 if t is None else t for t in targets])[:, None]
-    if all(t is None for t in targets): classes = None           # the method finds the top class itself, so that one forward pass is enough
-    elif None in targets: classes = torch.where((k := known.to(device)) < 0, capture.logits.argmax(1, keepdim=True), k)
+    # the method finds the top class itself, so that one forward pass is enough
+    if all(t is None for t in targets):
+        classes = None
+    elif None in targets:
+        classes = torch.where((k := known.to(device)) < 0,
+                              capture.logits.argmax(1, keepdim=True), k)
     else: classes = known
     answer = self._compute(capture, classes, name, layer, against, pixels=True)
     classes = answer.logits.argmax(1) if classes is None else classes[:, 0]
-    tensors = answer.maps[:, 0, 0], answer.pixel_maps[:, 0, 0], class_probs(answer.logits, self.task), answer.logits, classes, answer.checks
+    tensors = answer.maps[:, 0, 0], answer.pixel_maps[:, 0, 0], class_probs(
+        answer.logits, self.task), answer.logits, classes, answer.checks
     tensors = [t.to('cpu', non_blocking=True) for t in tensors]
     done = torch.cuda.Event() if device.type == 'cuda' else None
     if done: done.record()
-    return images, places, capture, answer, tensors, done, (name, layer, against)
+    return (images, places, capture, answer, tensors, done,
+            (name, layer, against))
 
 @patch
 def _collect(self:Explainer, launched)->list: # of Explanation
     "Wait for a batch, check its values and return its explanations"
-    images, places, capture, answer, (maps, pixel_maps, probs, logits, classes, answer.checks), done, asked = launched
+    images, places, capture, answer, (maps, pixel_maps, probs, logits, classes,
+                                      answer.checks), done, asked = launched
     if done: done.synchronize()
     _check_answer(capture, answer, asked[0])
-    return [self._make_explanation(img, g.clone(), f.clone(), place, p, t, *asked, capture.grid_geometry, y[t].item()) for img,g,f,place,p,y,t in zip(images, maps, pixel_maps, places, probs, logits, classes.tolist())]
+    return [self._make_explanation(img, g.clone(), f.clone(), place, p, t,
+                                   *asked, capture.grid_geometry, y[t].item())
+            for img,g,f,place,p,y,t in zip(images, maps, pixel_maps, places,
+                probs, logits, classes.tolist())]
 
 @patch
-def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t, name, layer, against, grid_geometry=None, value=None):
+def _make_explanation(self:Explainer, img, grid_map, pixel_map, place, probs, t,
+                      name, layer, against, grid_geometry=None, value=None):
     known = has_probs(self.task)
-    first = [(i, p) for p,i in zip(*(v.tolist() for v in probs.topk(min(5, len(probs)))))] if known else [(t, None)]
-    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t], probs[t].item() if known else None, name, layer, self.name, [(self.labels[i], p) for i,p in first], against if against is None else self.labels[against], self.score, self, grid_geometry, getattr(img, 'filename', None), tuple(i for i,_ in first), probs[t].item() if value is None else value)
+    first = [(i, p) for p,i in zip(*(v.tolist() for v in probs.topk(
+        min(5, len(probs)))))] if known else [(t, None)]
+    return Explanation(img, grid_map, pixel_map, place, t, self.labels[t],
+                       probs[t].item() if known else None, name, layer,
+                       self.name, [(self.labels[i], p) for i,p in first],
+                       against if against is None else self.labels[against],
+                       self.score, self, grid_geometry, getattr(img,
+                           'filename', None), tuple(i for i,_ in first),
+                       probs[t].item() if value is None else value)
 
 # %% ../nbs/explain.ipynb #e1ffbe80
 @patch
-def stream(self:Explainer, images, # any iterable of pictures, or a folder
-           target=None,            # index or label; None: the top class of each picture
-           method:str='rcut',      # name of the method
-           layer:int=-1,           # explain the tokens that enter this block; negative: counted from the last
-           against=None,           # class whose evidence is subtracted
-           batch:int=None,         # pictures that the model gets at once; None: 8, on a GPU as many as its free memory holds, at most 64
-           workers:int=None,       # threads that read and preprocess ahead; None: one for each core, at most 16
-           broken=None,            # function called with the error of an unreadable picture, which is then skipped (its `picture` is the path or bytes, its `reason` what is wrong); None: the error is raised
-          ):                       # generator of `Explanation`
+def stream(
+    self:Explainer, images,  # any iterable of pictures, or a folder
+    target=None,  # index or label; None: the top class of each picture
+    method:str='rcut',  # name of the method
+    # explain the tokens that enter this block; negative: counted from the last
+    layer:int=-1,
+    against=None,  # class whose evidence is subtracted
+    # pictures that the model gets at once; None: 8, on a GPU as many as its
+    # free memory holds, at most 64
+    batch:int=None,
+    # threads that read and preprocess ahead; None: one for each core, at most
+    # 16
+    workers:int=None,
+    # function called with the error of an unreadable picture, which is then
+    # skipped (its `picture` is the path or bytes, its `reason` what is wrong);
+    # None: the error is raised
+    broken=None,
+):  # generator of `Explanation`
     "Explanations of a stream of pictures, in the same order"
     get_method(method)
-    if num_top(target): raise VitxError("a stream explains one class of each picture: give a class, or call the explainer with 'all-top3' for each picture")
-    layers, call_args = self._layer_indices(layer), (method, self._layer_indices(layer)[0], None if against is None else self.target(against))
-    batch, workers = _stream_batch(self) if batch is None else batch, min(16, os.cpu_count() or 1) if workers is None else workers
-    if len(layers) != 1 or any(type(v) is not int or v < 1 for v in (batch, workers)): raise VitxError("a stream needs one layer, a batch of at least 1 and at least 1 worker: give a single layer and positive integers")
-    if broken is not None and not callable(broken): raise VitxError(f"broken={broken!r} isn't a function: give one that takes the error of an unreadable picture, e.g. print")
-    return _explain_stream(self, _read_ahead(self, _stream_images(images), workers, batch*(1 + _launches_ahead(self)), broken), batch, self._target_index(target), call_args)
+    if num_top(target):
+        raise VitxError("a stream explains one class of each picture: give a "
+                        "class, or call the explainer with 'all-top3' for each "
+                        "picture")
+    layers, call_args = self._layer_indices(layer), (method,
+        self._layer_indices(layer)[0], None if against is None
+        else self.target(against))
+    batch, workers = _stream_batch(self) if batch is None else batch, min(16,
+        os.cpu_count() or 1) if workers is None else workers
+    if len(layers) != 1 or any(type(v) is not int or v < 1
+                               for v in (batch, workers)):
+        raise VitxError("a stream needs one layer, a batch of at least 1 and "
+                        "at least 1 worker: give a single layer and positive "
+                        "integers")
+    if broken is not None and not callable(broken):
+        raise VitxError(f"broken={broken!r} isn't a function: give one that "
+                        f"takes the error of an unreadable picture, e.g. print")
+    return _explain_stream(self, _read_ahead(self, _stream_images(images),
+        workers, batch*(1 + _launches_ahead(self)), broken), batch,
+                           self._target_index(target), call_args)
 
 def _stream_batch(ex): # number of pictures
     device = next(ex.model.parameters()).device
     if device.type != 'cuda': return 8
     h, w = ex._geometry((256, 256)).input_size
     area = h*w/224**2
-    num = torch.cuda.mem_get_info(device)[0]/2/(60e6*area*max(area, 1))     # the divisor: bytes for one picture, an upper bound measured on ViT-L
+    # the divisor: bytes for one picture, an upper bound measured on ViT-L
+    num = torch.cuda.mem_get_info(device)[0]/2/(60e6*area*max(area, 1))
     return 2**int(math.log2(min(max(num, 1), 64)))
 
+# %% ../nbs/explain.ipynb #3f890c9a
 def _stream_images(images):
-    one = isinstance(images, (bytes, bytearray, Image.Image)) or getattr(images, 'ndim', 4) < 4 or isinstance(images, (str, Path)) and Path(images).is_file()
-    if one or not isinstance(images, (str, Path, Iterable)): raise VitxError("a stream takes an iterable of pictures or a folder: for one picture, call the explainer itself")
+    one = (isinstance(images, (bytes, bytearray, Image.Image))
+           or getattr(images, 'ndim', 4) < 4 or isinstance(images, (str, Path))
+           and Path(images).is_file())
+    if one or not isinstance(images, (str, Path, Iterable)):
+        raise VitxError("a stream takes an iterable of pictures or a folder: "
+                        "for one picture, call the explainer itself")
     if not isinstance(images, (str, Path)): return images
-    if not Path(images).is_dir(): raise VitxError(f"there is no folder {images}: give an existing folder, or an iterable of pictures such as Path.glob returns")
-    if not (found := find_images(images)): raise VitxError(f"the folder {images} contains no picture: give another folder")
+    if not Path(images).is_dir():
+        raise VitxError(
+            f"there is no folder {images}: give an existing folder, or an "
+            f"iterable of pictures such as Path.glob returns")
+    if not (found := find_images(images)):
+        raise VitxError(
+            f"the folder {images} contains no picture: give another folder")
     return found
 
 # %% ../nbs/explain.ipynb #9c50893d
-def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x, place), in order
+def _read_ahead(ex, images, workers, ahead,
+                broken):  # generator of (picture, x, place), in order
     queue, n = deque(), count()
-    prepare = lambda picture: (img := ex._read(picture), *preprocess(img, split_transform(ex.transform)[0], ex._geometry))
+    prepare = lambda picture: (img := ex._read(picture), *preprocess(img,
+        split_transform(ex.transform)[0], ex._geometry))
     def first():
         i, (picture, job) = next(n), queue.popleft()
         try: yield job.result()
@@ -463,28 +743,39 @@ def _read_ahead(ex, images, workers, ahead, broken): # generator of (picture, x,
             broken(told)
     with quick_thread_switches(), ThreadPoolExecutor(workers) as pool:
         for p in images:
-            queue.append((p, pool.submit(prepare, p)) if isinstance(p, (str, Path, bytes, bytearray)) else (None, _read_now(ex, p, pool, prepare)))
+            queue.append((p, pool.submit(prepare, p))
+                         if isinstance(p, (str, Path, bytes, bytearray))
+                         else (None, _read_now(ex, p, pool, prepare)))
             if len(queue) > ahead: yield from first()
         while queue: yield from first()
 
-def _read_now(ex, picture, pool, prepare): # read and copy at once: a camera may write its next frame into the same array
+def _read_now(
+    ex, picture, pool, prepare
+    # read and copy at once: a camera may write its next frame into the same
+    # array
+):
     try: img = _copy_image(ex._read(picture))
     except VitxError as e: (future := Future()).set_exception(e)
     else: future = pool.submit(prepare, img)
     return future
 
 # %% ../nbs/explain.ipynb #bcaf02bf
-def _launches_ahead(ex): return int(next(ex.model.parameters()).device.type == 'cuda')      # while a GPU computes one batch, the caller gets the one before
+def _launches_ahead(
+    ex):  # while a GPU computes one batch, the caller gets the one before
+    return int(next(ex.model.parameters()).device.type == 'cuda')
 
 def _explain_stream(ex, prepared, batch, target, call_args):
     waiting, launched, error = [], deque(), None
     while error is None:
         try: waiting.append(next(prepared))
-        except (StopIteration, VitxError) as e: error = e    # first explain what was read before
+        except (StopIteration, VitxError) as e:
+            error = e  # first explain what was read before
         if waiting and (error or len(waiting) == batch):
-            launched.append(ex._launch(waiting, [target]*len(waiting), *call_args))
+            launched.append(ex._launch(waiting, [target]*len(waiting),
+                                       *call_args))
             waiting = []
-        while len(launched) > (0 if error else _launches_ahead(ex)): yield from ex._collect(launched.popleft())
+        while len(launched) > (0 if error else _launches_ahead(ex)):
+            yield from ex._collect(launched.popleft())
     if isinstance(error, VitxError): raise error
 
 def _copy_image(img):
@@ -494,9 +785,15 @@ def _copy_image(img):
 
 # %% ../nbs/explain.ipynb #5f0ed1f5
 @patch
-def _pixel_inputs(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
-    "The model's input, the same as pixels, and a function that predicts logits from pixels"
-    if self.channels != 3: raise VitxError(f"this needs pictures of three channels, and this model takes {self.channels}: use maps and metrics instead")
+def _pixel_inputs(
+    self:Explainer,
+    img):  # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
+    """The model's input, the same as pixels, and a function that predicts
+    logits from pixels"""
+    if self.channels != 3:
+        raise VitxError(
+            f"this needs pictures of three channels, and this model takes "
+            f"{self.channels}: use maps and metrics instead")
     x, _ = preprocess(img, self.transform, self._geometry)
     black, white = normalized_black_white(self.transform)
     ask = Capture(self.model, x[None], self.anat, self.score).predict
@@ -506,73 +803,117 @@ def _pixel_inputs(self:Explainer, img): # RGB → x (3,h,w), pixels (3,h,w) in 0
 
 @patch
 def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
-    "Divide the rcut evidence for a class into at most k parts, and give the share of each"
+    """Divide the rcut evidence for a class into at most k parts, and give the
+    share of each"""
     check_num_parts(k)
     e = self(img, target, layer=layer)
     x, _ = preprocess(e.image, self.transform, self._geometry)
-    run = Capture(self.model, x[None], self.anat)(**required_sites(self.anat, [e.layer]))
-    labels, shares = cut_parts([t[0].cpu() for t in artifact_free_keys(run, e.layer)], e.grid_map, k)
+    run = Capture(self.model, x[None],
+                  self.anat)(**required_sites(self.anat, [e.layer]))
+    labels, shares = cut_parts(
+        [t[0].cpu() for t in artifact_free_keys(run, e.layer)], e.grid_map, k)
     labels, shares = sort_parts(labels, e.pixel_map, e.grid_geometry)
-    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k, e.pixel_map, e.grid_geometry, e.value)
+    return Parts(e.image, labels, shares, e.place, e.label, e.prob, k,
+                 e.pixel_map, e.grid_geometry, e.value)
 
 @patch
-def factors(self:Explainer, img, target=None, layer:int=-1, seed:int=0)->Factors:
-    "How much probability the class loses if shape, texture, color or position of the marked region is changed"
+def factors(self:Explainer, img, target=None, layer:int=-1,
+            seed:int=0)->Factors:
+    """How much probability the class loses if shape, texture, color or position
+    of the marked region is changed"""
     e = self(img, target, layer=layer)
     _, pixels, predict = self._pixel_inputs(e.image)
-    return measure_factors(predict, pixels, e.pixel_map, e.target, e.label, seed=seed)
+    return measure_factors(predict, pixels, e.pixel_map, e.target, e.label,
+                           seed=seed)
 
 # %% ../nbs/explain.ipynb #11ef571a
 @patch
 def card(self:Explanation, seed:int=0)->Card:
-    "Measurements that tell whether to trust this map; `seed` sets the weights of the randomized model"
+    """Measurements that tell whether to trust this map; `seed` sets the weights
+    of the randomized model"""
     ex, l = self.explainer, self.layer
-    if ex is None: raise VitxError("this explanation was loaded without its explainer: explain the picture again, then call card")
+    if ex is None:
+        raise VitxError("this explanation was loaded without its explainer: "
+                        "explain the picture again, then call card")
     x, pixels, predict = ex._pixel_inputs(self.image)
-    capture, against = Capture(ex.model, x[None], ex.anat, ex.score), None if self.against is None else ex.target(self.against)
-    flow, logits = patch_relevance(capture, self.target, l)[0, 0].cpu(), capture.logits[0]
-    predict_scores, probs, t = predict, class_probs(logits, ex.task), self.target
-    if against is not None and ex.task == 'multiclass': predict_scores, probs, t = (lambda v: predict(v)[:, [self.target, against]]), logits[[self.target, against]].softmax(-1), 0   # with `against`, the score is the softmax of these two classes alone
-    other_classes = [c for c in logits.topk(min(6, len(ex.labels))).indices.tolist() if c not in (self.target, against)][:4]
-    maps = ex._maps(capture, torch.tensor([other_classes]), self.method, l, against)[0, :, 0].cpu() if other_classes else []
+    capture, against = (Capture(ex.model, x[None], ex.anat, ex.score), None
+                        if self.against is None else ex.target(self.against))
+    flow, logits = patch_relevance(capture, self.target,
+                                   l)[0, 0].cpu(), capture.logits[0]
+    predict_scores, probs, t = (predict, class_probs(logits, ex.task),
+                                self.target)
+    # with `against`, the score is the softmax of these two classes alone
+    if against is not None and ex.task == 'multiclass':
+        predict_scores, probs, t = (lambda v: predict(v)[:, [self.target,
+            against]]), logits[[self.target, against]].softmax(-1), 0
+    other_classes = [c for c in logits.topk(min(6, len(ex.labels)))
+                     .indices.tolist() if c not in (self.target, against)][:4]
+    maps = ex._maps(capture, torch.tensor([other_classes]), self.method, l,
+                    against)[0, :, 0].cpu() if other_classes else []
     randomized_model = randomize_model(ex.model, seed)
-    randomized_map = ex._maps(Capture(randomized_model, x[None], score=ex.score), torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
-    return make_card(predict_scores, pixels, probs.cpu(), t, self.grid_map, flow, {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map, self.title, method[self.method].meta.get('class_agnostic', False), self.grid_geometry, ex.task)
+    randomized_map = ex._maps(
+        Capture(randomized_model, x[None], score=ex.score),
+        torch.tensor([[self.target]]), self.method, l, against)[0, 0, 0].cpu()
+    return make_card(
+        predict_scores, pixels, probs.cpu(), t, self.grid_map, flow,
+        {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map,
+        self.title, method[self.method].meta.get('class_agnostic', False),
+        self.grid_geometry, ex.task)
 
 # %% ../nbs/explain.ipynb #2f1a14f8
 class _Features(torch.nn.Module):
     "What enters the last linear layer of a classifier"
     def __init__(self, model, head):
         super().__init__()
-        self.model, self.__dict__['head'] = model, head          # not a part twice
+        self.model, self.__dict__['head'] = model, head  # not a part twice
     def forward(self, x):
         found, same_thread = [], thread_check()
-        h = self.head.register_forward_pre_hook(lambda m, args: found.append(args[0]) if same_thread() else None)
+        h = self.head.register_forward_pre_hook(
+            lambda m, args: found.append(args[0]) if same_thread() else None)
         try: self.model(x)
         finally: h.remove()
-        return found[-1] if found[-1].ndim == 2 else found[-1].flatten(1, -2).mean(1)
+        return (found[-1] if found[-1].ndim == 2 else found[-1].flatten(1, -2)
+                .mean(1))
 
 @patch
-def similar_to(self:Explainer, reference, # a picture, a list of pictures (their mean), or a vector (D,)
-              )->Explainer:
-    "An explainer of the cosine similarity to a reference: `'+'` is evidence for similarity"
-    model = self.model if self.task == 'embedding' else _Features(self.model, next(m for m in reversed([*self.model.modules()]) if isinstance(m, torch.nn.Linear)))
-    if not isinstance(reference, torch.Tensor) or reference.ndim != 1: reference = self._embed(model, reference if _is_batch(reference) else [reference])
+def similar_to(
+    # a picture, a list of pictures (their mean), or a vector (D,)
+    self:Explainer, reference,
+)->Explainer:
+    """An explainer of the cosine similarity to a reference: `'+'` is evidence
+    for similarity"""
+    model = self.model if self.task == 'embedding' else _Features(self.model,
+        next(m for m in reversed([*self.model.modules()])
+             if isinstance(m, torch.nn.Linear)))
+    if not isinstance(reference, torch.Tensor) or reference.ndim != 1:
+        reference = self._embed(model, reference if _is_batch(reference)
+                                else [reference])
     inner = model.model if isinstance(model, WrappedClassifier) else model
     forward_fn = getattr(model, 'forward_fn', None)
-    held = WrappedClassifier(inner, None, None, self._transform, input_size(self.model), self.name, forward_fn, channels=self.channels)
-    ex = Explainer(held, transform=self._transform, score=cosine_to(reference), read=self.read, display=self.display, labels=['unlike', 'like'])
+    held = WrappedClassifier(inner, None, None, self._transform,
+                             input_size(self.model), self.name, forward_fn,
+                             channels=self.channels)
+    ex = Explainer(held, transform=self._transform, score=cosine_to(reference),
+                   read=self.read, display=self.display,
+                   labels=['unlike', 'like'])
     ex.name = self.name
     return ex
 
 @patch
-def _embed(self:Explainer, model, images): # → (D,), mean of the normalized vectors
-    x = torch.stack([preprocess(i, self.transform, self._geometry)[0] for i in map(self._read, images)])
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(model): vectors = model(x.to(next(model.parameters())))
+def _embed(self:Explainer, model,
+           images):  # → (D,), mean of the normalized vectors
+    x = torch.stack([preprocess(i, self.transform, self._geometry)[0]
+                     for i in map(self._read, images)])
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(model):
+        vectors = model(x.to(next(model.parameters())))
     return torch.nn.functional.normalize(vectors.float(), dim=-1).mean(0)
 
 @patch
-def similarity(self:Explainer, img, reference, # a picture, a list of pictures (their mean), or a vector (D,)
-               method:str='rcut', layer:int=-1)->Explanation:
-    "Which pixels of a picture make it similar to a reference? For classifiers, vectors are what enters the last linear layer"
+def similarity(
+    # a picture, a list of pictures (their mean), or a vector (D,)
+    self:Explainer, img, reference,
+    method:str='rcut', layer:int=-1
+)->Explanation:
+    """Which pixels of a picture make it similar to a reference? For
+    classifiers, vectors are what enters the last linear layer"""
     return self.similar_to(reference)(img, '+', method, layer)

@@ -29,37 +29,61 @@ from .evidence.metrics import otsu_threshold
 class Explanation:
     "Attribution map of one picture for one class, with the model's answer"
     image: Image.Image = field(repr=False)                 # RGB, upright
-    grid_map: torch.Tensor = field(repr=False)             # (h,w) on the token grid, signed; 0: no evidence, 1: the positive maximum
-    pixel_map: torch.Tensor = field(repr=False)            # (h,w) the same map on the pixels of the model's input
-    place: CropGeometry = field(repr=False)                # where the model's input lies on the picture
+    # (h,w) on the token grid, signed; 0: no evidence, 1: the positive maximum
+    grid_map: torch.Tensor = field(repr=False)
+    # (h,w) the same map on the pixels of the model's input
+    pixel_map: torch.Tensor = field(repr=False)
+    # where the model's input lies on the picture
+    place: CropGeometry = field(repr=False)
     target: int                                            # class index
     label: str                                             # name of the class
-    prob: float                                            # the model's probability of the class; None for a number that isn't one, such as a regression's
+    # the model's probability of the class; None for a number that isn't one,
+    # such as a regression's
+    prob: float
     method: str                                            # name of the method
-    layer: int                                             # block whose input tokens were explained, counted from 0
+    layer: int  # block whose input tokens were explained, counted from 0
     model: str                                             # name of the model
-    top: list = field(repr=False)                          # [(label, probability)] of the five most probable classes
-    against: str = None                                    # label of the class whose evidence was subtracted
-    score: str = 'logit'                                   # what was explained: 'logit' or 'prob'
-    explainer: object = field(default=None, repr=False)    # the Explainer, which `card` needs; not pickled
-    grid_geometry: tuple = field(default=None, repr=False) # where the grid's cells lie on the model's input; None: they tile it
-    file: str = field(default=None, repr=False)            # path of the picture; None: unknown
-    top_targets: tuple = field(default=(), repr=False)     # class indices of `top`
-    value: float = None                                    # the number that was explained: the logit of the class, or what a regression or `score` gives
+    # [(label, probability)] of the five most probable classes
+    top: list = field(repr=False)
+    against: str = None  # label of the class whose evidence was subtracted
+    score: str = 'logit'  # what was explained: 'logit' or 'prob'
+    # the Explainer, which `card` needs; not pickled
+    explainer: object = field(default=None, repr=False)
+    # where the grid's cells lie on the model's input; None: they tile it
+    grid_geometry: tuple = field(default=None, repr=False)
+    # path of the picture; None: unknown
+    file: str = field(default=None, repr=False)
+    top_targets: tuple = field(default=(), repr=False)  # class indices of `top`
+    # the number that was explained: the logit of the class, or what a
+    # regression or `score` gives
+    value: float = None
 
     @property
-    def title(self)->str: return self.label + (f' rather than {self.against}' if self.against else '')
+    def title(self)->str:
+        return self.label + (f' rather than {self.against}' if self.against
+                             else '')
     @property
-    def answer(self)->str: return format_answer(self.prob, self.value, 3)   # what the model says
-    def __repr__(self): return f'Explanation: {self.title!r} {self.answer}, by {self.method} at layer {self.layer} of {self.model}' + ': '*bool(self.warnings) + '; '.join(self.warnings)
+    def answer(self)->str: # what the model says
+        return format_answer(self.prob, self.value, 3)
+    def __repr__(self):
+        return (f'Explanation: {self.title!r} {self.answer}, by {self.method} '
+                f'at layer {self.layer} of {self.model}' +
+                ': '*bool(self.warnings) + '; '.join(self.warnings))
     @property
-    def is_empty(self)->bool: return not self.grid_map.max() > 0   # e.g. if the head's weights are 0, since no gradient reaches the tokens then
+    def is_empty(
+        self
+        # e.g. if the head's weights are 0, since no gradient reaches the tokens
+        # then
+    )->bool:
+        return not self.grid_map.max() > 0
     @cached_property
     def signed(self)->torch.Tensor: # (H,W) float32
-        "Signed map on the picture: positive for the class; negative against it or below the method's threshold; 0 where the model saw nothing"
+        """Signed map on the picture: positive for the class; negative against
+        it or below the method's threshold; 0 where the model saw nothing"""
         return map_on_image(self.pixel_map, self.place)
     def __getstate__(self): return self.__dict__ | dict(explainer=None)
-    def __array__(self, dtype=None, copy=None): return np.asarray(self.map.numpy(), dtype)
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.map.numpy(), dtype)
     @property
     def map(self)->torch.Tensor: # (H,W) float32 in 0..1
         "Evidence for the class: the signed map, clipped to 0..1"
@@ -70,7 +94,8 @@ class Explanation:
 def warnings(self:Explanation)->list: # of texts
     "What can be seen from the map and the picture alone; `card` measures more"
     (H, W), (h, w) = self.place.image_size, self.grid_map.shape
-    few_pixels = [f'the picture of {W}×{H} pixels has fewer than the map, {w}×{h}']*(H < h or W < w)
+    few_pixels = [f'the picture of {W}×{H} pixels has fewer than the map, '
+                  f'{w}×{h}']*(H < h or W < w)
     return ['no evidence anywhere']*self.is_empty + few_pixels
 
 @patch(as_prop=True)
@@ -82,34 +107,44 @@ def visible(self:Explanation)->torch.Tensor: # (H,W) bool
 def _draw_overlay(e, ax):
     img = shrink_image(e.image)
     p = e.place.scaled(img.size[::-1])
-    return show_overlay(img, map_on_image(e.pixel_map, p).clamp(0, 1), ax, _short_title(e), p.visible)
+    return show_overlay(img, map_on_image(e.pixel_map, p).clamp(0, 1), ax,
+                        _short_title(e), p.visible)
 
-def _short_title(e): return f'{truncate_label(e.title)}  {format_answer(e.prob, e.value)}'
+def _short_title(e):
+    return f'{truncate_label(e.title)}  {format_answer(e.prob, e.value)}'
 
 def _draw(e, fig):
     img = shrink_image(e.image)
-    fig.set_layout_engine('constrained')  # keeps titles and caption inside the figure
+    # keeps titles and caption inside the figure
+    fig.set_layout_engine('constrained')
     axs = fig.subplots(1, 2)
     show_image(img, axs[0], 'picture')
     _draw_overlay(e, axs[1])
-    fig.supxlabel(('no ' if e.is_empty else '') + f'evidence by {e.method}, layer {e.layer}' + ('' if e.visible.all() else '; hatched: not seen by the model'), fontsize=8)
+    fig.supxlabel(('no ' if e.is_empty else '') + f'evidence by '
+                  f'{e.method}, layer {e.layer}' + ('' if e.visible.all()
+                      else '; hatched: not seen by the model'), fontsize=8)
     return axs
 
-def _figsize(e): return 6.4, min(max(3.1*e.image.height/e.image.width, 1), 8) + .6
+def _figsize(e):
+    return 6.4, min(max(3.1*e.image.height/e.image.width, 1), 8) + .6
 
 # %% ../nbs/explanation.ipynb #7fba9e9e
 @patch
-def show(self:Explanation,
-         ax=None, # axes to draw the map into; None: a new figure with the picture next to it
-        ):        # the given axes, or an array of two
-    "Draw the picture and, next to it, the map over the picture; with `ax`, only the map over the picture"
+def show(
+    self:Explanation,
+    # axes to draw the map into; None: a new figure with the picture next to it
+    ax=None,
+):  # the given axes, or an array of two
+    """Draw the picture and, next to it, the map over the picture; with `ax`,
+    only the map over the picture"""
     if ax is not None: return _draw_overlay(self, ax)
     import matplotlib.pyplot as plt
     return _draw(self, plt.figure(figsize=_figsize(self)))
 
 @patch
 def figure(self:Explanation, dpi:int=110): # matplotlib.figure.Figure
-    "The figure that `show` draws, without pyplot: to log it in an experiment tracker, or to save it"
+    """The figure that `show` draws, without pyplot: to log it in an experiment
+    tracker, or to save it"""
     from matplotlib.figure import Figure
     _draw(self, fig := Figure(figsize=_figsize(self), dpi=dpi))
     return fig
@@ -120,103 +155,159 @@ FIGURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg')
 def check_figure_path(path)->Path:
     "Check that a figure can be written to this path, and return it"
     path = writable_path(path)
-    if path.suffix.lower() not in FIGURE_SUFFIXES: raise VitxError(f"this is saved as a figure: end {path.name!r} in {', '.join(FIGURE_SUFFIXES)}")
+    if path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise VitxError(f"this is saved as a figure: end {path.name!r} in "
+                        f"{', '.join(FIGURE_SUFFIXES)}")
     return path
 
 def check_output_path(path)->Path:
     "Check that `save` can write to this path, and return it"
     path = writable_path(path)
-    if path.suffix.lower() not in (*FIGURE_SUFFIXES, '.npy', '.json'): raise VitxError(f"the suffix of {path.name!r} names no known format: end it in {', '.join(FIGURE_SUFFIXES)}, .npy, .json or .labelme.json")
+    if path.suffix.lower() not in (*FIGURE_SUFFIXES, '.npy', '.json'):
+        raise VitxError(f"the suffix of {path.name!r} names no known format: "
+                        f"end it in {', '.join(FIGURE_SUFFIXES)}, .npy, .json "
+                        f"or .labelme.json")
     return path
 
 # %% ../nbs/explanation.ipynb #484e4396
 @patch
-def save(self:Explanation, path,
-         full_size:bool=False,    # a picture of the photo's own size, without title and margins
-         overlay_only:bool=False, # only the map, as a transparent layer of the photo's own size (.png or .webp)
-        )->Path:
-    "Write a figure (.png, .jpg, .webp, .pdf, .svg), the map (.npy, float32), all numbers (.json), or outlines for annotation tools (.labelme.json)"
+def save(
+    self:Explanation, path,
+    # a picture of the photo's own size, without title and margins
+    full_size:bool=False,
+    # only the map, as a transparent layer of the photo's own size (.png or
+    # .webp)
+    overlay_only:bool=False,
+)->Path:
+    """Write a figure (.png, .jpg, .webp, .pdf, .svg), the map (.npy, float32),
+    all numbers (.json), or outlines for annotation tools (.labelme.json)"""
     path = check_output_path(path)
     kind = path.suffix[1:].lower()
-    if (full_size or overlay_only) and kind not in ('png', 'webp', *('jpg', 'jpeg')*(not overlay_only)): raise VitxError(f"{'overlay_only' if overlay_only else 'full_size'}=True writes pixels: end the name in .png{' or .webp, which can be transparent' if overlay_only else ', .jpg or .webp'}")
+    kinds = ('png', 'webp') if overlay_only else ('png', 'webp', 'jpg', 'jpeg')
+    if (full_size or overlay_only) and kind not in kinds:
+        option, endings = (
+            ('overlay_only', '.png or .webp, which can be transparent')
+            if overlay_only else ('full_size', '.png, .jpg or .webp'))
+        raise VitxError(f"{option}=True writes pixels: end the name in "
+                        f"{endings}")
     with atomic_path(path) as tmp:
         if kind == 'npy': np.save(tmp, self.map.numpy())
-        elif path.name.lower().endswith('.labelme.json'): tmp.write_text(json.dumps(self.to_labelme(path.parent), ensure_ascii=False), encoding='utf8')
-        elif kind == 'json': tmp.write_text(json.dumps(self.to_dict() | dict(grid_map=self.grid_map.tolist())))
-        elif overlay_only: Image.fromarray(transparent_overlay(self.map)).save(tmp, format=kind)
+        elif path.name.lower().endswith('.labelme.json'):
+            tmp.write_text(json.dumps(self.to_labelme(path.parent),
+                                      ensure_ascii=False), encoding='utf8')
+        elif kind == 'json':
+            tmp.write_text(json.dumps(self.to_dict() |
+                                      dict(grid_map=self.grid_map.tolist())))
+        elif overlay_only:
+            (Image.fromarray(transparent_overlay(self.map))
+             .save(tmp, format=kind))
         elif full_size: _save_overlay(self, tmp, kind)
         else: save_figure(self.figure(), tmp, kind)
     return path
 
+# %% ../nbs/explanation.ipynb #fc21a382
 def save_figure(fig, path, kind:str):
-    "Write a matplotlib figure without dates, so that two runs write the same bytes; kind: its format"
+    """Write a matplotlib figure without dates, so that two runs write the same
+    bytes; kind: its format"""
     from matplotlib import rc_context
-    with rc_context({'svg.hashsalt': 'vitx'}): fig.savefig(path, format=kind, metadata={'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind))
+    with rc_context({'svg.hashsalt': 'vitx'}):
+        fig.savefig(path, format=kind, metadata={'svg': {'Date': None},
+            'pdf': {'CreationDate': None}}.get(kind))
 
 def write_figure(drawn, # has a method `figure`
                  path)->Path:
     "Write the figure of a result: .png, .jpg, .webp, .pdf or .svg"
     path = check_figure_path(path)
-    with atomic_path(path) as tmp: save_figure(drawn.figure(), tmp, path.suffix[1:].lower())
+    with atomic_path(path) as tmp:
+        save_figure(drawn.figure(), tmp, path.suffix[1:].lower())
     return path
 
 # %% ../nbs/explanation.ipynb #35afe84d
 @patch
 def to_dict(self:Explanation)->dict:
-    "File, class, probability, method, sizes (height, width) and warnings, without the map"
-    file = None if self.file is None else str(self.file).encode('utf8', 'backslashreplace').decode()   # a name may hold bytes that are no text
-    return dict(file=file, model=self.model, target=self.target, label=self.label, against=self.against, prob=None if self.prob is None else round(self.prob, 6), value=None if self.value is None else round(self.value, 6), score=self.score, method=self.method, layer=self.layer,
-                size=list(self.place.image_size), grid=list(self.grid_map.shape), top=[dict(label=l, prob=None if p is None else round(p, 6)) for l,p in self.top], warnings=self.warnings)
+    """File, class, probability, method, sizes (height, width) and warnings,
+    without the map"""
+    # a name may hold bytes that are no text
+    file = None if self.file is None else str(self.file).encode('utf8',
+        'backslashreplace').decode()
+    return dict(file=file, model=self.model, target=self.target,
+                label=self.label, against=self.against,
+                prob=None if self.prob is None else round(self.prob, 6),
+                value=None if self.value is None else round(self.value, 6),
+                score=self.score, method=self.method, layer=self.layer,
+                size=list(self.place.image_size),
+                grid=list(self.grid_map.shape),
+                top=[dict(label=l, prob=None if p is None else round(p, 6))
+                     for l,p in self.top], warnings=self.warnings)
 
 def _save_overlay(e, path, kind):
-    gray, scale = stripe_gray(np.asarray(e.overlay_image(256))/255), max(1, max(e.image.size)/1024)   # stripes as in a small picture
+    gray, scale = stripe_gray(np.asarray(e.overlay_image(256))/255), max(1,
+        max(e.image.size)/1024)  # stripes as in a small picture
     visible = e.visible
     with Image.new('RGB', e.image.size) as out:
-        for y in range(0, e.image.height, 512):         # strips, so that a photo of 50 megapixels needs little memory
+        # strips, so that a photo of 50 megapixels needs little memory
+        for y in range(0, e.image.height, 512):
             box = (0, y, e.image.width, min(y+512, e.image.height))
             rows = slice(box[1], box[3])
-            out.paste(Image.fromarray(hatch_hidden(overlay(e.image.crop(box), e.map[rows]), visible[rows], scale, y, gray)), box[:2])
+            out.paste(Image.fromarray(hatch_hidden(overlay(e.image.crop(box),
+                e.map[rows]), visible[rows], scale, y, gray)), box[:2])
         out.save(path, format={'jpg': 'jpeg'}.get(kind, kind), quality=92)
 
 # %% ../nbs/explanation.ipynb #61940f46
 @patch
 def overlay_image(self:Explanation, longest:int=1024)->Image.Image:
-    "The map over the picture, at most `longest` pixels a side; what the model didn't see is hatched"
+    """The map over the picture, at most `longest` pixels a side; what the model
+    didn't see is hatched"""
     img = shrink_image(self.image, longest)
     place = self.place.scaled(img.size[::-1])
-    return Image.fromarray(hatch_hidden(overlay(img, map_on_image(self.pixel_map, place).clamp(0, 1)), place.visible))
+    return Image.fromarray(hatch_hidden(overlay(img,
+        map_on_image(self.pixel_map, place).clamp(0, 1)), place.visible))
 
 @patch(as_prop=True)
 def description(self:Explanation)->str:
     "The map in words, for readers who can't see the picture"
-    return f'{"No evidence" if self.is_empty else "Evidence"} for {self.title} by {self.method}, layer {self.layer}'
+    return (f'{"No evidence" if self.is_empty else "Evidence"} for '
+            f'{self.title} by {self.method}, layer {self.layer}')
 
 @patch
 def _repr_mimebundle_(self:Explanation, **kwargs):
-    pictures = [(shrink_image(self.image, 360), 'The picture that was explained', ''), (self.overlay_image(360), self.description, '')]
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'{_short_title(self)} · {self.description} of {self.model}' + ''.join(f' · {w}' for w in self.warnings))}
+    pictures = [
+        (shrink_image(self.image, 360), 'The picture that was explained', ''),
+        (self.overlay_image(360), self.description, '')]
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures,
+        f'{_short_title(self)} · {self.description} of {self.model}' +
+        ''.join(f' · {w}' for w in self.warnings))}
 
 # %% ../nbs/explanation.ipynb #77271fae
 class Explanations(list):
     "A list of explanations; in a notebook, a contact sheet"
-    def __getitem__(self, i): return Explanations(super().__getitem__(i)) if isinstance(i, slice) else super().__getitem__(i)
+    def __getitem__(self, i):
+        return (Explanations(super().__getitem__(i)) if isinstance(i, slice)
+                else super().__getitem__(i))
     def _repr_mimebundle_(self, **kwargs):
         side = 180 if len(self) <= 24 else 110
-        shown = [(e.overlay_image(side), e.description, _short_title(e)) for e in self[:60]]
-        more = f'{len(self)} explanations' + (f', the first {len(shown)} shown' if len(shown) < len(self) else '')
-        return {'text/plain': '\n'.join(map(repr, self)) or 'no explanations', 'text/html': pictures_html(shown, more, side)}
+        shown = [(e.overlay_image(side), e.description, _short_title(e))
+                 for e in self[:60]]
+        more = f'{len(self)} explanations' + (f', the first {len(shown)} shown'
+            if len(shown) < len(self) else '')
+        return {'text/plain': '\n'.join(map(repr, self)) or 'no explanations',
+                'text/html': pictures_html(shown, more, side)}
 
 # %% ../nbs/explanation.ipynb #5d2c7e10
 @patch
 def figure(self:Explanations, dpi:int=110): # matplotlib.figure.Figure
     "The maps over their pictures, at most six in a row, without pyplot"
     from matplotlib.figure import Figure
-    if not self: raise VitxError("there are no explanations to draw: explain at least one picture")
+    if not self:
+        raise VitxError(
+            "there are no explanations to draw: explain at least one picture")
     columns = min(len(self), 6)
     lines = -(-len(self)//columns)
-    fig = Figure(figsize=(1.9*columns, 2.1*lines), dpi=dpi, layout='constrained')
+    fig = Figure(figsize=(1.9*columns, 2.1*lines), dpi=dpi,
+                 layout='constrained')
     axs = fig.subplots(lines, columns, squeeze=False).ravel()
-    for e,ax in zip(self, axs): e.show(ax).set_title('\n'.join(wrap(_short_title(e), 24)), fontsize=8)
+    for e,ax in zip(self, axs):
+        e.show(ax).set_title('\n'.join(wrap(_short_title(e), 24)), fontsize=8)
     for ax in axs[len(self):]: ax.set_axis_off()
     return fig
 
@@ -233,7 +324,9 @@ def threshold(self:Explanation)->float: # in 0..1
 
 def _check_threshold(e, t):
     if t is None: return e.threshold()
-    if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 <= t < 1: raise VitxError(f"threshold={t!r} must be a number from 0 to below 1, or None for Otsu's")
+    if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 <= t < 1:
+        raise VitxError(f"threshold={t!r} must be a number from 0 to below 1, "
+                        f"or None for Otsu's")
     return float(t)
 
 @patch
@@ -245,32 +338,49 @@ def mask(self:Explanation,
 
 # %% ../nbs/explanation.ipynb #dcbb2a88
 @patch
-def outlines(self:Explanation, threshold:float=None, min_area:float=1e-3)->list: # of (n,2) arrays, first point = last point
-    "Outlines of the connected regions above the threshold, without their holes: x, y in pixels of the picture, the largest first; regions below `min_area` (share of the picture) are left out"
+def outlines(
+    self:Explanation, threshold:float=None,
+    min_area:float=1e-3)->list:  # of (n,2) arrays, first point = last point
+    """Outlines of the connected regions above the threshold, without their
+    holes: x, y in pixels of the picture, the largest first; regions below
+    `min_area` (share of the picture) are left out"""
     from contourpy import contour_generator
     threshold = _check_threshold(self, threshold)
-    m = torch.nn.functional.pad(self.pixel_map.clamp(0, 1), (1,)*4).numpy()                 # so that regions at the border are closed
-    regions, offsets = contour_generator(z=m, fill_type='OuterOffset').filled(threshold, 2.) # a region's points: its outline, then those of its holes
+    # so that regions at the border are closed
+    m = torch.nn.functional.pad(self.pixel_map.clamp(0, 1), (1,)*4).numpy()
+    # a region's points: its outline, then those of its holes
+    regions, offsets = (contour_generator(z=m, fill_type='OuterOffset')
+                        .filled(threshold, 2.))
     place, (h, w), found = self.place, self.pixel_map.shape, []
     for points in (p[:o[1]] for p,o in zip(regions, offsets)):
-        points = (points - .5).clip(0, [w, h])                                              # the center of the first pixel is at ½
-        found.append((points*[place.ax, place.ay] + [place.bx, place.by]).clip(0, self.image.size))
+        # the center of the first pixel is at ½
+        points = (points - .5).clip(0, [w, h])
+        found.append((points*[place.ax, place.ay] + [place.bx, place.by])
+                     .clip(0, self.image.size))
     smallest = min_area*self.image.width*self.image.height
-    return sorted((p for p in found if _polygon_area(p) >= smallest), key=_polygon_area, reverse=True)
+    return sorted((p for p in found if _polygon_area(p) >= smallest),
+                  key=_polygon_area, reverse=True)
 
 def _polygon_area(points): # the shoelace formula
     x, y = points.T
     return abs((x[:-1]*y[1:] - x[1:]*y[:-1]).sum())/2
 
+# %% ../nbs/explanation.ipynb #fc320c30
 @patch
-def boxes(self:Explanation,
-          threshold:float=None,   # 0..1; None: Otsu's
-          min_area:float=1e-3,    # smallest region, as a share of the picture
-         )->tuple:                # boxes (n,4): x0, y0, x1, y1 in pixels; scores (n,): the maximum of the map inside, times the probability of the class
-    "A box around each connected region above the threshold, the highest score first"
+def boxes(
+    self:Explanation,
+    threshold:float=None,  # 0..1; None: Otsu's
+    min_area:float=1e-3,  # smallest region, as a share of the picture
+    # boxes (n,4): x0, y0, x1, y1 in pixels; scores (n,): the maximum of the map
+    # inside, times the probability of the class
+)->tuple:
+    """A box around each connected region above the threshold, the highest score
+    first"""
     found = [(*p.min(0), *p.max(0)) for p in self.outlines(threshold, min_area)]
     boxes = torch.tensor(np.array(found, dtype=np.float32).reshape(-1, 4))
-    scores = torch.tensor([self.map[int(y0):max(int(y1), int(y0)+1), int(x0):max(int(x1), int(x0)+1)].max().item() for x0,y0,x1,y1 in found])*(1 if self.prob is None else self.prob)
+    scores = torch.tensor([self.map[int(y0):max(int(y1), int(y0)+1), int(
+        x0):max(int(x1), int(x0)+1)].max().item() for x0,y0,x1,y1 in found])*(1
+            if self.prob is None else self.prob)
     order = scores.argsort(descending=True, stable=True)
     return boxes[order], scores[order]
 
@@ -280,45 +390,76 @@ def crop(self:Explanation,
          threshold:float=None, # 0..1; None: Otsu's
          margin:float=.1,      # added on each side, as a share of the box
         )->Image.Image:
-    "The part of the picture around the largest region above the threshold; the whole picture if there is none"
+    """The part of the picture around the largest region above the threshold;
+    the whole picture if there is none"""
     if not (found := self.outlines(threshold)): return self.image.copy()
     (x0, y0), (x1, y1) = found[0].min(0), found[0].max(0)
     dx, dy = margin*(x1-x0), margin*(y1-y0)
     W, H = self.image.size
-    return self.image.crop((max(0, int(x0-dx)), max(0, int(y0-dy)), min(W, int(np.ceil(x1+dx))), min(H, int(np.ceil(y1+dy)))))
+    return self.image.crop((max(0, int(x0-dx)), max(0, int(y0-dy)), min(W,
+        int(np.ceil(x1+dx))), min(H, int(np.ceil(y1+dy)))))
 
 # %% ../nbs/explanation.ipynb #28ecaefd
-def _simplified(points, tolerance): # every polygon vertex that a straight line doesn't replace (Douglas & Peucker, 1973)
+def _simplified(
+    points, tolerance
+    # every polygon vertex that a straight line doesn't replace (Douglas &
+    # Peucker, 1973)
+):
     a, b = points[0], points[-1]
     d = b - a
     n = np.hypot(*d)
-    distance = abs((points - a) @ [-d[1], d[0]])/n if n > 0 else np.hypot(*(points - a).T)
+    distance = (abs((points - a) @ [-d[1], d[0]])/n if n > 0
+                else np.hypot(*(points - a).T))
     i = distance.argmax()
     if distance[i] <= tolerance: return np.stack([a, b])
-    return np.concatenate([_simplified(points[:i+1], tolerance)[:-1], _simplified(points[i:], tolerance)])
+    return np.concatenate([_simplified(points[:i+1], tolerance)[:-1],
+                           _simplified(points[i:], tolerance)])
 
 def _polygons(e, threshold=None): # (n,2) arrays with fewer points
-    simple = [_simplified(p, max(e.image.size)/500).round(1)[:-1] for p in e.outlines(threshold)]
+    simple = [_simplified(p, max(e.image.size)/500).round(1)[:-1]
+              for p in e.outlines(threshold)]
     return [p for p in simple if len(p) > 2]
 
 @patch
-def to_labelme(self:Explanation, folder=None, # of the JSON file, from which the picture is found; None: the picture is embedded
-               threshold:float=None)->dict:
+def to_labelme(
+    # of the JSON file, from which the picture is found; None: the picture is
+    # embedded
+    self:Explanation, folder=None,
+    threshold:float=None
+)->dict:
     "The outlines of the map in LabelMe's format"
-    shapes = [dict(label=self.label, points=p.tolist(), group_id=None, shape_type='polygon', flags={}, description=f'{self.method}, {self.model}') for p in _polygons(self, threshold)]
-    return dict(version='5.5.0', flags={}, shapes=shapes, imageHeight=self.image.height, imageWidth=self.image.width,
-                **(dict(imagePath=os.path.relpath(self.file, folder), imageData=None) if self.file and folder else dict(imagePath='picture.jpg', imageData=base64.b64encode(jpeg_bytes(self.image, 90)).decode())))
+    shapes = [dict(label=self.label, points=p.tolist(), group_id=None,
+                   shape_type='polygon', flags={},
+                   description=f'{self.method}, {self.model}')
+              for p in _polygons(self, threshold)]
+    return dict(
+        version='5.5.0', flags={}, shapes=shapes, imageHeight=self.image.height,
+        imageWidth=self.image.width,
+        **(dict(imagePath=os.path.relpath(self.file, folder), imageData=None)
+           if self.file and folder else dict(imagePath='picture.jpg',
+               imageData=base64.b64encode(jpeg_bytes(self.image, 90))
+               .decode())))
 
 # %% ../nbs/explanation.ipynb #f5228a7b
 def to_coco(explanations, threshold:float=None)->dict:
-    "The outlines and boxes of many explanations in COCO's format: images, annotations, categories"
+    """The outlines and boxes of many explanations in COCO's format: images,
+    annotations, categories"""
     images, categories, annotations = {}, {}, []
     for e in explanations:
         name = str(e.file) if e.file else f'picture-{len(images)+1}'
-        image = images.setdefault(name, dict(id=len(images)+1, file_name=name, width=e.image.width, height=e.image.height))
-        category = categories.setdefault(e.label, dict(id=len(categories)+1, name=e.label))
+        image = images.setdefault(name, dict(id=len(images)+1, file_name=name,
+            width=e.image.width, height=e.image.height))
+        category = categories.setdefault(e.label, dict(id=len(categories)+1,
+            name=e.label))
         for p in _polygons(e, threshold):
             (x0, y0), (x1, y1) = p.min(0).tolist(), p.max(0).tolist()
-            annotations.append(dict(id=len(annotations)+1, image_id=image['id'], category_id=category['id'], iscrowd=0, segmentation=[p.ravel().tolist()],
-                                    bbox=[round(v, 1) for v in (x0, y0, x1-x0, y1-y0)], area=round(float(_polygon_area(np.concatenate([p, p[:1]]))), 1), score=e.prob))
-    return dict(info=dict(description='outlines of attribution maps', version=__version__), images=[*images.values()], annotations=annotations, categories=[*categories.values()])
+            annotations.append(dict(
+                id=len(annotations)+1, image_id=image['id'],
+                category_id=category['id'], iscrowd=0,
+                segmentation=[p.ravel().tolist()],
+                bbox=[round(v, 1) for v in (x0, y0, x1-x0, y1-y0)],
+                area=round(float(_polygon_area(np.concatenate([p, p[:1]]))), 1),
+                score=e.prob))
+    return dict(info=dict(description='outlines of attribution maps',
+                          version=__version__), images=[*images.values()],
+                annotations=annotations, categories=[*categories.values()])

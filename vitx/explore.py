@@ -95,74 +95,114 @@ STAGE_STYLE = '''
 
 # %% ../nbs/explore.ipynb #34f6552c
 class PanelViewer(anywidget.AnyWidget):
-    "Widget that shows panels, progress and errors, and sends dropped files to Python"
+    """Widget that shows panels, progress and errors, and sends dropped files to
+    Python"""
     _esm, _css = ESM_ELEMENTS + ESM_UPDATES + ESM_EVENTS, STAGE_STYLE
-    panels = T.List().tag(sync=True)       # dicts of title, description, image (JPEG bytes) and key
-    progress = T.Float(-1.).tag(sync=True) # 0..1; below 0: nothing is being computed
+    # dicts of title, description, image (JPEG bytes) and key
+    panels = T.List().tag(sync=True)
+    # 0..1; below 0: nothing is being computed
+    progress = T.Float(-1.).tag(sync=True)
     status = T.Unicode('').tag(sync=True)  # what is being computed
     error = T.Unicode('').tag(sync=True)   # error message for the user
     message = T.Unicode('').tag(sync=True) # message of success
 
 # %% ../nbs/explore.ipynb #cfe6a66a
-def _slider(name, low, high, step, value, tip=None): # an integer slider if all numbers are integers
-    kind = W.IntSlider if all(isinstance(v, int) for v in (low, high, step)) else W.FloatSlider
-    return kind(value=value, min=low, max=high, step=step, description=name, continuous_update=False, layout=_WIDE, tooltip=tip or name)
+def _slider(name, low, high, step, value,
+            tip=None):  # an integer slider if all numbers are integers
+    kind = (W.IntSlider if all(isinstance(v, int) for v in (low, high, step))
+            else W.FloatSlider)
+    return kind(value=value, min=low, max=high, step=step, description=name,
+                continuous_update=False, layout=_WIDE, tooltip=tip or name)
 
-_WIDE = W.Layout(width='auto', min_width='0', max_width='100%', flex='1 1 16rem')
-def _row(*widgets): return W.Box(widgets, layout=W.Layout(display='flex', flex_flow='row wrap', align_items='center', width='100%', overflow='visible'))
+_WIDE = W.Layout(width='auto', min_width='0', max_width='100%',
+                 flex='1 1 16rem')
+def _row(*widgets):
+    return (W.Box(widgets, layout=W.Layout(display='flex', flex_flow='row wrap',
+        align_items='center', width='100%', overflow='visible')))
 
-def _choices(labels:list)->dict: # text → index; labels that occur twice get their index
-    duplicates = {l for l in labels if labels.count(l) > 1} if len(set(labels)) < len(labels) else ()
-    return {f'{l} ({i})' if l in duplicates else l: i for i,l in enumerate(labels)}
+def _choices(
+    labels:list)->dict:  # text → index; labels that occur twice get their index
+    duplicates = {l for l in labels if labels.count(l) >
+                  1} if len(set(labels)) < len(labels) else ()
+    return {f'{l} ({i})' if l in duplicates else l: i
+            for i,l in enumerate(labels)}
 
 # %% ../nbs/explore.ipynb #5e8f573a
 class Explorer(W.VBox):
     "Widget with controls and panels for one model or several; see `explore`"
-    def __init__(self, explainers:list, img, target=None, method:str='rcut', allow_save:bool=True, **options):
+    def __init__(self, explainers:list, img, target=None, method:str='rcut',
+                 allow_save:bool=True, **options):
         self.explainers, self._updating = explainers, False
         ex = explainers[0]
         get_method(method)
-        self.model = W.Dropdown(description='model', options=[*_choices([x.name for x in explainers]).items()], layout=_WIDE)
+        self.model = W.Dropdown(description='model', options=[
+            *_choices([x.name for x in explainers]).items()], layout=_WIDE)
         self.viewer = PanelViewer()
-        self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1, description='layer', layout=_WIDE, tooltip='the tokens that enter this block are explained')
-        self.play = W.Play(min=0, max=ex.depth-1, value=ex.depth-1, interval=700, show_repeat=False, tooltip='play through the layers')
+        self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1,
+                                 description='layer', layout=_WIDE,
+                                 tooltip='the tokens that enter this block are '
+                                 'explained')
+        self.play = W.Play(min=0, max=ex.depth-1, value=ex.depth-1,
+                           interval=700, show_repeat=False,
+                           tooltip='play through the layers')
         self.top_classes = W.Dropdown(description='likeliest', layout=_WIDE)
-        self.target, self.compare_to = (W.Combobox(description=d, placeholder=p, continuous_update=False, layout=_WIDE)
-                                   for d,p in (('class', 'type a part of a name'), ('compare with', 'another class')))
-        self.method = W.Dropdown(description='method', options=ex.methods(), value=method, layout=_WIDE)
+        self.target, self.compare_to = (W.Combobox(description=d, placeholder=p,
+            continuous_update=False, layout=_WIDE) for d,p in (('class',
+                'type a part of a name'), ('compare with', 'another class')))
+        self.method = W.Dropdown(description='method', options=ex.methods(),
+                                 value=method, layout=_WIDE)
         self.opacity = _slider('opacity', 0., 1., .05, .85)
-        self.parts = _slider('parts', 0, len(PART_COLORS), 1, 0, 'number of parts to divide the evidence into; 0: none')
+        self.parts = _slider('parts', 0, len(PART_COLORS), 1, 0,
+                             'number of parts to divide the evidence into; '
+                             '0: none')
         self.options, self._options_box = {}, W.Accordion()
-        self.file, self.save_button = W.Text(description='file', value='explorer.png', layout=_WIDE), W.Button(description='Save', tooltip='save figure and numbers')
-        super().__init__([*[_row(self.model)]*(len(explainers) > 1), _row(self.target, self.top_classes), _row(self.layer, self.play), self.viewer, (legend_box := W.HTML()), _row(self.compare_to, self.opacity, self.parts), _row(self.method), self._options_box, *[_row(self.file, self.save_button)]*allow_save])
+        self.file, self.save_button = W.Text(description='file',
+            value='explorer.png', layout=_WIDE), W.Button(description='Save',
+                tooltip='save figure and numbers')
+        super().__init__([*[_row(self.model)]*(len(explainers) > 1),
+                          _row(self.target, self.top_classes), _row(self.layer,
+                              self.play), self.viewer, (legend_box := W.HTML()),
+                          _row(self.compare_to, self.opacity, self.parts),
+                          _row(self.method), self._options_box,
+                          *[_row(self.file, self.save_button)]*allow_save])
         self.add_class('vitx-explorer')
         self._legend = legend_box
         self._make_options(options)
         self._use_model(ex)
-        with report_progress_to(self._show_progress): self._load_image(img, ex.target(target) if target is not None else None)
+        with report_progress_to(self._show_progress):
+            self._load_image(img, ex.target(target) if target is not None
+                             else None)
         self._finish()
         self._connect()
 
 # %% ../nbs/explore.ipynb #a1388976
 @patch
 def _connect(self:Explorer):
-    for w in (self.layer, self.opacity, self.parts): w.observe(self._on_change(self._update_panels), 'value')
-    for w in (self.target, self.compare_to): w.observe(self._on_change(partial(self._set_class, w)), 'value')
-    self.top_classes.observe(self._on_change(lambda: self._select_classes(target=self._view.target if self.top_classes.value < 0 else self.top_classes.value)), 'value')
+    for w in (self.layer, self.opacity, self.parts):
+        w.observe(self._on_change(self._update_panels), 'value')
+    for w in (self.target, self.compare_to):
+        w.observe(self._on_change(partial(self._set_class, w)), 'value')
+    self.top_classes.observe(self._on_change(lambda: self._select_classes(
+        target=self._view.target if self.top_classes.value < 0
+        else self.top_classes.value)), 'value')
     self.model.observe(self._on_change(self._change_model), 'value')
     self.method.observe(self._on_change(self._change_method), 'value')
     self.save_button.on_click(lambda _: self._run_safely(self._save))
-    self.viewer.on_msg(lambda _, content, buffers: self._run_safely(lambda: self._load_image(_read_upload(bytes(buffers[0]), content['name']))))
+    self.viewer.on_msg(lambda _, content, buffers: self._run_safely(lambda:
+        self._load_image(_read_upload(bytes(buffers[0]), content['name']))))
     W.jslink((self.play, 'value'), (self.layer, 'value'))
 
 def _read_upload(raw, name): # a picture from bytes; errors name the file
     if not raw: raise VitxError(f"{name} is empty")
     try: return read_image(raw)
-    except VitxError as e: raise VitxError(str(e).replace('this byte string', name)) from None
+    except VitxError as e:
+        raise VitxError(str(e).replace('this byte string', name)) from None
 
 @patch
-def _on_change(self:Explorer, act): return lambda change: None if self._updating else self._run_safely(act)
+def _on_change(self:Explorer, act):
+    return lambda change: None if self._updating else self._run_safely(act)
 
+# %% ../nbs/explore.ipynb #a5367969
 @patch
 def _run_safely(self:Explorer, act):
     "Run an action of a control; show errors, and keep the panels from before"
@@ -171,9 +211,12 @@ def _run_safely(self:Explorer, act):
         with report_progress_to(self._show_progress): act()
     except VitxError as e: self.viewer.error = str(e)
     except Exception as e:
-        self.viewer.error = f'{type(e).__name__}: {e}. This is a bug in vitx: please report it with the messages in the log.'
+        self.viewer.error = (f'{type(e).__name__}: {e}. This is a bug in vitx: '
+                             f'please report it with the messages in the log.')
         traceback.print_exc()
-    except KeyboardInterrupt: self.viewer.error = 'interrupted: the panels from before are still shown'
+    except KeyboardInterrupt:
+        self.viewer.error = (
+            'interrupted: the panels from before are still shown')
     finally: self._finish()
 
 # %% ../nbs/explore.ipynb #a1388977
@@ -186,32 +229,42 @@ def _use_model(self:Explorer, ex):
     self.layer.max = self.play.max = ex.depth-1
     if at_last: self.layer.value = ex.depth-1
     self.target.options = self.compare_to.options = tuple(self.choices)
-    self.top_classes.description = 'likeliest' if has_probs(ex.task) else 'values'
+    self.top_classes.description = ('likeliest' if has_probs(ex.task)
+                                    else 'values')
 
 @patch
 def _change_model(self:Explorer):
-    "Explain the same picture by another model: for the same classes if it has them, else for its top class"
+    """Explain the same picture by another model: for the same classes if it has
+    them, else for its top class"""
     last, v, self._updating = self.atlas, self._view, True
     try:
         self._use_model(self.explainers[self.model.value])
-        atlas = Atlas(self.ex, last.original, method=self.method.value, **self._option_values())
-        target, compare_to = (_class_of_name(last.ex, t, self.ex) for t in (v.target, v.compare_to))
-        self._set_atlas(atlas, atlas.top_classes[0] if target is None else target, compare_to)
+        atlas = Atlas(self.ex, last.original, method=self.method.value,
+                      **self._option_values())
+        target, compare_to = (_class_of_name(last.ex, t, self.ex)
+                              for t in (v.target, v.compare_to))
+        self._set_atlas(atlas, atlas.top_classes[0] if target is None
+                        else target, compare_to)
     except BaseException:
         self.atlas, self._updating = last, True
         self._use_model(last.ex)
-        self.layer.value, self.model.value = v.layer, self.explainers.index(last.ex)
+        self.layer.value, self.model.value = (v.layer,
+            self.explainers.index(last.ex))
         raise
     finally: self._updating = False
 
-def _class_of_name(ex, t, other): # index of the class of this name in another model, or None
-    return None if t is None or other.labels.count(ex.labels[t]) != 1 else other.labels.index(ex.labels[t])
+def _class_of_name(
+    ex, t, other):  # index of the class of this name in another model, or None
+    return (None if t is None or other.labels.count(ex.labels[t]) != 1
+            else other.labels.index(ex.labels[t]))
 
 # %% ../nbs/explore.ipynb #40d5c670
 @patch
 def _show_progress(self:Explorer, done, total, what):
-    self.viewer.status, self.viewer.progress = f'{what}: {int(done)} of {total}', done/max(total, 1)
-    self._enable(False)          # a click during the computation would be queued and run later
+    self.viewer.status, self.viewer.progress = (
+        f'{what}: {int(done)} of {total}', done/max(total, 1))
+    # a click during the computation would be queued and run later
+    self._enable(False)
 
 @patch
 def _finish(self:Explorer):
@@ -220,7 +273,10 @@ def _finish(self:Explorer):
 
 @patch
 def _enable(self:Explorer, on):
-    for w in (self.model, self.layer, self.play, self.top_classes, self.target, self.compare_to, self.method, self.opacity, self.parts, self.save_button, *self.options.values()): w.disabled = not on
+    for w in (self.model, self.layer, self.play, self.top_classes, self.target,
+              self.compare_to, self.method, self.opacity, self.parts,
+              self.save_button, *self.options.values()):
+        w.disabled = not on
 
 # %% ../nbs/explore.ipynb #b10cde94
 @patch
@@ -229,60 +285,85 @@ def _select_classes(self:Explorer, target=None, compare_to=None):
     self.atlas.compute(target, *([] if compare_to is None else [compare_to]))
     self._updating = True
     try:
-        self.target.value, self.compare_to.value = self.names[target], '' if compare_to is None else self.names[compare_to]
-        self.top_classes.value = target if target in self.atlas.top_classes else -1
+        self.target.value, self.compare_to.value = (self.names[target],
+            '' if compare_to is None else self.names[compare_to])
+        self.top_classes.value = (target if target in self.atlas.top_classes
+                                  else -1)
     finally: self._updating = False
     self._update_panels(target, compare_to)
 
 @patch
 def _set_class(self:Explorer, box):
-    "Show the class whose name was typed; an unknown name stays in its box, so that it can be corrected"
+    """Show the class whose name was typed; an unknown name stays in its box, so
+    that it can be corrected"""
     text, v = box.value.strip(), self._view
-    t = None if not text else self.choices[text] if text in self.choices else self.ex.target(text)
+    t = (None if not text else self.choices[text] if text in self.choices
+         else self.ex.target(text))
     if box is self.compare_to: self._select_classes(v.target, t)
     else: self._select_classes(v.target if t is None else t, v.compare_to)
 
 @patch
 def _update_panels(self:Explorer, target=None, compare_to=None):
     "Send the panels of the current controls to the viewer"
-    if target is None: target, compare_to = self._view.target, self._view.compare_to
-    v = AtlasView(target, self.layer.value, compare_to, self.opacity.value, self.parts.value)
+    if target is None:
+        target, compare_to = self._view.target, self._view.compare_to
+    v = AtlasView(target, self.layer.value, compare_to, self.opacity.value,
+                  self.parts.value)
     shown = make_panels(self.atlas, v)
     self._view = v
-    self.viewer.panels = [dict(title=p.title, description=p.description, image=p.jpeg(), key=f'{id(self.atlas)} picture' if i == 0 else f'{id(self.atlas)} {i} {v}') for i,p in enumerate(shown)]
+    self.viewer.panels = [dict(title=p.title, description=p.description,
+                               image=p.jpeg(), key=f'{id(self.atlas)} picture'
+                               if i == 0 else f'{id(self.atlas)} {i} {v}')
+                          for i,p in enumerate(shown)]
 
 # %% ../nbs/explore.ipynb #8c6e9cd4
 @patch
 def _load_image(self:Explorer, img, target=None):
     "Explain another picture; if it is invalid, keep the old one"
-    atlas = Atlas(self.ex, img, method=self.method.value, **self._option_values())
+    atlas = Atlas(self.ex, img, method=self.method.value,
+                  **self._option_values())
     self._set_atlas(atlas, atlas.top_classes[0] if target is None else target)
 
 @patch
 def _set_atlas(self:Explorer, atlas, target, compare_to=None):
     self.atlas, self._updating = atlas, True
-    self.top_classes.options = [(f'{atlas.name(t, 30)}  {atlas.answer(t)}', t) for t in atlas.top_classes] + [('another', -1)]
-    self._updating, self._legend.value = False, legend_html(not atlas.place.visible.all())
+    self.top_classes.options = [(f'{atlas.name(t, 30)}  {atlas.answer(t)}', t)
+                                for t in atlas.top_classes] + [('another', -1)]
+    self._updating, self._legend.value = False, legend_html(
+        not atlas.place.visible.all())
     self._select_classes(target, compare_to)
 
 @patch
 def _recompute(self:Explorer):
-    "Compute the same picture and classes again, with another method or other options"
+    """Compute the same picture and classes again, with another method or other
+    options"""
     v, last = self._view, self.atlas
-    self._set_atlas(Atlas(self.ex, last.original, list(dict.fromkeys([*last.top_classes, v.target, *([] if v.compare_to is None else [v.compare_to])])), self.method.value, **self._option_values()), v.target, v.compare_to)
+    self._set_atlas(Atlas(
+        self.ex, last.original, list(dict.fromkeys([*last.top_classes,
+            v.target, *([] if v.compare_to is None else [v.compare_to])])),
+        self.method.value, **self._option_values()), v.target, v.compare_to)
 
 # %% ../nbs/explore.ipynb #c1e96341
 @patch
 def _make_options(self:Explorer, values):
     meta = method[self.method.value].meta.get('options', {})
-    if bad := values.keys() - meta.keys(): raise VitxError(f"{self.method.value} has no option {min(bad)!r} in the explorer: its options are {', '.join(meta) or 'none'}")
-    self.options = {n: _slider(n, low, high, step, values.get(n, option_defaults(self.method.value)[n]), tip) for n,(low, high, step, tip) in meta.items()}
-    for w in self.options.values(): w.observe(self._on_change(self._recompute), 'value')
-    self._options_box.children = [_row(*self.options.values())] if self.options else []
-    self._options_box.titles = [f'options of {self.method.value}'] if self.options else []
+    if bad := values.keys() - meta.keys():
+        raise VitxError(
+            f"{self.method.value} has no option {min(bad)!r} in the explorer: "
+            f"its options are {', '.join(meta) or 'none'}")
+    self.options = {n: _slider(n, low, high, step, values.get(n,
+        option_defaults(self.method.value)[n]), tip)
+                    for n,(low, high, step, tip) in meta.items()}
+    for w in self.options.values():
+        w.observe(self._on_change(self._recompute), 'value')
+    self._options_box.children = ([_row(*self.options.values())] if self.options
+                                  else [])
+    self._options_box.titles = ([f'options of {self.method.value}']
+                                if self.options else [])
 
 @patch
-def _option_values(self:Explorer)->dict: return {n: w.value for n,w in self.options.items()}
+def _option_values(self:Explorer)->dict:
+    return {n: w.value for n,w in self.options.items()}
 
 @patch
 def _change_method(self:Explorer):
@@ -291,7 +372,8 @@ def _change_method(self:Explorer):
         self._make_options({})
         self._recompute()
     except BaseException:
-        self._updating, self.method.value, self.options = True, atlas.method, before
+        self._updating, self.method.value, self.options = (True, atlas.method,
+            before)
         self._updating = False
         self._make_options({n: w.value for n,w in before.items()})
         raise
@@ -299,28 +381,42 @@ def _change_method(self:Explorer):
 # %% ../nbs/explore.ipynb #394e0002
 @patch
 def save(self:Explorer, path)->tuple: # paths of the figure and of the numbers
-    "Write the figure as shown, in the format of the suffix, and the numbers to `STEM-numbers.json` in the same folder"
+    """Write the figure as shown, in the format of the suffix, and the numbers
+    to `STEM-numbers.json` in the same folder"""
     from matplotlib.figure import Figure
     path, v = Path(path).expanduser(), self._view
-    if path.suffix.lower() not in FIGURE_SUFFIXES: raise VitxError(f"the explorer saves a picture, but {path.name!r} has no suffix of a picture format: end it in {', '.join(FIGURE_SUFFIXES)}")
-    path, numbers = writable_path(path), writable_path(path.with_name(path.stem + '-numbers.json'))
+    if path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise VitxError(
+            f"the explorer saves a picture, but {path.name!r} has no suffix of "
+            f"a picture format: end it in {', '.join(FIGURE_SUFFIXES)}")
+    path, numbers = writable_path(path), writable_path(
+        path.with_name(path.stem + '-numbers.json'))
     shown = make_panels(self.atlas, v)
     fig = Figure(figsize=panels_figsize(shown), dpi=150)
-    show_panels(shown, f'evidence by {self.atlas.method}, layer {v.layer}, {self.ex.name}', fig)
-    answers = [self.atlas.explanation(t, v.layer) for t in dict.fromkeys((v.target, v.target if v.compare_to is None else v.compare_to))]
-    with atomic_path(path) as tmp: fig.savefig(tmp, format=path.suffix[1:].lower())
-    with atomic_path(numbers) as tmp: tmp.write_text(json.dumps(dict(options=self.atlas.options, classes=[e.to_dict() | dict(grid_map=e.grid_map.tolist()) for e in answers])))
+    show_panels(shown, f'evidence by {self.atlas.method}, layer {v.layer}, '
+                       f'{self.ex.name}', fig)
+    answers = [self.atlas.explanation(t, v.layer) for t in dict.fromkeys(
+        (v.target, v.target if v.compare_to is None else v.compare_to))]
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, format=path.suffix[1:].lower())
+    with atomic_path(numbers) as tmp:
+        tmp.write_text(
+            json.dumps(dict(options=self.atlas.options, classes=[e.to_dict() |
+                dict(grid_map=e.grid_map.tolist()) for e in answers])))
     return path, numbers
 
 @patch
 def save_html(self:Explorer, path)->Path:
-    "Write a web page with all layers of the classes computed so far; it needs neither Python nor a network"
+    """Write a web page with all layers of the classes computed so far; it needs
+    neither Python nor a network"""
     return self.atlas.save_html(path)
 
+# %% ../nbs/explore.ipynb #3acf052d
 @patch
 def _save(self:Explorer):
     done = self.save(self.file.value)
-    self.viewer.message = f'saved {" and ".join(p.name for p in done)} in {done[0].absolute().parent}'
+    self.viewer.message = (f'saved {" and ".join(p.name for p in done)} in '
+                           f'{done[0].absolute().parent}')
 
 @patch
 def _repr_mimebundle_(self:Explorer, **kw):
@@ -330,14 +426,24 @@ def _repr_mimebundle_(self:Explorer, **kw):
     return dict(data, **{'text/html': html_fragment(self.atlas)}), meta
 
 # %% ../nbs/explore.ipynb #fc605d78
-def explore(ex=None,              # an `Explainer` or the name of a model, or a list of them to choose from; None: the bundled model
-            img=None,             # any picture that `Explainer` accepts; None: the bundled picture
-            target=None,          # class to start with; None: the most probable one
-            method:str='rcut',    # method to start with
-            allow_save:bool=True, # show controls for saving files; False: hide them from visitors of a public page
-            **options             # initial values of the method's options
-           )->Explorer:
-    "Interactive widget for layers and classes of an explanation; `.save_html(path)` saves it as a web page"
-    explainers = [x if isinstance(x, Explainer) else Explainer(x) for x in (ex if isinstance(ex, (list, tuple)) else [ex])]
-    if not explainers: raise VitxError("there is no model to explore: give an Explainer, or a list of them")
-    return Explorer(explainers, asset_path('scene.png') if img is None else img, target, method, allow_save, **options)
+def explore(
+    # an `Explainer` or the name of a model, or a list of them to choose from;
+    # None: the bundled model
+    ex=None,
+    img=None,  # any picture that `Explainer` accepts; None: the bundled picture
+    target=None,  # class to start with; None: the most probable one
+    method:str='rcut',  # method to start with
+    # show controls for saving files; False: hide them from visitors of a public
+    # page
+    allow_save:bool=True,
+    **options  # initial values of the method's options
+)->Explorer:
+    """Interactive widget for layers and classes of an explanation;
+    `.save_html(path)` saves it as a web page"""
+    explainers = [x if isinstance(x, Explainer) else Explainer(x)
+                  for x in (ex if isinstance(ex, (list, tuple)) else [ex])]
+    if not explainers:
+        raise VitxError("there is no model to explore: give an Explainer, or a "
+                        "list of them")
+    return Explorer(explainers, asset_path('scene.png') if img is None else img,
+                    target, method, allow_save, **options)

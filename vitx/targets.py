@@ -30,8 +30,10 @@ def has_probs(task:str)->bool:
     return task in ('multiclass', 'multilabel', 'binary')
 
 def task_of(obj)->str: # a model, or a function that predicts
-    "Task of a model, or of the owner of a method; `multiclass` if it doesn't say"
-    return getattr(obj, 'task', None) or getattr(getattr(obj, '__self__', None), 'task', None) or 'multiclass'
+    """Task of a model, or of the owner of a method; `multiclass` if it doesn't
+    say"""
+    return getattr(obj, 'task', None) or getattr(getattr(obj, '__self__', None),
+        'task', None) or 'multiclass'
 
 def predict_probs(predict, # function: pictures (b,C,H,W) → logits (b,classes)
                   x:torch.Tensor)->torch.Tensor: # (b,classes)
@@ -46,10 +48,13 @@ def format_prob(p:float,      # 0..1
     smallest = f'{10**-digits:.{digits}f}'
     return f'<{smallest}' if 0 < p < float(smallest)/2 else f'{p:.{digits}f}'
 
-def format_answer(p,     # probability, or None
-                  value, # the number that was explained, where there is no probability
-                  digits:int=2)->str:
-    "What the model says about a class: a probability, or a number that is called a value"
+def format_answer(
+    p,  # probability, or None
+    value,  # the number that was explained, where there is no probability
+    digits:int=2
+)->str:
+    """What the model says about a class: a probability, or a number that is
+    called a value"""
     return f'value {value:.4g}' if p is None else format_prob(p, digits)
 
 # %% ../nbs/targets.ipynb #0e809898
@@ -60,57 +65,82 @@ def output_parts(y)->dict: # key → entry
     if hasattr(y, '_asdict'): return y._asdict()
     if isinstance(y, (tuple, list)): return dict(enumerate(y))
     if is_dataclass(y): return {f.name: getattr(y, f.name) for f in fields(y)}
-    return {k: v for k,v in vars(y).items() if torch.is_tensor(v)} if hasattr(y, '__dict__') else {}
+    return {k: v for k,v in vars(y).items()
+            if torch.is_tensor(v)} if hasattr(y, '__dict__') else {}
 
 def describe_output(y)->str:
     "What an output holds, for messages"
     if torch.is_tensor(y): return f'a tensor {tuple(y.shape)}'
-    shape = lambda v: str(tuple(v.shape)) if torch.is_tensor(v) else type(v).__name__
+    shape = (lambda v: str(tuple(v.shape)) if torch.is_tensor(v) else type(v)
+             .__name__)
     parts = output_parts(y)
-    return f"a {type(y).__name__}" + (f" with {', '.join(f'{k!r} {shape(v)}' for k,v in parts.items())}" if parts else '')
+    return f"a {type(y).__name__}" + (
+        f" with {', '.join(f'{k!r} {shape(v)}' for k,v in parts.items())}"
+        if parts else '')
 
-def pick_output(y,               # whatever a model returned
-                output=None,     # key, index, or function of y; None: the only candidate
-                num_classes:int=None, # number of labels; tells apart candidates
-               ):
+# %% ../nbs/targets.ipynb #9e5a76b0
+def pick_output(
+    y,  # whatever a model returned
+    output=None,  # key, index, or function of y; None: the only candidate
+    num_classes:int=None,  # number of labels; tells apart candidates
+):
     "The entry to explain; raises `VitxError` if several are possible"
     if callable(output): return output(y)
     parts = output_parts(y)
     if output is not None:
         if output in parts: return parts[output]
-        raise VitxError(f"output={output!r} doesn't fit: the model returns {describe_output(y)}")
+        raise VitxError(f"output={output!r} doesn't fit: the model returns "
+                        f"{describe_output(y)}")
     if torch.is_tensor(y): return y
     if torch.is_tensor(parts.get('logits')): return parts['logits']
-    candidates = {k: v for k,v in parts.items() if torch.is_tensor(v) and v.is_floating_point() and v.ndim == 2}
-    if num_classes and sum(v.shape[1] == num_classes for v in candidates.values()) == 1: return next(v for v in candidates.values() if v.shape[1] == num_classes)
+    candidates = {k: v for k,v in parts.items() if torch.is_tensor(v)
+                  and v.is_floating_point() and v.ndim == 2}
+    if num_classes and sum(v.shape[1] == num_classes
+                           for v in candidates.values()) == 1:
+        return next(v for v in candidates.values() if v.shape[1] == num_classes)
     if len(candidates) == 1: return next(iter(candidates.values()))
-    raise VitxError(f"this model returns {describe_output(y)}, and {'several may be' if candidates else 'none looks like'} its logits (batch, classes): choose with output= a key, an index or a function, or explain one of its numbers with score=")
+    raise VitxError(f"this model returns {describe_output(y)}, and "
+                    f"{'several may be' if candidates else 'none looks like'} "
+                    f"its logits (batch, classes): choose with output= a key, "
+                    f"an index or a function, or explain one of its numbers "
+                    f"with score=")
 
 # %% ../nbs/targets.ipynb #cea610d0
 class FinalActivation(TorchFunctionMode):
-    "Remembers the inputs of small sigmoids and softmaxes, so that the last one of a model can be undone"
+    """Remembers the inputs of small sigmoids and softmaxes, so that the last
+    one of a model can be undone"""
     def __init__(self): super().__init__(); self.calls = []
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), getattr(func, '__name__', '')
-        if name in ('sigmoid', 'softmax') and out.ndim <= 2: self.calls.append((out, _version(out), args[0] if args else kwargs['input'], name))
+        if name in ('sigmoid', 'softmax') and out.ndim <= 2:
+            self.calls.append((out, _version(out),
+                               args[0] if args else kwargs['input'], name))
         return out
     def find(self, y)->tuple: # → (input, name), or (y, None)
-        "What entered the activation whose output is y, with its name; y itself if there was none"
+        """What entered the activation whose output is y, with its name; y
+        itself if there was none"""
         for out,version,z,name in reversed(self.calls):
-            is_view = out.numel() == y.numel() and not is_symbolic(y) and out.data_ptr() == y.data_ptr() and out.is_contiguous() and y.is_contiguous()
-            if (out is y or is_view) and _version(out) == version: return z.reshape(y.shape), name
+            is_view = (out.numel() == y.numel()
+                       and not is_symbolic(y) and out.data_ptr() == y.data_ptr()
+                       and out.is_contiguous() and y.is_contiguous())
+            if (out is y or is_view) and _version(out) == version:
+                return z.reshape(y.shape), name
         return y, None
 
-def _version(t): return None if t.is_inference() else t._version       # changes if something is written into the tensor
+def _version(t): # changes if something is written into the tensor
+    return None if t.is_inference() else t._version
 
 # %% ../nbs/targets.ipynb #9c71b2fa
 @dataclass
 class OutputReader:
     "Reads one number per class, (B,C), from what a model returns"
-    output: object = None      # key, index or function that picks the entry; None: the only candidate
-    score: object = None       # function: output of the model → (B,) or (B,C); replaces `output`
+    # key, index or function that picks the entry; None: the only candidate
+    output: object = None
+    # function: output of the model → (B,) or (B,C); replaces `output`
+    score: object = None
     task: str = None           # one of `TASKS`; None: `multiclass`
-    activation: str = None     # 'sigmoid' or 'softmax' if the model ends in one, which is undone
+    # 'sigmoid' or 'softmax' if the model ends in one, which is undone
+    activation: str = None
     num_classes: int = None    # number of labels, if known
 
     def __call__(self, run)->torch.Tensor: # run: function that runs the model
@@ -119,27 +149,42 @@ class OutputReader:
             with FinalActivation() as final: y = self.pick(run())
             y = final.find(y)[0]
         else: y = self.pick(run())
-        return torch.cat([-y, y], 1) if y.shape[1] == 1 and self.task != 'embedding' else y
+        return (torch.cat([-y, y], 1) if y.shape[1] == 1
+                and self.task != 'embedding' else y)
     def pick(self, raw)->torch.Tensor: # (B,C)
         "The chosen numbers in the output, checked"
-        y = self.score(raw) if self.score else pick_output(raw, self.output, self.num_classes)
+        y = self.score(raw) if self.score else pick_output(raw, self.output,
+            self.num_classes)
         if torch.is_tensor(y) and y.ndim == 1: y = y[:, None]
-        if torch.is_tensor(y) and y.ndim == 2 and y.is_floating_point(): return y
+        if torch.is_tensor(y) and y.ndim == 2 and y.is_floating_point():
+            return y
         what = describe_output(y)
-        if self.score: raise VitxError(f"score= gave {what}: it must return one number per picture, a tensor (B,)")
-        raise VitxError(f"this model answers {what} instead of (batch, classes): choose a number of it with score=, a function of the output such as vitx.targets.pixel_of_class(3, y, x), or give a classifier with a head")
+        if self.score:
+            raise VitxError(f"score= gave {what}: it must return one number "
+                            f"per picture, a tensor (B,)")
+        raise VitxError(
+            f"this model answers {what} instead of (batch, classes): choose a "
+            f"number of it with score=, a function of the output such as "
+            f"vitx.targets.pixel_of_class(3, y, x), or give a classifier "
+            f"with a head")
 
 # %% ../nbs/targets.ipynb #64fe2398
 def _main_tensor(y): # (B,…)
     if torch.is_tensor(y): return y
     parts = output_parts(y)
-    known = [parts[k] for k in ('logits', 'out', 'pred_logits') if torch.is_tensor(parts.get(k))] or [v for v in parts.values() if torch.is_tensor(v)]
-    if len(known) != 1 and 'logits' not in parts: raise VitxError(f"the model returns {describe_output(y)}: write the score as a function of that")
+    known = [parts[k] for k in ('logits', 'out', 'pred_logits')
+             if torch.is_tensor(parts.get(k))] or [v for v in parts.values()
+                 if torch.is_tensor(v)]
+    if len(known) != 1 and 'logits' not in parts:
+        raise VitxError(f"the model returns {describe_output(y)}: write the "
+                        f"score as a function of that")
     return known[0]
 
 def _channels(y, ndim, what):
     t = _main_tensor(y)
-    if t.ndim != ndim: raise VitxError(f"{what} needs an output of {ndim} dimensions, but the model returns {tuple(t.shape)}")
+    if t.ndim != ndim:
+        raise VitxError(f"{what} needs an output of {ndim} dimensions, but the "
+                        f"model returns {tuple(t.shape)}")
     return t
 
 def _named(f, name):
@@ -147,56 +192,83 @@ def _named(f, name):
     return f
 
 def pixel_of_class(c:int, y:int, x:int):
-    "Score of segmentation models (B,classes,h,w): logit of class c at row y, column x of the output"
-    return _named(lambda out: _channels(out, 4, 'pixel_of_class')[:, c, y, x], f'class {c} at pixel ({y}, {x})')
+    """Score of segmentation models (B,classes,h,w): logit of class c at row y,
+    column x of the output"""
+    return _named(lambda out: _channels(out, 4, 'pixel_of_class')[:, c, y, x],
+                  f'class {c} at pixel ({y}, {x})')
 
 def region_of_class(c:int, mask): # mask (h,w) bool, of the output's size
-    "Score of segmentation models (B,classes,h,w): mean logit of class c over a region"
+    """Score of segmentation models (B,classes,h,w): mean logit of class c over
+    a region"""
     mask = torch.as_tensor(np.asarray(mask), dtype=torch.bool)
-    return _named(lambda out: _channels(out, 4, 'region_of_class')[:, c, mask.to(_main_tensor(out).device)].mean(-1), f'class {c} in a region')
+    return _named(lambda out: _channels(out, 4, 'region_of_class')[:, c,
+        mask.to(_main_tensor(out).device)].mean(-1), f'class {c} in a region')
 
+# %% ../nbs/targets.ipynb #bad0a6b3
 def class_of_query(query:int, c:int):
-    "Score of detection models (B,queries,classes): logit of class c of one query (DETR, YOLOS)"
-    return _named(lambda out: _channels(out, 3, 'class_of_query')[:, query, c], f'class {c} of query {query}')
+    """Score of detection models (B,queries,classes): logit of class c of one
+    query (DETR, YOLOS)"""
+    return _named(lambda out: _channels(out, 3, 'class_of_query')[:, query, c],
+                  f'class {c} of query {query}')
 
 def total():
     "Score: sum of all outputs"
-    return _named(lambda out: _main_tensor(out).flatten(1).sum(1), 'sum of outputs')
+    return _named(lambda out: _main_tensor(out).flatten(1).sum(1),
+                  'sum of outputs')
 
 def top_k(k:int):
     "Score: sum of the k largest outputs"
-    return _named(lambda out: _main_tensor(out).flatten(1).topk(k).values.sum(1), f'sum of the top {k}')
+    return _named(lambda out: _main_tensor(out).flatten(1).topk(k)
+                  .values.sum(1), f'sum of the top {k}')
 
 # %% ../nbs/targets.ipynb #56360c13
 def difference(a:int, b:int):
     "Score of classifiers (B,C): logit of class a minus logit of class b"
-    return _named(lambda out: (t := _channels(out, 2, 'difference'))[:, a] - t[:, b], f'class {a} minus class {b}')
+    return _named(lambda out: (t := _channels(out, 2, 'difference'))[:, a] -
+                  t[:, b], f'class {a} minus class {b}')
 
 def cosine_to(reference:torch.Tensor): # (D,)
     "Score of embedding models (B,D): cosine similarity to a reference vector"
-    if not reference.any(): raise VitxError("the reference is a vector of zeros, which has no direction: give the embedding of a picture, or a mean of embeddings")
+    if not reference.any():
+        raise VitxError(
+            "the reference is a vector of zeros, which has no direction: give "
+            "the embedding of a picture, or a mean of embeddings")
     def score(out):
         t = embedding_of(out)
-        if reference.shape[-1:] != t.shape[-1:]: raise VitxError(f"the reference has the shape {tuple(reference.shape)}, but the model's embeddings have {t.shape[-1]} numbers: give a reference from this model")
+        if reference.shape[-1:] != t.shape[-1:]:
+            raise VitxError(
+                f"the reference has the shape {tuple(reference.shape)}, but "
+                f"the model's embeddings have {t.shape[-1]} numbers: give a "
+                f"reference from this model")
         return torch.cosine_similarity(t, reference.to(t), dim=-1)
     return _named(score, 'cosine similarity')
 
 def embedding_of(y)->torch.Tensor: # (B,D)
-    "The embedding in the output of a model: a tensor (B,D), `image_embeds`, `pooler_output`, or the first token"
+    """The embedding in the output of a model: a tensor (B,D), `image_embeds`,
+    `pooler_output`, or the first token"""
     if torch.is_tensor(y) and y.ndim == 2: return y
     parts = output_parts(y)
     for k in ('image_embeds', 'pooler_output', 'embedding', 'embeddings'):
         if torch.is_tensor(parts.get(k)): return parts[k]
-    if torch.is_tensor(t := parts.get('last_hidden_state')) and t.ndim == 3: return t[:, 0]
+    if torch.is_tensor(t := parts.get('last_hidden_state')) and t.ndim == 3:
+        return t[:, 0]
     return pick_output(y)
 
 # %% ../nbs/targets.ipynb #3a745b8d
 def score_from_text(text:str): # → function of the model's output
-    "The score that a text names, for example 'my_scores:first_logit' or 'vitx.targets:pixel_of_class:3,10,12'"
+    """The score that a text names, for example 'my_scores:first_logit' or
+    'vitx.targets:pixel_of_class:3,10,12'"""
     module, _, rest = text.partition(':')
     name, _, numbers = rest.partition(':')
-    if not name: raise VitxError(f"the score {text!r} isn't MODULE:FUNCTION. Write, for example, my_scores:first_logit or vitx.targets:pixel_of_class:3,10,12")
+    if not name:
+        raise VitxError(
+            f"the score {text!r} isn't MODULE:FUNCTION. Write, for example, "
+            f"my_scores:first_logit or vitx.targets:pixel_of_class:3,10,12")
     f = getattr(import_by_name(module), name, None)
-    if not callable(f): raise VitxError(f"{module} has no function {name!r}: write MODULE:FUNCTION")
+    if not callable(f):
+        raise VitxError(
+            f"{module} has no function {name!r}: write MODULE:FUNCTION")
     try: return f(*(int(v) for v in numbers.split(','))) if numbers else f
-    except ValueError: raise VitxError(f"{numbers!r} isn't a list of numbers: write them with commas, for example 3,10,12") from None
+    except ValueError:
+        raise VitxError(f"{numbers!r} isn't a list of numbers: write them with "
+                        f"commas, for example 3,10,12") from None

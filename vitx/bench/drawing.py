@@ -21,81 +21,115 @@ def is_control(n:str)->bool:
 
 def drop_counts(by:dict)->dict: # metric → method → {image: value}
     "Leave out metrics that only count pixels, unless there are no others"
-    return {k: v for k,v in by.items() if not metric[k].meta.get('is_count')} or by
+    return ({k: v for k,v in by.items() if not metric[k].meta.get('is_count')}
+            or by)
 
 # %% ../../nbs/bench/08_drawing.ipynb #912686e5
 def pareto_front(points:dict, # name → (x, y), higher is better in both
                 )->list:
     "Names of the points on the Pareto front, by increasing x"
-    best = lambda a: not any(b != a and all(v >= w for v,w in zip(points[b], points[a])) and points[b] != points[a] for b in points)
+    best = lambda a: not any(b != a and all(v >= w for v,w in zip(points[b],
+        points[a])) and points[b] != points[a] for b in points)
     return sorted(filter(best, points), key=points.get)
 
 def _marker_style(n, default=DEFAULT_METHOD):
-    "Style of a method's marker: colors that color-blind readers can tell apart, and different shapes"
+    """Style of a method's marker: colors that color-blind readers can tell
+    apart, and different shapes"""
     if n == default: return dict(color='#D55E00', marker='D', ms=6)
-    return dict(color='#777777', marker='s', ms=5, mfc='white') if is_control(n) else dict(color='#0072B2', marker='o', ms=5)
+    return (dict(color='#777777', marker='s', ms=5, mfc='white')
+            if is_control(n) else dict(color='#0072B2', marker='o', ms=5))
 
 def _draw_metric(ax, by, k):
     "Draw the mean and the interval of each method"
     names = [n for n in ranked_methods(by, k) if by[k][n]][::-1]
     for y,n in enumerate(names):
         m, lo, hi = bootstrap_interval(np.array(list(by[k][n].values())))
-        ax.errorbar(m, y, xerr=[[m-lo], [hi-m]], capsize=2, lw=1, **_marker_style(n))
+        ax.errorbar(m, y, xerr=[[m-lo], [hi-m]], capsize=2, lw=1,
+                    **_marker_style(n))
     ax.set_yticks(range(len(names)), names, fontsize=8)
-    ax.set_xlabel(f"{k} ({metric[k].meta['better']} is better), 95 % interval", fontsize=8)
+    ax.set_xlabel(f"{k} ({metric[k].meta['better']} is better), 95 % interval",
+                  fontsize=8)
 
 # %% ../../nbs/bench/08_drawing.ipynb #1a62d6a8
 def _label_box(name, anchor, occupied, h=.07):
-    "A box (left, bottom, width, height) for a name, in fractions of the axes: the nearest to `anchor` that overlaps nothing, if there is one"
+    """A box (left, bottom, width, height) for a name, in fractions of the axes:
+    the nearest to `anchor` that overlaps nothing, if there is one"""
     w = .023*len(name)
-    gap = lambda b: np.hypot(max(b[0] - anchor[0], 0, anchor[0] - b[0] - w), max(b[1] - anchor[1], 0, anchor[1] - b[1] - h))
-    lefts = (anchor[0] + .03, anchor[0] - .03 - w, anchor[0] - w/2, anchor[0] + .1, anchor[0] - .1 - w)
-    boxes = sorted(((left, anchor[1] - h/2 + k*h/2, w, h) for k in sorted(range(-16, 17), key=abs) for left in lefts), key=gap)
-    overlap = lambda b, t: b[0] < t[0]+t[2] and t[0] < b[0]+w and b[1] < t[1]+t[3] and t[1] < b[1]+h
-    free = lambda b: b[0] > 0 and b[1] > 0 and b[0]+w < 1 and b[1]+h < 1 and not any(overlap(b, t) for t in occupied)
+    gap = lambda b: np.hypot(max(b[0] - anchor[0], 0, anchor[0] - b[0] - w),
+                             max(b[1] - anchor[1], 0, anchor[1] - b[1] - h))
+    lefts = (anchor[0] + .03, anchor[0] - .03 - w, anchor[0] - w/2,
+             anchor[0] + .1, anchor[0] - .1 - w)
+    boxes = sorted(((left, anchor[1] - h/2 + k*h/2, w, h) for k in sorted(
+        range(-16, 17), key=abs) for left in lefts), key=gap)
+    overlap = (lambda b, t: b[0] < t[0]+t[2] and t[0] < b[0]+w
+               and b[1] < t[1]+t[3] and t[1] < b[1]+h)
+    free = (lambda b: b[0] > 0 and b[1] > 0 and b[0]+w < 1 and b[1]+h < 1
+            and not any(overlap(b, t) for t in occupied))
     return next(filter(free, boxes), boxes[0])
 
 def _draw_pareto_front(ax, by, x, y):
-    "Draw the means of two metrics against each other, with names and the Pareto front"
-    points = {n: (mean_value(by[x][n]), mean_value(by[y][n])) for n in by[x] if by[x][n] and by[y].get(n)}
-    ax.plot(*zip(*(points[n] for n in pareto_front(points))), color='#bbbbbb', lw=1, zorder=0)
+    """Draw the means of two metrics against each other, with names and the
+    Pareto front"""
+    points = {n: (mean_value(by[x][n]), mean_value(by[y][n])) for n in by[x]
+              if by[x][n] and by[y].get(n)}
+    ax.plot(*zip(*(points[n] for n in pareto_front(points))), color='#bbbbbb',
+            lw=1, zorder=0)
     for n,p in points.items(): ax.plot(*p, ls='', **_marker_style(n))
     ax.margins(x=.15, y=.15)
-    low, size = np.array([ax.get_xlim(), ax.get_ylim()]).T[0], np.ptp([ax.get_xlim(), ax.get_ylim()], 1)
-    place = {n: (np.array(p) - low)/size for n,p in points.items()}              # in fractions of the axes
+    low, size = (np.array([ax.get_xlim(), ax.get_ylim()]).T[0],
+                 np.ptp([ax.get_xlim(), ax.get_ylim()], 1))
+    # in fractions of the axes
+    place = {n: (np.array(p) - low)/size for n,p in points.items()}
     occupied = [(*(p - (.015, .03)), .03, .06) for p in place.values()]
     for n,p in place.items():
         occupied.append(box := _label_box(n, p, occupied))
-        ax.annotate(n, p, (box[0], box[1] + box[3]/2), 'axes fraction', 'axes fraction', fontsize=7, va='center',
-                    arrowprops=dict(arrowstyle='-', lw=.3, color='#999999', shrinkA=0, shrinkB=2))
+        ax.annotate(n, p, (box[0], box[1] + box[3]/2),
+                    'axes fraction', 'axes fraction', fontsize=7, va='center',
+                    arrowprops=dict(arrowstyle='-', lw=.3, color='#999999',
+                                    shrinkA=0, shrinkB=2))
     ax.set_xlabel(f'{x} (right is better)', fontsize=8)
     ax.set_ylabel(f'{y} (up is better)', fontsize=8)
 
 # %% ../../nbs/bench/08_drawing.ipynb #ff3a2516
-def show_report(rows:list,
-                metric_name:str=None, # metric of the left panel; None: the first
-                make_figure=None,     # function that makes a figure; None: that of pyplot, whose figures a notebook shows
-               )->np.ndarray:         # of axes (pairs of dataset and model, 1 or 2)
-    "Draw one metric with 95 % intervals for each dataset and model, and `ap` against insertion minus deletion if both were measured"
+def show_report(
+    rows:list,
+    metric_name:str=None,  # metric of the left panel; None: the first
+    # function that makes a figure; None: that of pyplot, whose figures a
+    # notebook shows
+    make_figure=None,
+)->np.ndarray:  # of axes (pairs of dataset and model, 1 or 2)
+    """Draw one metric with 95 % intervals for each dataset and model, and `ap`
+    against insertion minus deletion if both were measured"""
     tables = {key: drop_counts(by) for key,by in values_by_image(rows).items()}
-    if not tables: raise VitxError("there are no rows to draw: run `vitx bench` first")
+    if not tables:
+        raise VitxError("there are no rows to draw: run `vitx bench` first")
     if make_figure is None: from matplotlib.pyplot import figure as make_figure
-    both = any({'ap', 'insertion-deletion'} <= by.keys() for by in tables.values())
-    num_methods = max(len({n for t in by.values() for n in t}) for by in tables.values())
-    fig = make_figure(figsize=(7 if both else 3.6, len(tables)*max(2.2, .2*num_methods + .8)), layout='constrained')
+    both = any({'ap', 'insertion-deletion'} <= by.keys()
+               for by in tables.values())
+    num_methods = max(len({n for t in by.values() for n in t})
+                      for by in tables.values())
+    fig = make_figure(figsize=(7 if both else 3.6, len(tables)*max(2.2,
+        .2*num_methods + .8)), layout='constrained')
     axs = fig.subplots(len(tables), 1 + both, squeeze=False)
     for row,((data, model),by) in zip(axs, tables.items()):
         _draw_metric(row[0], by, metric_name or next(iter(by)))
         row[0].set_title(f'{model} on {data}', fontsize=8, loc='left')
-        if both: _draw_pareto_front(row[1], by, 'ap', 'insertion-deletion') if {'ap', 'insertion-deletion'} <= by.keys() else row[1].set_axis_off()
-        for ax in row: ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False)
+        if both:
+            _draw_pareto_front(row[1], by, 'ap', 'insertion-deletion') if {'ap',
+                'insertion-deletion'} <= by.keys() else row[1].set_axis_off()
+        for ax in row:
+            ax.tick_params(labelsize=7)
+            ax.spines[['top', 'right']].set_visible(False)
     return axs
 
 # %% ../../nbs/bench/08_drawing.ipynb #1025c570
 def figure_caption(rows:list)->str:
     "Caption of the figure that `show_report` draws of these rows"
-    both = any({'ap', 'insertion-deletion'} <= by.keys() for by in values_by_image(rows).values())
-    left = ("The first metric of each table with its 95 % interval. The diamond is `rcut`, dots are other methods, "
+    both = any({'ap', 'insertion-deletion'} <= by.keys()
+               for by in values_by_image(rows).values())
+    left = ("The first metric of each table with its 95 % interval. The "
+            "diamond is `rcut`, dots are other methods, "
             "hollow squares are controls, which don't use the model.")
-    right = " To the right, average precision against insertion minus deletion. The line connects the methods on the Pareto front."
+    right = (" To the right, average precision against insertion minus "
+             "deletion. The line connects the methods on the Pareto front.")
     return left + right*both

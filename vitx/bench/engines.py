@@ -37,9 +37,11 @@ from .rows import *
 from .scoring import *
 
 # %% ../../nbs/bench/05_engines.ipynb #b9cf5b7e
-DEFAULT_METHODS = ('rcut', 'chefer', 'gradcam', 'rollout', 'attention', 'rcut-code', 'cut', 'center', 'random')
+DEFAULT_METHODS = ('rcut', 'chefer', 'gradcam', 'rollout', 'attention',
+                   'rcut-code', 'cut', 'center', 'random')
 DEFAULT_METRICS = ('ap', 'iou', 'pointing-game', 'energy-pointing-game')
 
+# %% ../../nbs/bench/05_engines.ipynb #a4c153fa
 @dataclass(frozen=True)
 class RunSpec:
     "All settings of a run"
@@ -52,62 +54,107 @@ class RunSpec:
     device: str = None   # device of the models
     batch: int = 1       # pictures explained at once
     group: int = 16      # pictures per group
-    modules: tuple = ()  # modules that register the methods, metrics and dataset
+    # modules that register the methods, metrics and dataset
+    modules: tuple = ()
     task: str = None     # as in `Explainer`; None: found
-    output: object = None # key or index of the model's output; None: the only candidate
-    score: str = None    # name of a function of the output, as in `score_from_text`; None: the logit of a class
+    # key or index of the model's output; None: the only candidate
+    output: object = None
+    # name of a function of the output, as in `score_from_text`; None: the logit
+    # of a class
+    score: str = None
 
     @property
-    def protocol_definition(self): return self.protocol and get_protocol(self.protocol)
+    def protocol_definition(self):
+        return self.protocol and get_protocol(self.protocol)
     @cached_property
-    def dataset_name(self)->str: # with split and protocol, without the folder, which differs between machines
-        "Name of the dataset in rows: grid:voc:/some/folder@train → grid:voc@train"
+    def dataset_name(
+        self
+        # with split and protocol, without the folder, which differs between
+        # machines
+    )->str:
+        """Name of the dataset in rows: grid:voc:/some/folder@train →
+        grid:voc@train"""
         name, _, split = split_data(self.data)
-        return (f'{name}@{split}' if split else name) + (f' by {self.protocol_definition.title}' if self.protocol else '')
+        return (f'{name}@{split}' if split else name) + (
+            f' by {self.protocol_definition.title}' if self.protocol else '')
     @property
-    def dataset_names(self)->tuple: return self.dataset_name, *(self.dataset_name + a for a in CORRECTNESS_SUFFIXES)
+    def dataset_names(self)->tuple:
+        return self.dataset_name, *(self.dataset_name + a
+                                    for a in CORRECTNESS_SUFFIXES)
     def explainer(self, m:int)->Explainer:
         "Load the m-th model with its preprocessing"
         net = load_model(self.models[m])
-        transform = model_transform(net, squash=not self.protocol or self.protocol_definition.squash)
-        ex = Explainer(net, transform=transform, device=self.device, task=self.task, output=self.output, score=score_from_text(self.score) if self.score else 'logit')
-        ex.name = model_name(self.models[m], net)         # datasets may name a model's classes by it
+        transform = model_transform(net, squash=not self.protocol
+                                    or self.protocol_definition.squash)
+        ex = Explainer(net, transform=transform,
+                       device=self.device, task=self.task, output=self.output,
+                       score=score_from_text(self.score) if self.score
+                       else 'logit')
+        # datasets may name a model's classes by it
+        ex.name = model_name(self.models[m], net)
         return ex
 
 # %% ../../nbs/bench/05_engines.ipynb #fee552fb
-def split_data(data:str)->tuple: # grid:voc:/some/folder@train → grid:voc, /some/folder, train
+def split_data(
+    data:str
+)->tuple:  # grid:voc:/some/folder@train → grid:voc, /some/folder, train
     "Split a dataset specification into name, path and split"
     name, _, rest = data.partition(':')
     kind = dataset[name].meta.get('path', '')
-    if rest and kind == '[:DATASET]': return f'{name}:{(inner := split_data(rest))[0]}', *inner[1:]
-    return (data, '', '') if not rest or kind.startswith('[') else (name, *parse_split(rest, ''))   # scenes:1 has no path
+    if rest and kind == '[:DATASET]':
+        return f'{name}:{(inner := split_data(rest))[0]}', *inner[1:]
+    return (data, '', '') if not rest or kind.startswith('[') else (name,
+        *parse_split(rest, ''))  # scenes:1 has no path
 
 def _absolute_data(data): # the same with an absolute path
     name, path, split = split_data(data)
     if not path or not (here := Path(path).expanduser()).exists(): return data
     return f'{name}:{here.absolute()}' + f'@{split}'*bool(split)
 
-def _absolute_model(model): return Path(model).absolute() if isinstance(model, (str, Path)) and Path(model).is_dir() else model
-def _as_tuple(names): return (names,) if isinstance(names, str) else tuple(names or ())
+def _absolute_model(model):
+    return (Path(model).absolute() if isinstance(model, (str, Path))
+            and Path(model).is_dir() else model)
+def _as_tuple(names):
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
-def make_run_spec(data, models=(None,), methods=None, metrics=None, limit=None, protocol=None, **rest)->RunSpec:
-    "A `RunSpec` with checked names; metrics default to those of the protocol or the dataset"
+# %% ../../nbs/bench/05_engines.ipynb #64b6f07c
+def make_run_spec(data, models=(None,), methods=None, metrics=None, limit=None,
+                  protocol=None, **rest)->RunSpec:
+    """A `RunSpec` with checked names; metrics default to those of the protocol
+    or the dataset"""
     protocol_definition = protocol and get_protocol(protocol)
     d = dataset[data.partition(':')[0]]
-    methods, metrics = _as_tuple(methods) or DEFAULT_METHODS, _as_tuple(metrics) or tuple(protocol_definition.metrics if protocol_definition
-        else d.meta.get('metrics', DEFAULT_METRICS))
+    methods, metrics = _as_tuple(methods) or DEFAULT_METHODS, _as_tuple(
+        metrics) or tuple(protocol_definition.metrics if protocol_definition
+                          else d.meta.get('metrics', DEFAULT_METRICS))
     if methods == ('all',): methods = tuple(list_methods())
-    if metrics == ('all',): metrics = tuple(k for k,f in metric.items() if not f.meta.get('is_count') and f.meta.get('data', d.meta['name']) == d.meta['name'])
-    if odd := [k for k in metrics if metric[k].meta.get('data', d.meta['name']) != d.meta['name']]:
-        raise VitxError(f"{odd[0]} does not apply to {data}: use data named {metric[odd[0]].meta['data']}: or {metric[odd[0]].meta['data']}:NAME:PATH")
-    if protocol_definition and (other := [k for k in metrics if k not in protocol_definition.metrics]):
-        raise VitxError(f"{protocol_definition.title} has metrics of its own, and {other[0]} is not among them: use {', '.join(protocol_definition.metrics)}")
-    registered = [d, *(registry[n] for registry,names in ((method, methods), (metric, metrics)) for n in names)]
-    modules = sorted({getattr(f, '__module__', None) or '__main__' for f in registered} - {'functools'})
+    if metrics == ('all',):
+        metrics = tuple(k for k,f in metric.items()
+                        if not f.meta.get('is_count') and f.meta.get('data',
+                            d.meta['name']) == d.meta['name'])
+    if odd := [k for k in metrics if metric[k]
+               .meta.get('data', d.meta['name']) != d.meta['name']]:
+        raise VitxError(f"{odd[0]} does not apply to {data}: use data "
+                        f"named {metric[odd[0]].meta['data']}: or "
+                        f"{metric[odd[0]].meta['data']}:NAME:PATH")
+    if protocol_definition and (
+        other := [k for k in metrics if k not in protocol_definition.metrics]):
+        raise VitxError(f"{protocol_definition.title} has metrics of its own, "
+                        f"and {other[0]} is not among them: use "
+                        f"{', '.join(protocol_definition.metrics)}")
+    registered = [d, *(registry[n] for registry,names in ((method, methods),
+        (metric, metrics)) for n in names)]
+    modules = sorted({getattr(f, '__module__', None) or '__main__'
+                      for f in registered} - {'functools'})
     if limit is None and protocol_definition: limit = protocol_definition.limit
-    if rest.get('group', 1) < 1 or rest.get('batch', 1) < 1: raise VitxError("groups and batches hold one picture at least: give 1 or more")
-    return RunSpec(_absolute_data(data), tuple(map(_absolute_model, (models,) if isinstance(models, (str, Path)) else models)), tuple(dict.fromkeys(methods)),
-                   tuple(dict.fromkeys(metrics)), limit, protocol_definition and protocol_definition.title, modules=tuple(modules), **rest)
+    if rest.get('group', 1) < 1 or rest.get('batch', 1) < 1:
+        raise VitxError("groups and batches hold one picture at least: give 1 "
+                        "or more")
+    return RunSpec(_absolute_data(data), tuple(map(_absolute_model,
+        (models,) if isinstance(models, (str, Path)) else models)),
+                   tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(metrics)),
+                   limit, protocol_definition and protocol_definition.title,
+                   modules=tuple(modules), **rest)
 
 # %% ../../nbs/bench/05_engines.ipynb #aeb0efdc
 def unique_names(stream): # samples → (name, sample), …
@@ -121,49 +168,69 @@ class SampleStream:
     "Samples of a stream by position; going back starts the stream again"
     def __init__(self, draw): self.draw, self.position = draw, None
     def __getitem__(self, part:slice)->list: # (name, sample), …
-        if self.position is None or part.start < self.position: self.stream, self.position = unique_names(self.draw()), 0
+        if self.position is None or part.start < self.position:
+            self.stream, self.position = unique_names(self.draw()), 0
         skip, self.position = part.start - self.position, part.stop
         return list(islice(self.stream, skip, skip + part.stop - part.start))
 
 # %% ../../nbs/bench/05_engines.ipynb #fa354b4f
 class Worker:
     "Scores groups of pictures"
-    def __init__(self, spec:RunSpec,
-                 done:dict,         # (model, image) → {(method, metric), …} that are scored already
-                 explainers=None):  # one per model, if they are loaded already
+    def __init__(
+        self, spec:RunSpec,
+        # (model, image) → {(method, metric), …} that are scored already
+        done:dict,
+        explainers=None  # one per model, if they are loaded already
+    ):
         for m in spec.modules: import_module(m)
-        self.spec, self.done, self.explainers, self.model = spec, done, explainers, None
+        self.spec, self.done, self.explainers, self.model = (spec, done,
+            explainers, None)
 
     def _switch_model(self, m):
         if self.model == m: return
-        self.model, self.ex = m, self.explainers[m] if self.explainers else self.spec.explainer(m)
-        self.randomized_models = [randomize_model(self.ex.model, s) for s in range(3)] if any(metric[k].meta.get('randomized_models')
-            for k in self.spec.metrics) else None
-        self.samples = SampleStream(partial(samples, self.spec.data, self.spec.limit, self.ex))
+        self.model, self.ex = (m, self.explainers[m] if self.explainers
+                               else self.spec.explainer(m))
+        self.randomized_models = [randomize_model(self.ex.model,
+            s) for s in range(3)] if any(metric[k].meta.get('randomized_models')
+                                         for k in self.spec.metrics) else None
+        self.samples = SampleStream(partial(samples, self.spec.data,
+            self.spec.limit, self.ex))
 
-    def __call__(self, m:int, start:int)->list: # index of the model, position of the first picture → rows
+    def __call__(
+        self, m:int, start:int
+    )->list:  # index of the model, position of the first picture → rows
         "Rows of a group that are not scored yet"
         self._switch_model(m)
         spec, want = self.spec, {}
         for name,s in self.samples[start:start + spec.group]:
-            todo = frozenset((n, k) for n in spec.methods for k in spec.metrics) - self.done.get((self.ex.name, name), frozenset())
+            todo = frozenset((n, k) for n in spec.methods
+                             for k in spec.metrics) - self.done.get(
+                                 (self.ex.name, name), frozenset())
             if todo: want.setdefault(todo, []).append((name, s))
-        return [r for todo,some in want.items() for i in range(0, len(some), spec.batch) for r in self._rows(todo, some[i:i + spec.batch])]
+        return [r for todo,some in want.items() for i in range(0, len(some),
+            spec.batch) for r in self._rows(todo, some[i:i + spec.batch])]
 
     def _rows(self, todo, some):
-        methods, metrics = ([v for v in names if any(v == t[i] for t in todo)] for i,names in enumerate((self.spec.methods, self.spec.metrics)))
-        for (name, _),(suffix, rows) in zip(some, score_samples(self.ex, [s for _,s in some], methods, metrics, self.randomized_models,
-                                                                self.spec.protocol_definition)):
+        methods, metrics = (
+            [v for v in names if any(v == t[i] for t in todo)]
+            for i,names in enumerate((self.spec.methods, self.spec.metrics)))
+        for (name, _),(suffix, rows) in zip(some, score_samples(self.ex,
+            [s for _,s in some], methods, metrics, self.randomized_models,
+            self.spec.protocol_definition)):
             for r in rows:
-                if (r[1], r[2]) in todo: yield dict(zip(ROW_FIELDS, (self.spec.dataset_name + suffix, name, self.ex.name, *r)))
+                if (r[1], r[2]) in todo:
+                    yield dict(zip(ROW_FIELDS, (self.spec.dataset_name + suffix,
+                        name, self.ex.name, *r)))
 
 # %% ../../nbs/bench/05_engines.ipynb #397bb9c5
 engines = Registry('engine')
 
 @engines('local')
-def run_local(spec:RunSpec, todo:list, done:dict, workers:int, explainers=None): # → ((model, start), rows), …
+def run_local(spec:RunSpec, todo:list, done:dict, workers:int,
+              explainers=None):  # → ((model, start), rows), …
     "Score groups in this process, or in several processes of this machine"
-    if workers > 1: yield from _run_processes(spec, todo, done, min(workers, len(todo)))
+    if workers > 1:
+        yield from _run_processes(spec, todo, done, min(workers, len(todo)))
     else:
         work = Worker(spec, done, explainers)
         for k in todo: yield k, work(*k)
@@ -171,7 +238,9 @@ def run_local(spec:RunSpec, todo:list, done:dict, workers:int, explainers=None):
 def _run_processes(spec, todo, done, workers, tries=3):
     left, threads = list(todo), max(1, torch.get_num_threads()//workers)
     while left:
-        pool = ProcessPoolExecutor(workers, get_context('spawn'), _init_worker, (spec, done, threads))   # torch can hang in a forked process
+        pool = ProcessPoolExecutor(
+            workers, get_context('spawn'), _init_worker,
+            (spec, done, threads))  # torch can hang in a forked process
         try:
             futures = {pool.submit(_score_group, *k): k for k in left}
             for f in as_completed(futures):
@@ -180,15 +249,19 @@ def _run_processes(spec, todo, done, workers, tries=3):
                 yield futures[f], rows
         except BrokenProcessPool:
             if (tries := tries - 1) == 0:
-                raise VitxError(f"workers died three times, perhaps for lack of memory, and {len(left)} groups are left: continue with --resume and fewer "
+                raise VitxError(f"workers died three times, perhaps for "
+                                f"lack of memory, and {len(left)} groups are "
+                                f"left: continue with --resume and fewer "
                                 "workers") from None
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
+# %% ../../nbs/bench/05_engines.ipynb #f3b4c7e5
 def _init_worker(spec, done, threads):
     global _worker
     torch.set_num_threads(threads)
     Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = cache(partial(Worker, spec, done))   # made with the first group: an error in an initializer would be lost
+    # made with the first group: an error in an initializer would be lost
+    _worker = cache(partial(Worker, spec, done))
 def _exit_with_parent(): # otherwise workers would survive a killed run
     parent_process().join()
     os._exit(1)
@@ -202,38 +275,58 @@ class RayWorker:
         self.work = Worker(spec, done)
     def __call__(self, groups:dict)->dict:
         k = int(groups['model'][0]), int(groups['start'][0])
-        return dict(groups, rows=np.array([json.dumps(self.work(*k))], dtype=object))
+        return dict(groups,
+                    rows=np.array([json.dumps(self.work(*k))], dtype=object))
 
 def _import_ray():
-    if not os.environ.get('RAY_ADDRESS'): os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')   # on Linux, Ray would listen on all addresses
+    # on Linux, Ray would listen on all addresses
+    if not os.environ.get('RAY_ADDRESS'):
+        os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')
     try: import ray, ray.data
-    except ImportError: raise VitxError("the engine ray needs Ray: pip install 'vitx[ray]'") from None
+    except ImportError:
+        raise VitxError(
+            "the engine ray needs Ray: pip install 'vitx[ray]'") from None
     return ray
 
 # %% ../../nbs/bench/05_engines.ipynb #4869b318
 @engines('ray', needs=_import_ray)
 def run_ray(spec:RunSpec, todo:list, done:dict, workers:int, explainers=None):
-    "Score groups by actors of a Ray cluster: the one at RAY_ADDRESS, or a new one on this machine"
+    """Score groups by actors of a Ray cluster: the one at RAY_ADDRESS, or a new
+    one on this machine"""
     ray, there = _import_ray(), os.environ.get('RAY_ADDRESS')
     try:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level='error',
-                     **(dict(address=there) if there else dict(address='local', include_dashboard=False, num_cpus=max(workers, os.cpu_count()))))
+            ray.init(log_to_driver=False,
+                     logging_level='error', **(dict(address=there) if there
+                         else dict(address='local', include_dashboard=False,
+                                   num_cpus=max(workers, os.cpu_count()))))
     except Exception as e:
-        raise VitxError(f"Ray cannot {f'join the cluster at {there}' if there else 'start a cluster on this machine'}: {describe_error(e)[:300]}. Check "
+        what = (f'join the cluster at {there}' if there
+                else 'start a cluster on this machine')
+        raise VitxError(f"Ray cannot {what}: {describe_error(e)[:300]}. Check "
                         "RAY_ADDRESS, or use the engine local") from None
     kind = 'GPU' if str(spec.device or '').startswith('cuda') else 'CPU'
     if (have := ray.cluster_resources().get(kind, 0)) < workers:
-        warnings.warn(f"this cluster has {have:.0f} {kind}s, and each worker needs one: {workers - have:.0f} of {workers} workers wait until there are more")
+        warnings.warn(f"this cluster has {have:.0f} {kind}s, and each worker "
+                      f"needs one: {workers - have:.0f} of {workers} workers "
+                      f"wait until there are more")
     logging.getLogger('ray.data').setLevel('WARNING')
-    ray.data.DataContext.get_current().enable_progress_bars = False     # the run has its own progress bar
-    groups = ray.data.from_items([dict(model=m, start=s) for m,s in todo], override_num_blocks=len(todo))
+    # the run has its own progress bar
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    groups = ray.data.from_items([dict(model=m, start=s) for m,s in todo],
+                                 override_num_blocks=len(todo))
     need = {f'num_{kind.lower()}s': 1}
     threads = max(1, torch.get_num_threads()//workers)
     # many retries: each call to a worker that is being replaced counts as one
-    rows = groups.map_batches(RayWorker, batch_size=1, fn_constructor_args=(spec, done, threads), compute=ray.data.ActorPoolStrategy(size=workers),
+    rows = groups.map_batches(RayWorker, batch_size=1,
+                              fn_constructor_args=(spec, done, threads),
+                              compute=ray.data.ActorPoolStrategy(size=workers),
                               max_task_retries=100, **need)
     try:
-        for r in rows.iter_rows(): yield (r['model'], r['start']), json.loads(r['rows'])
+        for r in rows.iter_rows():
+            yield (r['model'], r['start']), json.loads(r['rows'])
     except ray.exceptions.RayError as e:
-        raise VitxError(f"Ray stopped: {describe_error(getattr(e, 'cause', None) or e)[:300]}. Written rows are kept; continue with --resume") from e
+        raise VitxError(
+            f"Ray stopped: "
+            f"{describe_error(getattr(e, 'cause', None) or e)[:300]}. Written "
+            f"rows are kept; continue with --resume") from e

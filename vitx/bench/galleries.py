@@ -23,98 +23,141 @@ def class_label(run:dict,  # content of its run.json; None: not known
                 model:str, # its name
                 t:int,     # index of the class; None: none was explained
                )->str:
-    "Name of a class, escaped for tables; `class 7` if the run has no names, – if there is no class"
+    """Name of a class, escaped for tables; `class 7` if the run has no names, –
+    if there is no class"""
     if t is None: return '–'
     labels = (run or {}).get('models', {}).get(model, {}).get('labels') or ()
-    return escape_markup(truncate_label(labels[t]) if t < len(labels) else f'class {t}')
+    return escape_markup(truncate_label(labels[t]) if t < len(labels)
+                         else f'class {t}')
 
 def _reference_method(names, values):
     "The default method if it has values, else the best one that has, else None"
-    return DEFAULT_METHOD if values.get(DEFAULT_METHOD) else next((n for n in names if values[n]), None)
+    return DEFAULT_METHOD if values.get(DEFAULT_METHOD) else next(
+        (n for n in names if values[n]), None)
 
 def top_methods(names:list,  # methods, best first
                 values:dict, # method → {image: value}
                 limit:int,   # largest number of methods
                )->list:
-    "Methods that have values, at most `limit`: first the default, then the others from best to worst, controls last"
+    """Methods that have values, at most `limit`: first the default, then the
+    others from best to worst, controls last"""
     first = _reference_method(names, values)
-    return sorted((n for n in names if values[n]), key=lambda n: (n != first, is_control(n)))[:limit]
+    return sorted((n for n in names if values[n]),
+                  key=lambda n: (n != first, is_control(n)))[:limit]
 
-def target_by_image(rows:list,     # of one dataset and model
-                    top:bool=True, # include images of unknown class, for which the model's top class was explained
-                   )->dict:        # image → index of the class
+# %% ../../nbs/bench/09_galleries.ipynb #18b0d87d
+def target_by_image(
+    rows:list,  # of one dataset and model
+    # include images of unknown class, for which the model's top class was
+    # explained
+    top:bool=True,
+)->dict:  # image → index of the class
     "The class that was explained on each image"
-    return {r['image']: r['target'] for r in rows if r['target'] is not None and (top or not r['note'].startswith((UNKNOWN_CLASS, NO_LABEL)))}
+    return {r['image']: r['target'] for r in rows if r['target'] is not None
+            and (top or not r['note'].startswith((UNKNOWN_CLASS, NO_LABEL)))}
 
 def label_by_image(rows:list, run:dict, model:str)->dict: # image → text
-    "Name of the class that was explained on each image, marked if it is the model's top class because the image's own class isn't known"
+    """Name of the class that was explained on each image, marked if it is the
+    model's top class because the image's own class isn't known"""
     known = target_by_image(rows, top=False)
-    return {i: class_label(run, model, t) + ('' if i in known else " (the model's top class)") for i,t in target_by_image(rows).items()}
+    return {i: class_label(run, model, t) +
+            ('' if i in known else " (the model's top class)")
+            for i,t in target_by_image(rows).items()}
 
 # %% ../../nbs/bench/09_galleries.ipynb #270ef2c6
 def _best_worst_tables(by, k, called, limit=3):
-    "Tables of the images with the best and the worst values, each with [(image, methods to draw), …]"
+    """Tables of the images with the best and the worst values, each with
+    [(image, methods to draw), …]"""
     values = by[k]
     shown = top_methods(ranked_methods(by, k), values, 4)
     if not shown: return []
-    order = sorted(values[shown[0]], key=lambda i: (-metric_sign(k)*values[shown[0]][i], i))
+    order = sorted(values[shown[0]],
+                   key=lambda i: (-metric_sign(k)*values[shown[0]][i], i))
     half = max(1, min(limit, len(order)//2))
     cell = lambda n, i: f'{values[n][i]:.2f}' if i in values[n] else '–'
     def table(what, some):
-        rows = [[escape_markup(i), called.get(i, '–'), *(cell(n, i) for n in shown)] for i in some]
-        return Table(f'{what} pictures for {as_code(shown[0])} by **{escape_markup(k)}**', ['picture', 'class', *map(escape_markup, shown)], rows)
-    return [(table(what, some), [(i, shown) for i in some]) for what,some in (('Best', order[:half]), ('Worst', order[half:][::-1][:half])) if some]
+        rows = [[escape_markup(i), called.get(i, '–'),
+                 *(cell(n, i) for n in shown)] for i in some]
+        return Table(f'{what} pictures '
+                     f'for {as_code(shown[0])} by **{escape_markup(k)}**',
+                     ['picture', 'class', *map(escape_markup, shown)], rows)
+    return [(table(what, some), [(i, shown) for i in some]) for what,some in (
+        ('Best', order[:half]), ('Worst', order[half:][::-1][:half])) if some]
 
+# %% ../../nbs/bench/09_galleries.ipynb #086472f9
 def _disagreement_tables(by, k, called, limit=3):
-    "Table of the images with the largest difference between two methods, with [(image, methods to draw), …]"
+    """Table of the images with the largest difference between two methods, with
+    [(image, methods to draw), …]"""
     values = by[k]
     able = [n for n in ranked_methods(by, k) if values[n] and not is_control(n)]
     held = {}
     for n in able:
-        for i,v in values[n].items(): held.setdefault(i, []).append((metric_sign(k)*v, n))
+        for i,v in values[n].items():
+            held.setdefault(i, []).append((metric_sign(k)*v, n))
     spread = {i: max(v)[0] - min(v)[0] for i,v in held.items()}
-    some = sorted((i for i in spread if spread[i] > 0), key=lambda i: (-spread[i], i))[:limit]
+    some = sorted((i for i in spread if spread[i] > 0),
+                  key=lambda i: (-spread[i], i))[:limit]
     ends = {i: [n for _,n in (max(held[i]), min(held[i]))] for i in some}
-    rows = [[escape_markup(i), called.get(i, '–'), f'{spread[i]:.2f}', *(f'{escape_markup(n)} {values[n][i]:.2f}' for n in ends[i])] for i in some]
+    rows = [[escape_markup(i), called.get(i, '–'), f'{spread[i]:.2f}',
+             *(f'{escape_markup(n)} {values[n][i]:.2f}' for n in ends[i])]
+            for i in some]
     have = {i: [n for n in able if i in values[n]] for i in some}
-    drawn = [(i, list(dict.fromkeys([*[n for n in have[i] if n == DEFAULT_METHOD], *ends[i], *have[i]]))[:4]) for i in some]
+    drawn = [(i, list(dict.fromkeys([
+        *[n for n in have[i] if n == DEFAULT_METHOD], *ends[i], *have[i]]))[:4])
+             for i in some]
     title = f'Pictures on which methods disagree most by **{escape_markup(k)}**'
-    return [(Table(title, ['picture', 'class', 'spread', 'best', 'worst'], rows), drawn)]*bool(some)
+    return [(Table(title, ['picture', 'class', 'spread', 'best', 'worst'],
+                   rows), drawn)]*bool(some)
 
 # %% ../../nbs/bench/09_galleries.ipynb #25ea6b27
-def draw_outline(img:Image.Image,
-                 mask,         # (h,w) bool, resized to the image; None: no outline
-                )->np.ndarray: # (H,W,3) uint8
-    "Draw the outline of a mask on an image: two white pixels inside, two black ones outside, visible on any background"
+def draw_outline(
+    img:Image.Image,
+    mask,  # (h,w) bool, resized to the image; None: no outline
+)->np.ndarray:  # (H,W,3) uint8
+    """Draw the outline of a mask on an image: two white pixels inside, two
+    black ones outside, visible on any background"""
     px = np.array(img)
     if mask is None: return px
-    m = torch.from_numpy(np.array(Image.fromarray(mask).resize(img.size, Image.NEAREST))).float()[None, None]
-    wider, narrower = (f*torch.nn.functional.max_pool2d(f*m, 5, 1, 2)[0, 0] > .5 for f in (1, -1))
+    m = torch.from_numpy(np.array(Image.fromarray(mask).resize(img.size,
+        Image.NEAREST))).float()[None, None]
+    wider, narrower = (f*torch.nn.functional.max_pool2d(f*m, 5, 1, 2)[0, 0] > .5
+                       for f in (1, -1))
     m = m[0, 0] > .5
     px[(m & ~narrower).numpy()], px[(wider & ~m).numpy()] = 255, 0
     return px
 
 def _shrink(img, side=224):
     "The image with a longer side of `side` pixels"
-    return img.resize([max(1, round(v*side/max(img.size))) for v in img.size], Image.BICUBIC)
+    return img.resize([max(1, round(v*side/max(img.size))) for v in img.size],
+                      Image.BICUBIC)
 
 def _overlay_jpeg(small, e):
     "The map over the small image, as a JPEG file"
-    m = torch.nn.functional.interpolate(e.map[None, None], small.size[::-1], mode='area' if small.size[0] < e.map.shape[1] else 'bilinear')[0, 0]
+    m = torch.nn.functional.interpolate(e.map[None, None], small.size[::-1],
+                                        mode='area' if small.size[0] <
+                                        e.map.shape[1] else 'bilinear')[0, 0]
     return jpeg_bytes((overlay(small, m)*255).round().astype(np.uint8))
 
 def _recompute_metric(run, k, e, s):
-    "The metric of a new map; None under a protocol, without a mask, or if the metric needs more than map and mask"
-    if run['protocol'] or metric[k].meta['needs'] != 'mask' or s.mask is None: return None
-    mask = np.array(Image.fromarray(s.mask).resize(e.pixel_map.shape[::-1], Image.NEAREST))
+    """The metric of a new map; None under a protocol, without a mask, or if the
+    metric needs more than map and mask"""
+    if run['protocol'] or metric[k].meta['needs'] != 'mask' or s.mask is None:
+        return None
+    mask = np.array(Image.fromarray(s.mask).resize(e.pixel_map.shape[::-1],
+        Image.NEAREST))
     return float(metric[k](e.pixel_map, torch.from_numpy(mask)))
 
 # %% ../../nbs/bench/09_galleries.ipynb #4d5f81bc
 def _load_explainer(run, model):
-    "Load a model of the run again, with the preprocessing of the run's protocol"
-    if (spec := run['models'][model].get('spec')) == '': raise VitxError("the model was given as a module, which can't be loaded again")
+    """Load a model of the run again, with the preprocessing of the run's
+    protocol"""
+    if (spec := run['models'][model].get('spec')) == '':
+        raise VitxError(
+            "the model was given as a module, which can't be loaded again")
     p = run['protocol']
-    return RunSpec(run['data'], (spec,), (), (), protocol=f"{p['name']}@{p['version']}" if p else None).explainer(0)
+    return RunSpec(run['data'], (spec,), (), (),
+                   protocol=f"{p['name']}@{p['version']}" if p
+                   else None).explainer(0)
 
 def _find_samples(run, ex, names):
     "The samples with these names that the run's data still has, by name"
@@ -124,42 +167,69 @@ def _find_samples(run, ex, names):
         if len(out) == len(names): break
     return out
 
+# %% ../../nbs/bench/09_galleries.ipynb #3610234c
 def _sample_figure(run, ex, s, t, methods, k, values, called):
-    "Figure of a sample and its maps, and the number of maps with another value than their row"
+    """Figure of a sample and its maps, and the number of maps with another
+    value than their row"""
     small, moved = _shrink(s.image), 0
-    pictures = [(jpeg_bytes(draw_outline(small, s.mask)), f'{s.name}: the picture' + ('' if s.mask is None else ', the object outlined'), 'picture')]
+    pictures = [
+        (jpeg_bytes(draw_outline(small, s.mask)), f'{s.name}: the picture' +
+         ('' if s.mask is None else ', the object outlined'), 'picture')]
     for n in methods:
-        if n not in method or n != methods[0] and 'n_forward' in method[n].meta: continue    # a slow method is drawn only if the gallery is about it
+        # a slow method is drawn only if the gallery is about it
+        if n not in method or n != methods[0] and 'n_forward' in method[n].meta:
+            continue
         e = ex(s.image, t, n)
-        v, value = _recompute_metric(run, k, e, s), f'{values[n][s.name]:.2f}' if s.name in values[n] else '–'
-        moved += v is not None and s.name in values[n] and abs(v - values[n][s.name]) > .02
-        pictures.append((_overlay_jpeg(small, e), f'map of {n} for {ex.labels[t]}', f'{escape_markup(n)} {value}'))
+        v, value = (_recompute_metric(run, k, e, s), f'{values[n][s.name]:.2f}'
+                    if s.name in values[n] else '–')
+        moved += v is not None and s.name in values[n] and abs(
+            v - values[n][s.name]) > .02
+        pictures.append((_overlay_jpeg(small, e), f'map of {n} for '
+                         f'{ex.labels[t]}', f'{escape_markup(n)} {value}'))
     return ReportFigure(f'{as_code(s.name)}: {called[s.name]}', pictures), moved
 
+# %% ../../nbs/bench/09_galleries.ipynb #b014bfcd
 def _draw_galleries(galleries, run, model, k, values, of, called):
-    "Add figures to the tables of the galleries; return sentences about what couldn't be drawn"
-    if run is None: return ["No pictures: no run.json says which data and model the rows come from."]
+    """Add figures to the tables of the galleries; return sentences about what
+    couldn't be drawn"""
+    if run is None:
+        return ["No pictures: no run.json says which data and model the rows "
+                "come from."]
     try:
         ex = _load_explainer(run, model)
-        found = _find_samples(run, ex, names := {i for _,some in galleries for i,_ in some})
-        drawn = [[_sample_figure(run, ex, found[i], of[i], methods, k, values, called) for i,methods in some if i in found] for _,some in galleries]
+        found = _find_samples(run, ex, names := {i for _,some in galleries
+            for i,_ in some})
+        drawn = [[_sample_figure(run, ex, found[i], of[i], methods, k, values,
+                                 called) for i,methods in some if i in found]
+                 for _,some in galleries]
     except Exception as e:   # whatever fails here must not lose the report
-        return [f"No pictures: {escape_markup(str(e).rstrip('.') if isinstance(e, VitxError) else f'{type(e).__name__}: {e}')}."]
-    for (t, _),figures in zip(galleries, drawn): t.figures = [f for f,_ in figures]
-    lost, moved = sorted(names - found.keys()), sum(m for figures in drawn for _,m in figures)
-    notes = [f"Not in the data any more: {', '.join(map(as_code, lost))}."]*bool(lost)
-    return notes + [f"{moved} of these maps now have another {escape_markup(k)} than their rows: data, model or versions have changed."]*bool(moved)
+        why = (str(e).rstrip('.') if isinstance(e, VitxError)
+               else f'{type(e).__name__}: {e}')
+        return [f"No pictures: {escape_markup(why)}."]
+    for (t, _),figures in zip(galleries, drawn):
+        t.figures = [f for f,_ in figures]
+    lost, moved = sorted(names - found.keys()), sum(m for figures in drawn
+        for _,m in figures)
+    notes = [f"Not in the data any more: "
+             f"{', '.join(map(as_code, lost))}."]*bool(lost)
+    return notes + [
+        f"{moved} of these maps now have another {escape_markup(k)} than their "
+        f"rows: data, model or versions have changed."]*bool(moved)
 
 # %% ../../nbs/bench/09_galleries.ipynb #a17dc17f
-def gallery_tables(by:dict,   # metric → method → {image: value}; the first metric counts
-                   rows:list, # the rows of these values: of one dataset and model
-                   run:dict,  # content of its run.json; None: not known
-                   model:str, # its name
-                   with_images:bool, # load model and images again, and draw the maps
-                  )->list:    # of Table
-    "Tables of the images with the best and the worst values, and of those on which methods disagree most; with figures if `with_images`"
+def gallery_tables(
+    by:dict,  # metric → method → {image: value}; the first metric counts
+    rows:list,  # the rows of these values: of one dataset and model
+    run:dict,  # content of its run.json; None: not known
+    model:str,  # its name
+    with_images:bool,  # load model and images again, and draw the maps
+)->list:  # of Table
+    """Tables of the images with the best and the worst values, and of those on
+    which methods disagree most; with figures if `with_images`"""
     k, *_ = by
     called = label_by_image(rows, run, model)
-    found = [*_best_worst_tables(by, k, called), *_disagreement_tables(by, k, called)]
-    notes = _draw_galleries(found, run, model, k, by[k], target_by_image(rows), called) if with_images and found else []
+    found = [*_best_worst_tables(by, k, called),
+             *_disagreement_tables(by, k, called)]
+    notes = _draw_galleries(found, run, model, k, by[k], target_by_image(rows),
+                            called) if with_images and found else []
     return [t for t,_ in found] + [Table('', notes=notes)]*bool(notes)

@@ -32,12 +32,19 @@ class Protocol:
     name: str
     version: int
     source: str                        # publication of the protocol
-    description: str                   # what is done, and differences from the source
-    metrics: dict                      # name → settings that differ from the metric's defaults
-    target: str = 'label'              # class to explain: the 'label' of the picture, or the 'top' class of the model
-    label_is_correct: bool = False     # True: a prediction is correct if it is the label; False: if it is the explained class
-    squash: bool = True                # True: the whole picture, squashed; False: cropped by the model's own preprocessing
-    split_by_correctness: bool = False # separate tables for correctly classified and misclassified pictures
+    description: str  # what is done, and differences from the source
+    metrics: dict  # name → settings that differ from the metric's defaults
+    # class to explain: the 'label' of the picture, or the 'top' class of the
+    # model
+    target: str = 'label'
+    # True: a prediction is correct if it is the label; False: if it is the
+    # explained class
+    label_is_correct: bool = False
+    # True: the whole picture, squashed; False: cropped by the model's own
+    # preprocessing
+    squash: bool = True
+    # separate tables for correctly classified and misclassified pictures
+    split_by_correctness: bool = False
     limit: int = None                  # default number of pictures; None: all
     published: tuple = ()              # `PublishedResult`, …
     @property
@@ -45,59 +52,108 @@ class Protocol:
 
 protocol = Registry('protocol')
 
+# %% ../../nbs/bench/02_protocols.ipynb #77081e14
 def get_protocol(name:str # 'rise2018', or with version 'rise2018@1'
                 )->Protocol:
     "Look up a protocol; raises `VitxError` if this vitx has another version"
     bare, at, version = name.partition('@')
     p = protocol[bare]
-    if at and version != str(p.version): raise VitxError(f"{bare} has version {p.version} here, not {version}: install a vitx that has version {version}")
+    if at and version != str(p.version):
+        raise VitxError(f"{bare} has version {p.version} here, not {version}: "
+                        f"install a vitx that has version {version}")
     return p
 
 def define_protocol(name:str, **fields)->Protocol:
     "Register a protocol"
     p = Protocol(name, **fields)
     for k,settings in p.metrics.items():
-        if other := settings.keys() - inspect.signature(metric[k]).parameters.keys():
-            raise VitxError(f"{k} has no setting {', '.join(other)}: use parameters of the metric")
-    if p.target not in ('label', 'top'): raise VitxError(f"target {p.target!r} is unknown: use 'label' or 'top'")
+        if other := settings.keys() - inspect.signature(
+            metric[k]).parameters.keys():
+            raise VitxError(f"{k} has no setting {', '.join(other)}: use "
+                            f"parameters of the metric")
+    if p.target not in ('label', 'top'):
+        raise VitxError(f"target {p.target!r} is unknown: use 'label' or 'top'")
     protocol[name] = p
     return p
 
 # %% ../../nbs/bench/02_protocols.ipynb #72fa75f1
 def _chefer_result(method, metric, value, tolerance, where):
-    return PublishedResult('imagenet', 50_000, 'vit_base_patch16_224.orig_in21k_ft_in1k', method, metric, value, tolerance,
-                           f"paper's table 1 as quoted in issue {where} of the authors' repository")
+    return PublishedResult(
+        'imagenet', 50_000, 'vit_base_patch16_224.orig_in21k_ft_in1k', method,
+        metric, value, tolerance, f"paper's table 1 as quoted in issue {where} "
+        f"of the authors' repository")
 
-define_protocol('chefer2021', version=1, source='Chefer, Gur & Wolf, CVPR 2021, and their released code', target='top', label_is_correct=True,
-       published=(_chefer_result('chefer-lrp', 'positive-perturbation', 17.03, .5, 52), _chefer_result('chefer-lrp', 'negative-perturbation', 54.16, 1.1, 52),
-                  _chefer_result('rollout', 'negative-perturbation', 53.1, 1.1, 31)),
-       metrics={'positive-perturbation': {}, 'negative-perturbation': {}, 'seg-acc': {}, 'seg-map': {}, **{k: {} for k in SEG_COUNTS}},
-       description="The whole picture is squashed to the model's size. The model's top class is explained. Perturbation: the most (positive) or least "
-                   "(negative) important 10, 20, … 90 % of pixels become black before normalization; a prediction is correct if it is the picture's class; "
-                   "the area is computed by trapezoids over 0 to 90 %, so the maximum is 90. Segmentation: the threshold is the mean of the signed map; "
-                   "pixel accuracy and IoU use counts added over the data set; average precision is a mean over pictures. Pictures without a class have no "
-                   "perturbation values, pictures without a mask no segmentation values. Each method upsamples its map in its own way; the source upsamples "
-                   "all maps bilinearly.");
-define_protocol('rcut2024-code', version=1, source="R-Cut's released code (Sensors 2024)", split_by_correctness=True, limit=2000,
-                metrics={'box-iou': dict(threshold=.2)},
-       description="The picture's class is explained. Intersection over union of two regions: the map above 0.2 of its maximum, with holes filled, and the "
-                   "union of the boxes around the parts of the mask. Correctly classified and misclassified pictures have separate tables. The first 2,000 "
-                   "pictures of the data set are used; which ones the source used is not known.");
-define_protocol('pointing-ebpg', version=1, source='Zhang et al., 2018 (pointing game); Wang et al., 2020 (energy)',
-                metrics={'pointing-game': {}, 'pointing-game-small': {}, 'energy-pointing-game': {}},
-       description="The picture's class is explained on the whole picture, squashed. Pointing: a maximum of the map lies in the mask (or box), without a "
-                   "margin; with several maxima, one inside is enough. A second column leaves out objects that cover half of the picture or more. Energy: "
-                   "the share of the positive map inside the mask.");
-define_protocol('rise2018', version=1, source='Petsiuk, Das & Saenko, BMVC 2018, and their released code', target='top',
-       metrics={'insertion': dict(steps=224, sigma=5/224), 'deletion': dict(steps=224), 'insertion-deletion': {}},
-       description="The whole picture is squashed, and the model's top class is explained. 224 equal steps, the most important pixels first. Deletion: "
-                   "pixels become 0 after normalization. Insertion: pixels are inserted into a picture blurred by a Gaussian of 5 pixels at 224 (the source "
-                   "truncates its kernel to 11 pixels, we do not). Area under the softmax of the explained class, by trapezoids.");
-define_protocol('road2022', version=1, source='Rong et al., ICML 2022', target='top', metrics={'road': {}},
-       description="The whole picture is squashed, and the model's top class is explained. 10, 20, … 90 % of pixels are removed by noisy linear imputation "
-                   "after normalization, least relevant first and most relevant first. The value is half the difference of the explained class's softmax, "
-                   "averaged over the shares. The source reports curves of accuracy; this single number is ours.");
-define_protocol('grid-pointing', version=1, source='after Böhle, Fritz & Schiele, CVPR 2021', metrics={'grid-pointing-game': {}},
-       description="For data named grid: or grid:NAME:PATH. Composites of two by two pictures of different classes; each picture is classified correctly "
-                   "with a probability above one half. The class of each cell is explained. The value is the share of the positive map in its own cell "
-                   "(chance: one quarter).");
+define_protocol(
+    'chefer2021', version=1,
+    source='Chefer, Gur & Wolf, CVPR 2021, and their released code',
+    target='top', label_is_correct=True, published=(_chefer_result('chefer-lrp',
+        'positive-perturbation', 17.03, .5, 52),
+        _chefer_result('chefer-lrp', 'negative-perturbation', 54.16, 1.1, 52),
+        _chefer_result('rollout', 'negative-perturbation', 53.1, 1.1, 31)),
+    metrics={'positive-perturbation': {}, 'negative-perturbation': {},
+             'seg-acc': {}, 'seg-map': {}, **{k: {} for k in SEG_COUNTS}},
+    description="The whole picture is squashed to the model's size. The "
+    "model's top class is explained. Perturbation: the most (positive) "
+    "or least " "(negative) important 10, 20, … 90 % of pixels become black "
+    "before normalization; a prediction is correct if it is the picture's "
+    "class; " "the area is computed by trapezoids over 0 to 90 %, so the "
+    "maximum is 90. Segmentation: the threshold is the mean of the signed map; "
+    "pixel accuracy and IoU use counts added over the data set; average "
+    "precision is a mean over pictures. Pictures without a class have no "
+    "perturbation values, pictures without a mask no segmentation values. Each "
+    "method upsamples its map in its own way; the source upsamples "
+    "all maps bilinearly.");
+
+# %% ../../nbs/bench/02_protocols.ipynb #67425b18
+define_protocol(
+    'rcut2024-code', version=1, source="R-Cut's released code (Sensors 2024)",
+    split_by_correctness=True, limit=2000,
+    metrics={'box-iou': dict(threshold=.2)},
+    description="The picture's class is explained. Intersection over union of "
+    "two regions: the map above 0.2 of its maximum, with holes filled, and the "
+    "union of the boxes around the parts of the mask. Correctly classified and "
+    "misclassified pictures have separate tables. The first 2,000 "
+    "pictures of the data set are used; which ones the source used is "
+    "not known.");
+define_protocol('pointing-ebpg', version=1, source='Zhang et al., 2018 '
+                '(pointing game); Wang et al., 2020 (energy)',
+                metrics={'pointing-game': {}, 'pointing-game-small': {},
+                         'energy-pointing-game': {}},
+                description="The picture's class is explained on the whole "
+                "picture, squashed. Pointing: a maximum of the map lies in the "
+                "mask (or box), without a "
+                "margin; with several maxima, one inside is enough. A second "
+                "column leaves out objects that cover half of the picture or "
+                "more. Energy: "
+                "the share of the positive map inside the mask.");
+define_protocol('rise2018', version=1, source='Petsiuk, Das & Saenko, BMVC '
+                '2018, and their released code', target='top',
+                metrics={'insertion': dict(steps=224, sigma=5/224),
+                         'deletion': dict(steps=224), 'insertion-deletion': {}},
+                description="The whole picture is squashed, and the model's "
+                "top class is explained. 224 equal steps, the most important "
+                "pixels first. Deletion: "
+                "pixels become 0 after normalization. Insertion: pixels are "
+                "inserted into a picture blurred by a Gaussian of 5 pixels at "
+                "224 (the source " "truncates its kernel to 11 pixels, we do "
+                "not). Area under the softmax of the explained class, by "
+                "trapezoids.");
+
+# %% ../../nbs/bench/02_protocols.ipynb #ef7549af
+define_protocol('road2022', version=1, source='Rong et al., ICML 2022',
+                target='top', metrics={'road': {}},
+                description="The whole picture is squashed, and the model's "
+                "top class is explained. 10, 20, … 90 % of pixels are removed "
+                "by noisy linear imputation " "after normalization, least "
+                "relevant first and most relevant first. The value is half the "
+                "difference of the explained class's softmax, "
+                "averaged over the shares. The source reports curves of "
+                "accuracy; this single number is ours.");
+define_protocol('grid-pointing', version=1,
+                source='after Böhle, Fritz & Schiele, CVPR 2021', metrics={
+                    'grid-pointing-game': {}}, description="For data named "
+                "grid: or grid:NAME:PATH. Composites of two by two pictures of "
+                "different classes; each picture is classified correctly "
+                "with a probability above one half. The class of each cell is "
+                "explained. The value is the share of the positive map in its "
+                "own cell " "(chance: one quarter).");

@@ -26,28 +26,43 @@ from .galleries import *
 
 # %% ../../nbs/bench/10_report.ipynb #9c000488
 def _ranking_table(data, model, by, own, run=None, detailed=False):
-    "Table of methods and metrics, best method first; with all reasons for missing values if `detailed`"
+    """Table of methods and metrics, best method first; with all reasons for
+    missing values if `detailed`"""
     k, *_ = by
     num_done = len({r['image'] for r in own})
-    # a protocol that separates correct from wrong predictions makes two tables of a dataset; how many samples each will have isn't known
-    num_samples = run['models'][model].get('samples', num_done) if run and run.get('dataset') == data else num_done
-    names, rows, segmentation = ranked_methods(by, k), [], pooled_segmentation(own)
+    # a protocol that separates correct from wrong predictions makes two tables
+    # of a dataset; how many samples each will have isn't known
+    num_samples = (run['models'][model].get('samples', num_done) if run
+                   and run.get('dataset') == data else num_done)
+    names, rows, segmentation = (ranked_methods(by, k), [],
+                                 pooled_segmentation(own))
     more = ['pixel accuracy', 'mean IoU'] if segmentation else []
     for n,below in zip(names, names[1:] + [None]):
-        difference = format_interval(list(paired_differences(by[k][n], by[k][below], k).values()), '{:+.3f} [{:+.3f}, {:+.3f}]') if below else ''
+        difference = format_interval(
+            list(paired_differences(by[k][n], by[k][below], k).values()),
+            '{:+.3f} [{:+.3f}, {:+.3f}]') if below else ''
         means = [format_interval(list(by[m].get(n, {}).values())) for m in by]
-        pooled = ['{:.2f} [{:.2f}, {:.2f}]'.format(*segmentation[n][m]) if n in segmentation else '–' for m in more]
-        rows.append([escape_markup(n), str(len(by[k][n])), *means, *pooled, difference])
-    title = f"**{escape_markup(model)}** on {escape_markup(data)}, {num_done} samples" + f" of {num_samples}"*(num_done < num_samples)
-    columns = [f'{escape_markup(m)} {chr(8593 if metric_sign(m) > 0 else 8595)}' for m in by] + [f'{m} over all ↑' for m in more]
-    notes = [*_worst_losses(by[k], k, names), *(_missing_values(own, 99, True) if detailed else _missing_values(own))]
-    if num_done < num_samples: notes.append(f"{num_samples - num_done} samples are not scored yet: continue with `vitx bench … --resume`.")
-    return Table(title, ['method', 'n', *columns, f'{escape_markup(k)}: difference to the next'], rows, notes)
+        pooled = ['{:.2f} [{:.2f}, {:.2f}]'.format(*segmentation[n][m])
+                  if n in segmentation else '–' for m in more]
+        rows.append([escape_markup(n), str(len(by[k][n])), *means, *pooled,
+                     difference])
+    title = (f"**{escape_markup(model)}** on {escape_markup(data)}, {num_done} "
+             f"samples" + f" of {num_samples}"*(num_done < num_samples))
+    columns = [f'{escape_markup(m)} {chr(8593 if metric_sign(m) > 0 else 8595)}'
+               for m in by] + [f'{m} over all ↑' for m in more]
+    notes = [*_worst_losses(by[k], k, names), *(_missing_values(own, 99, True)
+        if detailed else _missing_values(own))]
+    if num_done < num_samples:
+        notes.append(f"{num_samples - num_done} samples are not scored yet: "
+                     f"continue with `vitx bench … --resume`.")
+    return Table(title, ['method', 'n', *columns, f'{escape_markup(k)}: '
+                         f'difference to the next'], rows, notes)
 
 def _group_rows(rows):
     "Yield dataset, model, values by image, and rows"
     for (data, model),by in values_by_image(rows).items():
-        yield data, model, drop_counts(by), [r for r in rows if (r['dataset'], r['model']) == (data, model)]
+        yield data, model, drop_counts(by), [r for r in rows
+            if (r['dataset'], r['model']) == (data, model)]
 
 # %% ../../nbs/bench/10_report.ipynb #9c000489
 class Report(str):
@@ -55,75 +70,113 @@ class Report(str):
     def __repr__(self): return str(self)
     def _repr_markdown_(self): return str(self)
 
-def report(rows:list,
-           runs:dict=None, # the runs of these rows, from `read_runs`; None: only the first tables
-          )->Report:
-    "Report as Markdown: a table of methods and metrics for each dataset and model; all sections if `runs` is given"
-    return Report(to_markdown([('', [_ranking_table(*g) for g in _group_rows(rows)])] if runs is None else report_sections(rows, runs)))
+def report(
+    rows:list,
+    # the runs of these rows, from `read_runs`; None: only the first tables
+    runs:dict=None,
+)->Report:
+    """Report as Markdown: a table of methods and metrics for each dataset and
+    model; all sections if `runs` is given"""
+    return Report(
+        to_markdown([('', [_ranking_table(*g) for g in _group_rows(rows)])]
+                    if runs is None else report_sections(rows, runs)))
 
 # %% ../../nbs/bench/10_report.ipynb #40b5b346
 def _worst_losses(values, k, names, default=DEFAULT_METHOD, worst=3):
-    "Compare the default with the best other method, and name the images where it loses most"
+    """Compare the default with the best other method, and name the images where
+    it loses most"""
     others = [n for n in names if n != default and values[n]]
     if not values.get(default) or not others: return []
     difference = paired_differences(values[default], values[others[0]], k)
     lost = sorted((v, i) for i,v in difference.items() if v < 0)[:worst]
     better, worse = (sum(s*v > 0 for v in difference.values()) for s in (1, -1))
-    return [f"{as_code(default)} against {as_code(others[0])}, the best of the others, by {escape_markup(k)}: "
-            f"better on {better} of {len(difference)}, worse on {worse}"
-            + (', most on ' + ', '.join(f'{escape_markup(i)} ({v:+.2f})' for v,i in lost) if lost else '') + '.']
+    return [f"{as_code(default)} against {as_code(others[0])}, the best of "
+            f"the others, by {escape_markup(k)}: "
+            f"better on {better} of {len(difference)}, worse on {worse}" +
+            (', most on ' + ', '.join(f'{escape_markup(i)} ({v:+.2f})'
+                                      for v,i in lost) if lost else '') + '.']
 
 def _note_kind(note):
-    "A note without paths and numbers, which is the same for the same fault of several files"
+    """A note without paths and numbers, which is the same for the same fault of
+    several files"""
     return re.sub(r'\d+', '', re.sub(r'\S*/\S*', '', note))
 
 def _join_names(names, limit=20, times=False):
     "List each name once, with its count if `times`"
     seen = Counter(names)
-    return ', '.join(escape_markup(n) + f' ({c})'*times for n,c in seen.most_common(limit)) + f' and {len(seen) - limit} more'*(len(seen) > limit)
+    return (', '.join(escape_markup(n) + f' ({c})'*times
+                      for n,c in seen.most_common(limit)) +
+            f' and {len(seen) - limit} more'*(len(seen) > limit))
 
 # %% ../../nbs/bench/10_report.ipynb #bb33c423
 def _missing_values(rows, limit=5, detailed=False):
-    "Count missing values with their reasons, and samples that were explained for the model's top class; name all samples if `detailed`"
+    """Count missing values with their reasons, and samples that were explained
+    for the model's top class; name all samples if `detailed`"""
     none, kinds = [r for r in rows if r['value'] is None], {}
     for r in none: kinds.setdefault(_note_kind(r['note']), []).append(r)
     some = sorted(kinds.values(), key=len, reverse=True)
     def count(n, what): return f"{n} {what}{'s'*(n != 1)}"
-    text = [f"{len(none)} of {len(rows)} values missing" + (f", of {count(len({r['image'] for r in none}), 'sample')}:" if none else '.')]
-    first = lambda v: f"first: {escape_markup(v[0]['image'])}, {escape_markup(v[0]['method'])}, {escape_markup(v[0]['metric'])}"
-    where = lambda v: _join_names(r['image'] for r in v) if detailed else first(v)
-    reasons = [f"{count(len({r['image'] for r in v}), 'sample')}, {count(len(v), 'value')}: {escape_markup(v[0]['note'])} ({where(v)})" for v in some[:limit]]
-    if len(some) > limit: reasons.append(f"{count(len(some) - limit, 'other reason')}: `vitx report … --out` lists all")
-    notes_by_reason = {why: {r['image']: r['note'] for r in rows if r['value'] is not None and r['note'].startswith(why)} for why in (UNKNOWN_CLASS, NO_LABEL)}
-    unknown = [n for n in map(_unknown_class, notes_by_reason[UNKNOWN_CLASS].values()) if n]
+    text = [f"{len(none)} of {len(rows)} values missing" +
+            (f", of {count(len({r['image'] for r in none}), 'sample')}:" if none
+             else '.')]
+    first = (
+        lambda v: f"first: {escape_markup(v[0]['image'])}, "
+        f"{escape_markup(v[0]['method'])}, {escape_markup(v[0]['metric'])}")
+    where = lambda v: _join_names(r['image']
+                                  for r in v) if detailed else first(v)
+    reasons = [f"{count(len({r['image'] for r in v}), 'sample')}, "
+               f"{count(len(v), 'value')}: {escape_markup(v[0]['note'])} "
+               f"({where(v)})" for v in some[:limit]]
+    if len(some) > limit:
+        reasons.append(f"{count(len(some) - limit, 'other reason')}: `vitx "
+                       f"report … --out` lists all")
+    notes_by_reason = {why: {
+        r['image']: r['note'] for r in rows if r['value'] is not None
+        and r['note'].startswith(why)} for why in (UNKNOWN_CLASS, NO_LABEL)}
+    unknown = [n for n in map(_unknown_class,
+                              notes_by_reason[UNKNOWN_CLASS].values()) if n]
     which = f": {_join_names(unknown, times=True)}" if unknown else ''
-    because = {UNKNOWN_CLASS: "the model doesn't have the labeled class" + which, NO_LABEL: 'no label is given'}
-    top = [f"{count(len(v), 'sample')} explained for the model's top class, because {because[why]}." for why,v in notes_by_reason.items() if v]
+    because = {UNKNOWN_CLASS: "the model doesn't have the labeled class" +
+               which, NO_LABEL: 'no label is given'}
+    top = [f"{count(len(v), 'sample')} explained for the model's top class, "
+           f"because {because[why]}." for why,v in notes_by_reason.items() if v]
     return text + [reasons]*bool(some) + top
 
 def _unknown_class(note):
     "The class in a note that the model doesn't have"
-    return note[len(UNKNOWN_CLASS):].partition(': its top class')[0].strip(' ()')
+    return (note[len(UNKNOWN_CLASS):].partition(': its top class')[0]
+            .strip(' ()'))
 
 # %% ../../nbs/bench/10_report.ipynb #adb4c8ee
 def _method_pairs(names, values):
-    "Pairs to test: the default and each other method, or neighbors in the ranking if the default has no values"
+    """Pairs to test: the default and each other method, or neighbors in the
+    ranking if the default has no values"""
     names = [n for n in names if values[n]]
-    return [(DEFAULT_METHOD, n) for n in names if n != DEFAULT_METHOD] if DEFAULT_METHOD in names else list(zip(names, names[1:]))
+    return ([(DEFAULT_METHOD, n) for n in names if n != DEFAULT_METHOD]
+            if DEFAULT_METHOD in names else list(zip(names, names[1:])))
 
 def _test_tables(by, k, draws=10_000):
-    "Table of paired tests by one metric, in a list; an empty list if there is nothing to compare"
+    """Table of paired tests by one metric, in a list; an empty list if there is
+    nothing to compare"""
     pairs = _method_pairs(ranked_methods(by, k), by[k])
-    differences = [np.array(list(paired_differences(by[k][a], by[k][b], k).values())) for a,b in pairs]
+    differences = [np.array(list(paired_differences(by[k][a], by[k][b], k)
+                                 .values())) for a,b in pairs]
     p = [sign_flip_test(d, draws) for d in differences]
     rows = []
     for (a, b),d,v,h in zip(pairs, differences, p, holm_correction(p)):
-        interval, probabilities = format_interval(d, '{:+.3f} [{:+.3f}, {:+.3f}]'), ['–' if v != v else f'{v:.4f}' for v in (v, h)]
-        rows.append([escape_markup(a), escape_markup(b), str(len(d)), interval, str((d > 0).sum()), str((d < 0).sum()), *probabilities])
-    note = ("Mean difference: over pictures where both methods have a value; positive if the first method is better. p: two-sided sign-flip test, "
-            f"then with Holm's correction for the {sum(v == v for v in p)} comparisons of this table.")
-    header = ['method', 'against', 'n', 'mean difference', 'better', 'worse', 'p', 'p, Holm']
-    return [Table(f'Paired tests by **{escape_markup(k)}**', header, rows, [note])] if pairs else []
+        interval, probabilities = format_interval(d,
+            '{:+.3f} [{:+.3f}, {:+.3f}]'), ['–' if v != v else f'{v:.4f}'
+                for v in (v, h)]
+        rows.append([escape_markup(a), escape_markup(b), str(len(d)), interval,
+                     str((d > 0).sum()), str((d < 0).sum()), *probabilities])
+    note = ("Mean difference: over pictures where both methods have a "
+            "value; positive if the first method is better. p: two-sided "
+            "sign-flip test, " f"then with Holm's correction for the "
+            f"{sum(v == v for v in p)} comparisons of this table.")
+    header = ['method', 'against', 'n', 'mean difference', 'better', 'worse',
+              'p', 'p, Holm']
+    return [Table(f'Paired tests by **{escape_markup(k)}**', header, rows,
+                  [note])] if pairs else []
 
 # %% ../../nbs/bench/10_report.ipynb #d0e3bbaf
 def run_info(path    # folder of a run, or a file of rows in it
@@ -131,27 +184,42 @@ def run_info(path    # folder of a run, or a file of rows in it
     "Content of a run's `run.json`: data, models, protocol, environment"
     path = Path(path) if Path(path).is_dir() else Path(path).parent
     if (run := read_run(path)) is None: return None
-    parts = {k: run.get(k) or {} for k in ('models', 'environment', 'protocol')} if isinstance(run, dict) else {}
-    models = parts['models'].values() if isinstance(parts.get('models'), dict) else ()
-    if not parts or not all(isinstance(v, dict) for v in (*parts.values(), *models)):
-        raise VitxError(f"{path/'run.json'} doesn't describe a run: delete it; the rows don't need it")
+    parts = {k: run.get(k) or {} for k in ('models', 'environment',
+        'protocol')} if isinstance(run, dict) else {}
+    models = parts['models'].values() if isinstance(parts.get('models'),
+        dict) else ()
+    if not parts or not all(isinstance(v, dict)
+                            for v in (*parts.values(), *models)):
+        raise VitxError(f"{path/'run.json'} doesn't describe a run: delete it; "
+                        f"the rows don't need it")
     return run | parts
 
-def read_runs(folders   # one or several, each the folder of a run or a file of rows
-             )->tuple:  # rows, {folder: content of its run.json, or None}
-    "Read the rows and the `run.json` of several runs; if runs share a row, that of the last run counts"
+def read_runs(
+    folders  # one or several, each the folder of a run or a file of rows
+)->tuple:  # rows, {folder: content of its run.json, or None}
+    """Read the rows and the `run.json` of several runs; if runs share a row,
+    that of the last run counts"""
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    rows, runs = {tuple(r[k] for k in ROW_KEY): r for f in folders for r in read_rows(f)}, {str(f): run_info(f) for f in folders}
+    rows, runs = {tuple(r[k] for k in ROW_KEY): r for f in folders
+                  for r in read_rows(f)}, {str(f): run_info(f) for f in folders}
     for (a, r),(b, q) in combinations(((f, r) for f,r in runs.items() if r), 2):
-        other = [m for m in r['models'].keys() & q['models'].keys() if not same_data(r['models'][m].get('fingerprint'), q['models'][m].get('fingerprint'))]
+        other = [m for m in r['models'].keys() & q['models'].keys()
+                 if not same_data(r['models'][m].get('fingerprint'),
+                                  q['models'][m].get('fingerprint'))]
         if other and r['dataset'] == q['dataset']:
-            raise VitxError(f"{a} and {b} are runs on {r['dataset']} with different pictures ({r['data']}, {q['data']}): make a report of each")
+            raise VitxError(
+                f"{a} and {b} are runs on {r['dataset']} with different "
+                f"pictures ({r['data']}, {q['data']}): make a report of each")
     return list(rows.values()), runs
 
+# %% ../../nbs/bench/10_report.ipynb #0d21ce65
 def _find_run(runs, data, model):
-    "The run that made these rows, that with most samples if there are several; None if there is none"
-    names = lambda r: (r.get('dataset'), *(f"{r.get('dataset')}{part}" for part in CORRECTNESS_SUFFIXES))
-    matching = [r for r in runs.values() if r and data in names(r) and model in r.get('models', {})]
+    """The run that made these rows, that with most samples if there are
+    several; None if there is none"""
+    names = lambda r: (r.get('dataset'), *(f"{r.get('dataset')}{part}"
+        for part in CORRECTNESS_SUFFIXES))
+    matching = [r for r in runs.values() if r and data in names(r)
+                and model in r.get('models', {})]
     return max(matching, key=lambda r: r.get('limit') or np.inf, default=None)
 
 # %% ../../nbs/bench/10_report.ipynb #cd41e54c
@@ -159,97 +227,150 @@ _MODEL_SOURCE = {None: ', bundled with vitx', '': ', given as a module'}
 
 def _run_table(name, run):
     "Table of how a run was made"
-    if run is None: return Table(f'Run {as_code(name)}', notes=[f"{as_code(name)} holds no run.json, so its data, versions, device and seed aren't known."])
+    if run is None:
+        return Table(f'Run {as_code(name)}', notes=[f"{as_code(name)} holds no "
+            f"run.json, so its data, versions, device and seed aren't known."])
     protocol = run.get('protocol', {})
-    rows = [('data', run.get('data', '?') + (f", the first {run['limit']} samples" if run.get('limit') else ''))]
+    rows = [('data', run.get('data', '?') + (f", the first {run['limit']} "
+        f"samples" if run.get('limit') else ''))]
     for m,v in run.get('models', {}).items():
-        source = _MODEL_SOURCE.get(spec := v.get('spec'), f' from {spec}' if spec != m else '')
-        rows.append(('model', f"{m}{source}, {len(v.get('labels') or ())} classes"))
+        source = _MODEL_SOURCE.get(spec := v.get('spec'),
+                                   f' from {spec}' if spec != m else '')
+        rows.append(
+            ('model', f"{m}{source}, {len(v.get('labels') or ())} classes"))
     rows += [(k, ', '.join(run.get(k) or ())) for k in ('methods', 'metrics')]
-    description = f"{protocol['name']}, version {protocol.get('version', '?')}: {protocol.get('description', '')}" if protocol.get('name') else ''
-    rows.append(('protocol', description or 'none: each metric with its own defaults'))
+    description = (
+        f"{protocol['name']}, version {protocol.get('version', '?')}: "
+        f"{protocol.get('description', '')}" if protocol.get('name') else '')
+    rows.append(
+        ('protocol', description or 'none: each metric with its own defaults'))
     rows += [('source', protocol.get('source'))]*bool(protocol.get('source'))
     rows += run.get('environment', {}).items()
-    return Table(f'Run {as_code(name)}', ['what', 'how'], [[escape_markup(v) for v in r] for r in rows], has_long_text=True)
+    return Table(f'Run {as_code(name)}', ['what', 'how'], [
+        [escape_markup(v) for v in r] for r in rows], has_long_text=True)
 
+# %% ../../nbs/bench/10_report.ipynb #5b58b536
 def _provenance(runs):
     "Notes and tables about how all numbers were made"
-    note = ("Brackets hold 95 % intervals from 2,000 bootstrap draws over pictures. With fewer than about twenty pictures they are too narrow. "
-            "Tests flip the signs of paired differences, in all ways for up to 13 pictures, else in 10,000 random ways, with Holm's correction. "
-            f"Intervals and tests use seed 0 and were made by vitx {__version__}.")
-    return [Table('', notes=[note]), *(_run_table(n, r) for n,r in runs.items())]
+    note = ("Brackets hold 95 % intervals from 2,000 bootstrap draws over "
+            "pictures. With fewer than about twenty pictures they are too "
+            "narrow. " "Tests flip the signs of paired differences, in all "
+            "ways for up to 13 pictures, else in 10,000 random ways, with "
+            "Holm's correction. " f"Intervals and tests use seed 0 and were "
+            f"made by vitx {__version__}.")
+    return [Table('', notes=[note]),
+            *(_run_table(n, r) for n,r in runs.items())]
 
 def _metric_table(rows):
     "Table that describes the metrics"
-    of = {k: None for by in values_by_image(rows).values() for k in by if not metric[k].meta.get('is_count')}
-    rows = [[escape_markup(k), metric[k].meta['better'], escape_markup(metric[k].__doc__)] for k in of]
-    return [Table('What was measured', ['metric', 'better', 'what it is'], rows, has_long_text=True)]*bool(of)
+    of = {k: None for by in values_by_image(rows).values() for k in by
+          if not metric[k].meta.get('is_count')}
+    rows = [[escape_markup(k), metric[k].meta['better'],
+             escape_markup(metric.summary(k))] for k in of]
+    return [Table('What was measured', ['metric', 'better', 'what it is'], rows,
+                  has_long_text=True)]*bool(of)
 
 # %% ../../nbs/bench/10_report.ipynb #1a4e8cd8
 def _published_table(model, by, run):
-    "Table of published values next to ours, in a list; an empty list if none was measured in the same way"
+    """Table of published values next to ours, in a list; an empty list if none
+    was measured in the same way"""
     p, rows = run and run['protocol'], []
-    try: known = get_protocol(f"{p['name']}@{p['version']}").published if p else ()
+    try: known = get_protocol(
+        f"{p['name']}@{p['version']}").published if p else ()
     except VitxError: known = ()
     for v in known:
         ours = list(by.get(v.metric, {}).get(v.method, {}).values())
-        if (v.data, v.num_samples, v.model) != (run['data'].partition(':')[0], len(ours), model): continue
+        if (v.data, v.num_samples, v.model) != (run['data'].partition(':')[0],
+            len(ours), model):
+            continue
         off = np.mean(ours) - v.value
         agrees = 'no' if abs(off) > v.tolerance else 'yes'
-        numbers = [f'{v.value:g}', format_interval(ours), f'{off:+.2f}', f'{v.tolerance:g}']
-        rows.append([escape_markup(v.method), escape_markup(v.metric), *numbers, agrees, escape_markup(v.source)])
-    header = ['method', 'metric', 'published', 'ours', 'difference', 'tolerance', 'agrees', 'source']
-    note = "Tolerance: how far reproductions by others differ from the published value."
-    return [Table('Comparison with published values', header, rows, [note])]*bool(rows)
+        numbers = [f'{v.value:g}', format_interval(ours), f'{off:+.2f}',
+                   f'{v.tolerance:g}']
+        rows.append([escape_markup(v.method), escape_markup(v.metric), *numbers,
+                     agrees, escape_markup(v.source)])
+    header = ['method', 'metric', 'published', 'ours', 'difference',
+              'tolerance', 'agrees', 'source']
+    note = ("Tolerance: how far reproductions by others differ from the "
+            "published value.")
+    return [Table('Comparison with published values', header, rows,
+                  [note])]*bool(rows)
 
 # %% ../../nbs/bench/10_report.ipynb #2a40566d
 def _class_tables(by, k, own, name, limit=10, columns=6):
-    "Table of means by class, in a list; an empty list if there is only one class"
-    names, class_by_image, means = ranked_methods(by, k), target_by_image(own, top=False), {}
-    shown, size = top_methods(names, by[k], columns), Counter(class_by_image.values())
-    have, unknown = sum(map(bool, by[k].values())), len(target_by_image(own)) - len(class_by_image)
+    """Table of means by class, in a list; an empty list if there is only one
+    class"""
+    names, class_by_image, means = (ranked_methods(by, k),
+                                    target_by_image(own, top=False), {})
+    shown, size = top_methods(names, by[k],
+                              columns), Counter(class_by_image.values())
+    have, unknown = (sum(map(bool, by[k].values())),
+                     len(target_by_image(own)) - len(class_by_image))
     if len(size) < 2 or not shown: return []
     for n in shown:
         values = {}
-        for i,v in by[k][n].items(): values.setdefault(class_by_image.get(i), []).append(v)
-        means[n] = {t: np.mean(values[t]) if t in values else np.nan for t in size}
-    hardest_first = sorted(size, key=lambda t: (np.isnan(v := means[shown[0]][t]), metric_sign(k)*np.nan_to_num(v), t))
-    rows = [[name(t), str(size[t]), *('–' if means[n][t] != means[n][t] else f'{means[n][t]:.2f}' for n in shown)] for t in hardest_first[:limit]]
-    limits = [f'the hardest {limit} of {len(size)} classes']*(len(size) > limit) + [f'{columns} of {have} methods']*(have > columns)
+        for i,v in by[k][n].items():
+            values.setdefault(class_by_image.get(i), []).append(v)
+        means[n] = {t: np.mean(values[t]) if t in values else np.nan
+                    for t in size}
+    hardest_first = sorted(size, key=lambda t: (
+        np.isnan(v := means[shown[0]][t]), metric_sign(k)*np.nan_to_num(v), t))
+    rows = [[name(t), str(size[t]), *('–' if means[n][t] != means[n][t]
+                                      else f'{means[n][t]:.2f}' for n in shown)]
+            for t in hardest_first[:limit]]
+    limits = [f'the hardest {limit} of {len(size)} classes']*(len(size) >
+        limit) + [f'{columns} of {have} methods']*(have > columns)
     limits += [f"without samples of unknown class: {unknown}"]*(unknown > 0)
-    note = f"Hardest for {as_code(shown[0])} first" + (f": {', '.join(limits)}" if limits else '') + '.'
-    return [Table(f'Means of **{escape_markup(k)}** by class', ['class', 'n', *map(escape_markup, shown)], rows, [note])]
+    note = f"Hardest for {as_code(shown[0])} first" + (f": {', '.join(limits)}"
+        if limits else '') + '.'
+    return [Table(f'Means of **{escape_markup(k)}** by class',
+                  ['class', 'n', *map(escape_markup, shown)], rows, [note])]
 
 # %% ../../nbs/bench/10_report.ipynb #1597fcae
-def report_sections(rows:list,
-                    runs:dict=None,         # the runs of these rows, from `read_runs`
-                    with_images:bool=False, # load the images of the galleries and explain them again
-                   )->list:                 # of (heading, [Table, …])
-    "All sections: for each dataset and model the ranking, paired tests, classes and galleries; then how the numbers were made"
+def report_sections(
+    rows:list,
+    runs:dict=None,  # the runs of these rows, from `read_runs`
+    # load the images of the galleries and explain them again
+    with_images:bool=False,
+)->list:  # of (heading, [Table, …])
+    """All sections: for each dataset and model the ranking, paired tests,
+    classes and galleries; then how the numbers were made"""
     out, runs = [], runs or {}
     for data, model, by, own in _group_rows(rows):
         k, run = next(iter(by)), _find_run(runs, data, model)
         tests = [t for m in by for t in _test_tables(by, m)]
         classes = _class_tables(by, k, own, partial(class_label, run, model))
-        tables = [_ranking_table(data, model, by, own, run, True), *_published_table(model, by, run), *tests, *classes]
-        out.append((escape_markup(f'{model} on {data}'), tables + gallery_tables(by, own, run, model, with_images)))
-    return out + [('How these numbers were made', _metric_table(rows) + _provenance(runs))]
+        tables = [_ranking_table(data, model, by, own, run, True),
+                  *_published_table(model, by, run), *tests, *classes]
+        out.append((escape_markup(f'{model} on {data}'),
+                    tables + gallery_tables(by, own, run, model, with_images)))
+    return out + [('How these numbers were made',
+                   _metric_table(rows) + _provenance(runs))]
 
 # %% ../../nbs/bench/10_report.ipynb #f437c27d
-def write_report(rows:list,
-                 folder,                 # an existing folder
-                 runs:dict=None,         # the runs of these rows, from `read_runs`
-                 with_images:bool=False, # load the images of the galleries and explain them again
-                )->tuple:                # paths of report.md, .tex, .html and .png
-    "Write the whole report as Markdown, LaTeX and one HTML page, and its figure"
+def write_report(
+    rows:list,
+    folder,  # an existing folder
+    runs:dict=None,  # the runs of these rows, from `read_runs`
+    # load the images of the galleries and explain them again
+    with_images:bool=False,
+)->tuple:  # paths of report.md, .tex, .html and .png
+    """Write the whole report as Markdown, LaTeX and one HTML page, and its
+    figure"""
     from matplotlib.figure import Figure as Drawing
     folder = Path(folder)
-    writable_path(folder/'report.md')                       # an error comes before the work, not after it
-    show_report(rows, make_figure=Drawing)[0, 0].figure.savefig(png := io.BytesIO(), format='png', dpi=150, metadata={'Software': None})
+    # an error comes before the work, not after it
+    writable_path(folder/'report.md')
+    show_report(rows, make_figure=Drawing)[0, 0].figure.savefig(
+        png := io.BytesIO(), format='png', dpi=150, metadata={'Software': None})
     all_sections = report_sections(rows, runs, with_images)
-    shown = ReportFigure(figure_caption(rows), [(png.getvalue(), 'the figure of the report; the tables below contain its numbers', '')])
-    page = to_html([('', [Table('', figures=[shown])]), *all_sections], 'vitx report')
-    files = dict(md=to_markdown(all_sections), tex=to_latex(all_sections, 'vitx report'), html=page, png=png.getvalue())
+    shown = ReportFigure(figure_caption(rows), [(png.getvalue(),
+        'the figure of the report; the tables below contain its numbers', '')])
+    page = to_html([('', [Table('', figures=[shown])]), *all_sections],
+                   'vitx report')
+    files = dict(md=to_markdown(all_sections), tex=to_latex(all_sections,
+        'vitx report'), html=page, png=png.getvalue())
     for kind,text in files.items():
-        with atomic_path(folder/f'report.{kind}') as tmp: tmp.write_bytes(text if kind == 'png' else text.encode())
+        with atomic_path(folder/f'report.{kind}') as tmp:
+            tmp.write_bytes(text if kind == 'png' else text.encode())
     return tuple(folder/f'report.{kind}' for kind in files)

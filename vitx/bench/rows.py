@@ -13,74 +13,111 @@ from pathlib import Path
 from ..core import *
 
 # %% ../../nbs/bench/03_rows.ipynb #e2ab2f5a
-ROW_FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric', 'value', 'note')
-UNKNOWN_CLASS, NO_LABEL = "not a class of this model", "no class label"   # first words of a note
-CORRECTNESS_SUFFIXES = (', classified correctly', ', misclassified')   # a protocol may add these to the name of a dataset
+ROW_FIELDS = ('dataset', 'image', 'model', 'target', 'method', 'metric',
+              'value', 'note')
+# first words of a note
+UNKNOWN_CLASS, NO_LABEL = "not a class of this model", "no class label"
+# a protocol may add these to the name of a dataset
+CORRECTNESS_SUFFIXES = (', classified correctly', ', misclassified')
 
 def describe_error(e)->str:
-    "Class and message of an error on one line, at most 300 characters of the message"
+    """Class and message of an error on one line, at most 300 characters of the
+    message"""
     return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
 # %% ../../nbs/bench/03_rows.ipynb #7f94290e
 def _parse_row(r):
     "Convert the numbers of a row of texts; empty texts become None"
-    return r | dict(target=int(r['target']) if r['target'] else None, value=float(r['value']) if r['value'] else None)
+    return r | dict(target=int(r['target']) if r['target'] else None,
+                    value=float(r['value']) if r['value'] else None)
 
 def _read_csv(path):
-    with open(path, newline='', encoding='utf8', errors='replace') as f: text = f.read()
-    rows = csv.DictReader(io.StringIO(text[:text.rfind('\n')+1]))       # if the writer was killed, the last line is incomplete
+    with open(path, newline='', encoding='utf8', errors='replace') as f:
+        text = f.read()
+    # if the writer was killed, the last line is incomplete
+    rows = csv.DictReader(io.StringIO(text[:text.rfind('\n')+1]))
     if text and tuple(rows.fieldnames or ()) not in ((), ROW_FIELDS):
-        raise VitxError(f"{path} holds no rows of a bench; its columns are {', '.join(rows.fieldnames)[:80]}. Name a file that vitx bench wrote")
-    try: return [_parse_row(r) for r in rows if None not in r and None not in r.values()]
-    except ValueError as e: raise VitxError(f"a row of {path} cannot be parsed: {e}. Correct or delete that row") from None
+        raise VitxError(f"{path} holds no rows of a bench; its columns are "
+                        f"{', '.join(rows.fieldnames)[:80]}. Name a file that "
+                        f"vitx bench wrote")
+    try: return [_parse_row(r) for r in rows if None not in r
+                 and None not in r.values()]
+    except ValueError as e:
+        raise VitxError(f"a row of {path} cannot be parsed: {e}. Correct or "
+                        f"delete that row") from None
 
 def import_pyarrow():
     "Import pyarrow; `VitxError` says how to install it"
     try: import pyarrow.parquet
-    except ImportError: raise VitxError("Parquet needs pyarrow: pip install 'vitx[bench]', or write CSV") from None
+    except ImportError:
+        raise VitxError("Parquet needs pyarrow: pip install 'vitx[bench]', or "
+                        "write CSV") from None
     return pyarrow
 
+# %% ../../nbs/bench/03_rows.ipynb #1af5c8f6
 def _read_parquet(path):
     try:
         with import_pyarrow().parquet.ParquetFile(path) as f:
-            if not {*ROW_FIELDS} <= {*f.schema_arrow.names}: raise ValueError(f"its columns are {', '.join(f.schema_arrow.names)[:80]}")
-            return [f.read_row_group(i, columns=list(ROW_FIELDS)).to_pylist() for i in range(f.num_row_groups)]
+            if not {*ROW_FIELDS} <= {*f.schema_arrow.names}:
+                raise ValueError(
+                    f"its columns are {', '.join(f.schema_arrow.names)[:80]}")
+            return [f.read_row_group(i, columns=list(ROW_FIELDS)).to_pylist()
+                    for i in range(f.num_row_groups)]
     except (OSError, ValueError) as e:
         if isinstance(e, VitxError): raise
-        raise VitxError(f"{path} holds no rows of a bench: {describe_error(e)}. Name a file that vitx bench wrote") from None
+        raise VitxError(
+            f"{path} holds no rows of a bench: {describe_error(e)}. Name a "
+            f"file that vitx bench wrote") from None
 
 # %% ../../nbs/bench/03_rows.ipynb #0fd840a1
 ROW_KEY = ('dataset', 'image', 'model', 'method', 'metric')
 
 def row_files(path)->list:
-    "Files with rows in the folder of a run: the merged file, then parts of an unfinished run"
-    return sorted((*path.glob('rows*.csv'), *path.glob('rows*.parquet'))) + sorted(p for p in path.glob('parts/*.*') if p.suffix in ('.csv', '.parquet')
-        and p.name[0] != '.')
+    """Files with rows in the folder of a run: the merged file, then parts of an
+    unfinished run"""
+    return (sorted((*path.glob('rows*.csv'), *path.glob('rows*.parquet'))) +
+            sorted(p for p in path.glob('parts/*.*')
+                   if p.suffix in ('.csv', '.parquet') and p.name[0] != '.'))
 
 def read_row_groups(files):
     "Yield lists of rows in the order of the files, each row once"
     seen = set()
     for p in files:
-        for rows in _read_parquet(p) if p.suffix == '.parquet' else [_read_csv(p)]:
-            if new := [r for r in rows if (key := tuple(r[k] for k in ROW_KEY)) not in seen and not seen.add(key)]: yield new
+        for rows in _read_parquet(p) if p.suffix == '.parquet' else [
+            _read_csv(p)]:
+            if new := [r for r in rows if (key := tuple(r[k]
+                for k in ROW_KEY)) not in seen and not seen.add(key)]:
+                yield new
 
 def read_rows(path)->list: # of dicts; value and target are numbers or None
     "Rows of a CSV or Parquet file, or of the folder of a run, each row once"
     path = Path(path)
-    if not path.exists(): raise VitxError(f"there are no rows at {path}: name a file or folder that vitx bench wrote")
+    if not path.exists():
+        raise VitxError(f"there are no rows at {path}: name a file or folder "
+                        f"that vitx bench wrote")
     files = row_files(path) if path.is_dir() else [path]
-    if not files: raise VitxError(f"there are no rows in {path}: name a folder with rows.csv or rows.parquet, which vitx bench writes")
+    if not files:
+        raise VitxError(f"there are no rows in {path}: name a folder with "
+                        f"rows.csv or rows.parquet, which vitx bench writes")
     return [r for rows in read_row_groups(files) for r in rows]
 
 # %% ../../nbs/bench/03_rows.ipynb #d5a54796
-def write_rows(path, rows:list,
-               groups=None, # iterator of lists of rows, instead of `rows`; each list becomes a row group of a Parquet file
-              )->Path:
-    "Write rows as CSV or Parquet, by suffix; the file is written completely or not at all"
+def write_rows(
+    path, rows:list,
+    # iterator of lists of rows, instead of `rows`; each list becomes a row
+    # group of a Parquet file
+    groups=None,
+)->Path:
+    """Write rows as CSV or Parquet, by suffix; the file is written completely
+    or not at all"""
     groups = [rows] if groups is None else groups
     try:
-        with atomic_path(path) as tmp: (_write_parquet if Path(path).suffix == '.parquet' else _write_csv)(tmp, groups)
-    except OSError as e: raise VitxError(f"can't write {path}: {e.strerror or e}. Files written before are complete") from None
+        with atomic_path(path) as tmp:
+            (_write_parquet if Path(path).suffix == '.parquet'
+             else _write_csv)(tmp, groups)
+    except OSError as e:
+        raise VitxError(f"can't write {path}: {e.strerror or e}. Files written "
+                        f"before are complete") from None
     return Path(path)
 
 def _write_csv(path, groups):

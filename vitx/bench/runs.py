@@ -26,129 +26,208 @@ from .rows import *
 from .engines import *
 
 # %% ../../nbs/bench/06_runs.ipynb #4919a8da
-def bench(data:str='scenes',  # dataset, or dataset:PATH
-          models=(None,),     # names, folders or modules; None: the bundled model
-          methods=None,       # names; None: `DEFAULT_METHODS`; ('all',): all
-          metrics=None,       # names; None: the dataset's own, else `DEFAULT_METRICS`; ('all',): all
-          limit:int=None,     # only the first samples of the dataset; None: all
-          out='bench',        # folder for the rows, made if missing
-          resume:bool=False,  # continue the run in this folder
-          retry:bool=False,   # continue, and compute rows without a value again
-          format:str='csv',   # 'csv' or 'parquet'
-          device=None,        # device of the models; None: where they are
-          protocol:str=None,  # name of a protocol, which sets the metrics
-          batch:int=1,        # pictures explained at once
-          group:int=16,       # pictures written (or lost) together; at least `batch`
-          shard:str=None,     # 'i/n': every n-th group, starting with the i-th
-          workers:int=1,      # processes, or actors of Ray
-          engine:str='local', # 'local' or 'ray'
-          task:str=None, output=None, score:str=None, # as in `Explainer`; the score by its name, MODULE:FUNCTION
-         )->Path:             # rows.csv or rows.parquet; for a shard, the folder
+def bench(
+    data:str='scenes',  # dataset, or dataset:PATH
+    models=(None,),  # names, folders or modules; None: the bundled model
+    methods=None,  # names; None: `DEFAULT_METHODS`; ('all',): all
+    # names; None: the dataset's own, else `DEFAULT_METRICS`; ('all',): all
+    metrics=None,
+    limit:int=None,  # only the first samples of the dataset; None: all
+    out='bench',  # folder for the rows, made if missing
+    resume:bool=False,  # continue the run in this folder
+    retry:bool=False,  # continue, and compute rows without a value again
+    format:str='csv',  # 'csv' or 'parquet'
+    device=None,  # device of the models; None: where they are
+    protocol:str=None,  # name of a protocol, which sets the metrics
+    batch:int=1,  # pictures explained at once
+    group:int=16,  # pictures written (or lost) together; at least `batch`
+    shard:str=None,  # 'i/n': every n-th group, starting with the i-th
+    workers:int=1,  # processes, or actors of Ray
+    engine:str='local',  # 'local' or 'ray'
+    # as in `Explainer`; the score by its name, MODULE:FUNCTION
+    task:str=None, output=None, score:str=None,
+)->Path:  # rows.csv or rows.parquet; for a shard, the folder
     "Score methods on a dataset, one row per image, model, method and metric"
-    spec = make_run_spec(data, models, methods, metrics, limit, protocol, device=device, batch=batch, task=task, output=output, score=score, group=max(group, batch)*(group > 0))
-    run, out, (i, n) = engines[engine], _check_output_folder(out, format, resume or retry), _parse_shard(shard)
+    spec = make_run_spec(data, models, methods, metrics, limit, protocol,
+                         device=device, batch=batch, task=task, output=output,
+                         score=score, group=max(group, batch)*(group > 0))
+    run, out, (i, n) = engines[engine], _check_output_folder(out, format,
+        resume or retry), _parse_shard(shard)
     run.meta.get('needs', bool)()
-    if workers < 1: raise VitxError(f"{workers} workers are too few: give at least 1")
-    if (workers > 1 or engine != 'local') and '__main__' in spec.modules: raise VitxError("workers can't use code of a notebook: put it into a module")
-    local_spec = spec if engine == 'local' and workers == 1 else replace(spec, device=None)   # with workers, the explainers here only give labels and sizes
+    if workers < 1:
+        raise VitxError(f"{workers} workers are too few: give at least 1")
+    if (workers > 1 or engine != 'local') and '__main__' in spec.modules:
+        raise VitxError(
+            "workers can't use code of a notebook: put it into a module")
+    # with workers, the explainers here only give labels and sizes
+    local_spec = (spec if engine == 'local' and workers == 1
+                  else replace(spec, device=None))
     explainers = [local_spec.explainer(m) for m in range(len(spec.models))]
-    if same := [k for k,c in Counter(ex.name for ex in explainers).items() if c > 1]: raise VitxError(f"two models have the name {same[0]}: use two folders")
-    sizes, fingerprints = zip(*[_count_samples(spec, ex) for ex in explainers])   # also finds errors in the data before anything is written
-    todo = [(m, start) for m,size in enumerate(sizes) for start in range(0, size, spec.group)][i-1::n]
+    if same := [k for k,c in Counter(ex.name for ex in explainers).items()
+                if c > 1]:
+        raise VitxError(f"two models have the name {same[0]}: use two folders")
+    # also finds errors in the data before anything is written
+    sizes, fingerprints = zip(*[_count_samples(spec, ex) for ex in explainers])
+    todo = [(m, start) for m,size in enumerate(sizes)
+            for start in range(0, size, spec.group)][i-1::n]
     write_run(out, spec, explainers, sizes, fingerprints)
     if retry and row_files(out):
-        _merge_parts(out, format, lambda r: r['value'] is not None or r['dataset'] not in spec.dataset_names or r['method'] not in spec.methods
+        _merge_parts(out, format, lambda r: r['value'] is not None
+                     or r['dataset'] not in spec.dataset_names
+                     or r['method'] not in spec.methods
                      or r['metric'] not in spec.metrics)
     (out/'parts').mkdir(exist_ok=True)
-    with tqdm(total=sum(min(spec.group, sizes[m] - start) for m,start in todo), desc=spec.dataset_name, unit='picture') as bar:
-        for (m, start),rows in run(spec, todo, _finished_pairs(spec, out), workers, explainers):
-            if rows: write_rows(_part_path(out, spec, m, explainers[m].name, start, format), rows)
+    with tqdm(total=sum(min(spec.group, sizes[m] - start) for m,start in todo),
+              desc=spec.dataset_name, unit='picture') as bar:
+        for (m, start),rows in run(spec, todo, _finished_pairs(spec, out),
+                                   workers, explainers):
+            if rows:
+                write_rows(_part_path(out, spec, m, explainers[m].name, start,
+                                      format), rows)
             bar.update(min(spec.group, sizes[m] - start))
     return out if shard else _merge_parts(out, format)
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b7
 def _check_output_folder(out, format, resume):
     "Check that the output folder is free, or continued, and can be written"
-    if format not in ('csv', 'parquet'): raise VitxError(f"unknown format {format!r}: use csv or parquet")
+    if format not in ('csv', 'parquet'):
+        raise VitxError(f"unknown format {format!r}: use csv or parquet")
     if format == 'parquet': import_pyarrow()
     if (old := row_files(out := Path(out))) and not resume:
-        raise VitxError(f"{old[0]} is there already: add --resume to continue the run, or name another folder")
-    if out.exists() and not out.is_dir(): raise VitxError(f"{out} is a file: name a folder")
-    if not out.is_dir(): writable_path(next(p for p in out.absolute().parents if p.exists())/out.name)
+        raise VitxError(f"{old[0]} is there already: add --resume to continue "
+                        f"the run, or name another folder")
+    if out.exists() and not out.is_dir():
+        raise VitxError(f"{out} is a file: name a folder")
+    if not out.is_dir():
+        writable_path(next(p for p in out.absolute().parents
+                           if p.exists())/out.name)
     return out
 
 def _parse_shard(shard): # '2/8' → 2, 8
     found = re.fullmatch(r'(\d+)/(\d+)', shard or '1/1')
-    if not found or not 1 <= int(found[1]) <= int(found[2]): raise VitxError(f"{shard!r} is not a shard: give i/n, the i-th of n, for example 2/8")
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise VitxError(f"{shard!r} is not a shard: give i/n, the i-th of n, "
+                        f"for example 2/8")
     return int(found[1]), int(found[2])
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b8
 def _count_samples(spec, ex): # → number of samples, fingerprint of the first
     d = dataset[spec.data.partition(':')[0]]
     stream = samples(spec.data, spec.limit, ex)
-    if (first := next(stream, None)) is None: raise VitxError(f"{spec.data} has no samples: check the path and the limit")
-    if not first.has_mask and all(metric[k].meta['needs'] == 'mask' for k in spec.metrics):
-        raise VitxError(f"{spec.data} has no masks, which {', '.join(spec.metrics)} need: use metrics without masks, for example insertion-deletion")
-    if 'size' in d.meta: return d.meta['size'] if spec.limit is None else spec.limit, _sample_fingerprint(first)   # generated samples need not be counted
+    if (first := next(stream, None)) is None:
+        raise VitxError(
+            f"{spec.data} has no samples: check the path and the limit")
+    if not first.has_mask and all(metric[k].meta['needs'] == 'mask'
+                                  for k in spec.metrics):
+        raise VitxError(
+            f"{spec.data} has no masks, which {', '.join(spec.metrics)} need: "
+            f"use metrics without masks, for example insertion-deletion")
+    if 'size' in d.meta: # generated samples need not be counted
+        return (d.meta['size'] if spec.limit is None else spec.limit,
+                _sample_fingerprint(first))
     return 1 + sum(1 for _ in stream), _sample_fingerprint(first)
 
-def _sample_fingerprint(s): # name, size and 16 gray values, which differ for other data
-    try: return [s.name, *s.image.size, *np.asarray(s.image.convert('L').resize((4, 4), Image.BOX)).ravel().tolist()]
+def _sample_fingerprint(
+    s):  # name, size and 16 gray values, which differ for other data
+    try: return [s.name, *s.image.size, *np.asarray(s.image.convert('L')
+        .resize((4, 4), Image.BOX)).ravel().tolist()]
     except Exception: return [s.name]
 def same_data(a, b)->bool: # fingerprints or None
     "True unless the first pictures of two runs are known to differ"
     if not a or not b: return True
-    return a[0] == b[0] and (min(len(a), len(b)) == 1 or a[1:3] == b[1:3] and max(abs(x - y) for x,y in zip(a[3:], b[3:])) < 4)   # decoders differ slightly
+    return a[0] == b[0] and (min(len(a), len(b)) == 1 or a[1:3] == b[1:3]
+                             and max(abs(x - y) for x,y in zip(a[3:], b[3:])) <
+                             4)  # decoders differ slightly
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b9
-def _finished_pairs(spec, out): # → {(model, image): {(method, metric), …}}; equal sets are one object, to save memory
+def _finished_pairs(
+    spec, out
+    # → {(model, image): {(method, metric), …}}; equal sets are one object, to
+    # save memory
+):
     done, same = {}, {}
-    for r in (r for rows in read_row_groups(row_files(out)) for r in rows if r['dataset'] in spec.dataset_names):
-        done.setdefault((r['model'], r['image']), set()).add((r['method'], r['metric']))
-    return {k: same.setdefault(v, v) for k,v in ((k, frozenset(v)) for k,v in done.items())}
+    for r in (r for rows in read_row_groups(row_files(out)) for r in rows
+              if r['dataset'] in spec.dataset_names):
+        done.setdefault((r['model'], r['image']),
+                        set()).add((r['method'], r['metric']))
+    return {k: same.setdefault(v, v)
+            for k,v in ((k, frozenset(v)) for k,v in done.items())}
 
-def _part_path(out, spec, m, model, start, format): # unique for each group and settings, so that no part replaces another
-    digest = sha256(repr((spec.dataset_name, model, spec.methods, spec.metrics, spec.group)).encode()).hexdigest()[:8]
+def _part_path(
+    out, spec, m, model, start, format
+):  # unique for each group and settings, so that no part replaces another
+    digest = sha256(repr((spec.dataset_name, model, spec.methods, spec.metrics,
+                          spec.group)).encode()).hexdigest()[:8]
     name = re.sub(r'[^\w.-]+', '-', f'{spec.dataset_name}-{m:03d}-{model}')[:80]
-    (out/'parts').mkdir(exist_ok=True)              # another run may have merged and removed the folder meanwhile
-    return next(p for k in count() if not (p := out/'parts'/f"{name}-{digest}-{start:08d}.{k}.{format}").exists())
+    # another run may have merged and removed the folder meanwhile
+    (out/'parts').mkdir(exist_ok=True)
+    return next(p for k in count() if not (
+        p := out/'parts'/f"{name}-{digest}-{start:08d}.{k}.{format}").exists())
 
 def _merge_parts(out, format, keep=lambda r: True):
     "Merge all rows into one file, then delete the parts"
     files, path = row_files(out), out/f'rows.{format}'
-    write_rows(path, None, (some for rows in read_row_groups(files) if (some := [*filter(keep, rows)])))
+    write_rows(path, None, (some for rows in read_row_groups(files)
+                            if (some := [*filter(keep, rows)])))
     for p in files: p == path or p.unlink(missing_ok=True)
-    for p in (*out.glob('.r*'), *out.glob('parts/.*')): p.unlink(missing_ok=True)       # temporary files of a killed run
-    with suppress(OSError): (out/'parts').rmdir()   # another run may have written there since
+    # temporary files of a killed run
+    for p in (*out.glob('.r*'), *out.glob('parts/.*')):
+        p.unlink(missing_ok=True)
+    with suppress(OSError): # another run may have written there since
+        (out/'parts').rmdir()
     return path
 
 # %% ../../nbs/bench/06_runs.ipynb #3709ee3d
 def write_run(out, spec:RunSpec, explainers, sizes, fingerprints):
-    "Write run.json: settings, models with labels, and the machine; raises if the folder holds another run"
+    """Write run.json: settings, models with labels, and the machine; raises if
+    the folder holds another run"""
     old, p, ex = read_run(out) or {}, spec.protocol_definition, explainers[0]
-    previous = {e.name: old.get('models', {}).get(e.name, {}) for e in explainers}
-    target = {k: v for k in ('task', 'output', 'score') if (v := getattr(spec, k)) is not None}
-    if old and old.get('target', {}) != target: raise VitxError(f"{out} holds a run with another task, output or score: name another folder")
-    if old and old['dataset'] != spec.dataset_name: raise VitxError(f"{out} holds a run on {old['dataset']}, not on {spec.dataset_name}: name another folder")
-    if any(not same_data(previous[e.name].get('fingerprint'), f) for e,f in zip(explainers, fingerprints)):
-        raise VitxError(f"{out} holds a run on {old['data']}, which starts with another picture than {spec.data}: name another folder, or delete "
-                        f"{out}/run.json if the data are the same")
-    device = torch.device(spec.device) if spec.device else next(ex.model.parameters()).device
-    environment = dict(vitx=__version__, torch=torch.__version__, timm=version('timm'), python=platform.python_version(), platform=platform.platform(),
-                device=torch.cuda.get_device_name(device) if device.type == 'cuda' and torch.cuda.is_available() else str(device),
-                       threads=torch.get_num_threads(), seed=0)
+    previous = {e.name: old.get('models', {}).get(e.name, {})
+                for e in explainers}
+    target = {k: v for k in ('task', 'output', 'score')
+              if (v := getattr(spec, k)) is not None}
+    if old and old.get('target', {}) != target:
+        raise VitxError(f"{out} holds a run with another task, output or "
+                        f"score: name another folder")
+    if old and old['dataset'] != spec.dataset_name:
+        raise VitxError(f"{out} holds a run on {old['dataset']}, not on "
+                        f"{spec.dataset_name}: name another folder")
+    if any(not same_data(previous[e.name].get('fingerprint'), f)
+           for e,f in zip(explainers, fingerprints)):
+        raise VitxError(
+            f"{out} holds a run on {old['data']}, which starts with another "
+            f"picture than {spec.data}: name another folder, or delete "
+            f"{out}/run.json if the data are the same")
+    device = torch.device(spec.device) if spec.device else next(
+        ex.model.parameters()).device
+    environment = dict(
+        vitx=__version__, torch=torch.__version__, timm=version('timm'),
+        python=platform.python_version(), platform=platform.platform(),
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda'
+        and torch.cuda.is_available() else str(device),
+        threads=torch.get_num_threads(), seed=0)
     merged = lambda key, new: list(dict.fromkeys([*old.get(key, ()), *new]))
-    models = {e.name: dict(spec=_model_spec(m), labels=list(e.labels), samples=max(n, previous[e.name].get('samples') or 0), fingerprint=f)
-              for m,e,n,f in zip(spec.models, explainers, sizes, fingerprints)}
-    run = dict(data=spec.data, dataset=spec.dataset_name, limit=max(spec.limit, old.get('limit', 0)) if spec.limit and old.get('limit', 1) else None,
-               protocol=p and dict(name=p.name, version=p.version, description=p.description, source=p.source),
-               models=old.get('models', {}) | models,
-               methods=merged('methods', spec.methods), metrics=merged('metrics', spec.metrics), **(dict(target=target) if target else {}), environment=environment)
+    models = {e.name: dict(spec=_model_spec(m), labels=list(e.labels),
+                           samples=max(n, previous[e.name].get('samples') or 0),
+                           fingerprint=f) for m,e,n,f in zip(spec.models,
+                               explainers, sizes, fingerprints)}
+    run = dict(data=spec.data, dataset=spec.dataset_name, limit=max(spec.limit,
+        old.get('limit', 0)) if spec.limit and old.get('limit', 1) else None,
+               protocol=p and dict(name=p.name, version=p.version,
+                                   description=p.description, source=p.source),
+               models=old.get('models', {}) | models, methods=merged('methods',
+                   spec.methods), metrics=merged('metrics', spec.metrics),
+               **(dict(target=target) if target else {}),
+               environment=environment)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out/'run.json') as tmp: tmp.write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding='utf8')
+    with atomic_path(out/'run.json') as tmp:
+        tmp.write_text(json.dumps(run, indent=1, ensure_ascii=False),
+                       encoding='utf8')
 
+# %% ../../nbs/bench/06_runs.ipynb #c6245364
 def _model_spec(model): # '' for a module, which cannot be loaded by name
-    return model if model is None or isinstance(model, str) else str(model) if isinstance(model, Path) else ''
+    return (model if model is None or isinstance(model, str) else str(model)
+            if isinstance(model, Path) else '')
 
 # %% ../../nbs/bench/06_runs.ipynb #8e9d64f2
 def read_run(out)->dict: # None: the folder has no run.json
@@ -156,4 +235,6 @@ def read_run(out)->dict: # None: the folder has no run.json
     path = Path(out)/'run.json'
     if not path.is_file(): return None
     try: return json.loads(path.read_text(encoding='utf8'))
-    except ValueError as e: raise VitxError(f"{path} is damaged ({e}): delete it; the rows are complete without it") from None
+    except ValueError as e:
+        raise VitxError(f"{path} is damaged ({e}): delete it; the rows are "
+                        f"complete without it") from None

@@ -22,17 +22,19 @@ from .rows import *
 @dataclass
 class ScoredMap:
     "One map with all inputs of the metrics, and a cache of its scores"
-    m: torch.Tensor                              # (H,W) signed, at the size of the model's input
-    mask: torch.Tensor                           # (H,W) bool; None: the sample has no mask
-    capture: Capture                             # capture of the picture, alone or in a batch
+    m: torch.Tensor  # (H,W) signed, at the size of the model's input
+    mask: torch.Tensor  # (H,W) bool; None: the sample has no mask
+    capture: Capture  # capture of the picture, alone or in a batch
     target: int                                  # class that the map explains
-    explain: object                              # model, pictures (b,3,H,W) → maps (b,h,w) of the same class and method
-    black: torch.Tensor = None                   # (3,1,1) black after normalization
-    randomized_models: list = None               # randomized copies of the model
-    explain_target: object = None                # pictures (b,3,H,W), class → maps (b,h,w) of the same method
-    mask_error: str = ''                         # reason if a mask could not be read
-    index: int = 0                               # position of the picture in the capture
-    correct_class: int = None                    # class that counts as correct; None: the target
+    # model, pictures (b,3,H,W) → maps (b,h,w) of the same class and method
+    explain: object
+    black: torch.Tensor = None  # (3,1,1) black after normalization
+    randomized_models: list = None  # randomized copies of the model
+    # pictures (b,3,H,W), class → maps (b,h,w) of the same method
+    explain_target: object = None
+    mask_error: str = ''  # reason if a mask could not be read
+    index: int = 0  # position of the picture in the capture
+    correct_class: int = None  # class that counts as correct; None: the target
     settings: dict = field(default_factory=dict) # metric name → settings
     scores: dict = field(default_factory=dict)   # metric name → cached score
 
@@ -40,16 +42,23 @@ class ScoredMap:
         "Value of one metric, computed once"
         if name not in self.scores:
             meta = metric[name].meta
-            self.scores[name] = float(metric[name](*self._metric_args(meta), **{k: getattr(self, k) for k in ('black', 'randomized_models', 'explain_target') if meta.get(k)},
-                                                   **self.settings.get(name, {})))
+            self.scores[name] = float(metric[name](*self._metric_args(meta),
+                **{k: getattr(self, k) for k in ('black', 'randomized_models',
+                    'explain_target') if meta.get(k)},
+                **self.settings.get(name, {})))
         return self.scores[name]
 
     def _metric_args(self, meta):
         x = self.capture.x[self.index]
-        if meta['needs'] == 'scores': return [self.score(k) for k in meta['inputs']]
+        if meta['needs'] == 'scores':
+            return [self.score(k) for k in meta['inputs']]
         if meta['needs'] == 'method': return self.explain, self.capture.model, x
-        if meta['needs'] == 'model': return self.m, self.capture.predict, x, self.target if self.correct_class is None else self.correct_class
-        if self.mask is None: raise VitxError(self.mask_error or "this dataset has no masks: use metrics that need none")
+        if meta['needs'] == 'model':
+            return (self.m, self.capture.predict, x, self.target
+                    if self.correct_class is None else self.correct_class)
+        if self.mask is None:
+            raise VitxError(self.mask_error or "this dataset has no masks: use "
+                            "metrics that need none")
         return self.m, self.mask.to(self.m.device)
 
 # %% ../../nbs/bench/04_scoring.ipynb #c94dae15
@@ -60,78 +69,124 @@ class PreparedSample:
     mask: torch.Tensor # (H,W) bool; None: the sample has no mask
     mask_error: str    # reason if the mask could not be read
     label: object      # class for this model, or None
-    has_label: bool    # True if the sample has a class, even one that this model does not know
-    def choose_target(self, ex, top, protocol): # → (class to explain, class that counts as correct, note)
-        try: known = None if self.label is None else ex.target(self.label, exact=True)
+    # True if the sample has a class, even one that this model does not know
+    has_label: bool
+    def choose_target(
+        self, ex, top,
+        protocol):  # → (class to explain, class that counts as correct, note)
+        try: known = None if self.label is None else ex.target(self.label,
+            exact=True)
         except VitxError: known = None
-        note = '' if known is not None else (UNKNOWN_CLASS + f' ({self.label})'*(self.label is not None) if self.has_label
-                                             else NO_LABEL) + ': its top class instead'
+        note = '' if known is not None else (UNKNOWN_CLASS +
+            f' ({self.label})'*(self.label is not None) if self.has_label
+            else NO_LABEL) + ': its top class instead'
         if protocol and protocol.target == 'top':
-            return top, known if protocol.label_is_correct else top, note if protocol.label_is_correct and self.has_label else ''
+            return (top, known if protocol.label_is_correct else top, note
+                    if protocol.label_is_correct and self.has_label else '')
         return (top, top, note) if known is None else (known, known, '')
 
 def _prepare_sample(ex, sample): # → a PreparedSample, or an error text
     try:
         x = ex.transform(sample.image)
-        return PreparedSample(x, *_resize_mask(x, sample), sample.target_for(ex.name), sample.target is not None)
+        return PreparedSample(x, *_resize_mask(x, sample),
+                              sample.target_for(ex.name),
+                              sample.target is not None)
     except Exception as e: return describe_error(e)
 
-def _resize_mask(x, sample): # → (mask, error text); a picture with a broken mask can still be scored by metrics without one
-    try: return None if sample.mask is None else torch.from_numpy(np.array(Image.fromarray(sample.mask).resize(x.shape[:0:-1], Image.NEAREST))), ''
-    except Exception as e: return None, str(e) if isinstance(e, VitxError) else describe_error(e)
+# %% ../../nbs/bench/04_scoring.ipynb #c96ffc9a
+def _resize_mask(
+    x, sample
+    # → (mask, error text); a picture with a broken mask can still be scored by
+    # metrics without one
+):
+    try: return None if sample.mask is None else torch.from_numpy(np.array(
+        Image.fromarray(sample.mask).resize(x.shape[:0:-1], Image.NEAREST))), ''
+    except Exception as e:
+        return None, str(e) if isinstance(e, VitxError) else describe_error(e)
 
 # %% ../../nbs/bench/04_scoring.ipynb #6ff4a726
 def _compute_maps(ex, name, t, net, xs, capture=None): # → (b,h,w)
-    capture = capture or Capture(net, xs, ex.anat if net is ex.model else None, ex.score)
-    return normalize_map(method[name](capture, t, [capture.depth-1])[:, 0, 0].float()).to(capture.x.device)
+    capture = capture or Capture(net, xs, ex.anat if net is ex.model else None,
+                                 ex.score)
+    return normalize_map(method[name](capture, t, [capture.depth-1])[:, 0, 0]
+                         .float()).to(capture.x.device)
 
 def pixel_maps(ex, name:str, # `Explainer`, method
                targets,      # one class per picture
                capture,      # `Capture` of the pictures (b,3,H,W)
               )->list:       # maps (H,W); an error text if a map failed
-    "Maps of the last layer at the size of the model's input, scaled to a maximum of 1"
+    """Maps of the last layer at the size of the model's input, scaled to a
+    maximum of 1"""
     try:
-        return [*upsample_by_method(name, _compute_maps(ex, name, torch.as_tensor(targets)[:, None], ex.model, None, capture)[:, None], capture.x,
-                                    capture.grid_geometry)[:, 0]]
+        return [*upsample_by_method(name, _compute_maps(ex, name,
+            torch.as_tensor(targets)[:, None], ex.model, None,
+            capture)[:, None], capture.x, capture.grid_geometry)[:, 0]]
     except Exception as e:
         if len(targets) == 1: return [describe_error(e)]
-        return [m for i,t in enumerate(targets) for m in pixel_maps(ex, name, [t], Capture(ex.model, capture.x[i:i+1], ex.anat, ex.score))]
+        return [m for i,t in enumerate(targets) for m in pixel_maps(ex, name,
+            [t], Capture(ex.model, capture.x[i:i+1], ex.anat, ex.score))]
 
 # %% ../../nbs/bench/04_scoring.ipynb #638c603a
-def score_samples(ex, batch, methods, metrics, # `Explainer`, samples, names of methods and metrics
-                  randomized_models=None,      # randomized copies of the model, for metrics that need them
-                  protocol=None,               # a `Protocol`
-                 )->list:                      # (suffix of the dataset's name, rows) per sample; a row is (target, method, metric, value, note)
+def score_samples(
+    # `Explainer`, samples, names of methods and metrics
+    ex, batch, methods, metrics,
+    # randomized copies of the model, for metrics that need them
+    randomized_models=None,
+    protocol=None,  # a `Protocol`
+    # (suffix of the dataset's name, rows) per sample; a row is (target, method,
+    # metric, value, note)
+)->list:
     "Score a batch of samples; a missing value is None, and its note says why"
     prepared = [_prepare_sample(ex, s) for s in batch]
-    if not (ready := [q for q in prepared if not isinstance(q, str)]): return [('', _failed_rows(q, methods, metrics)) for q in prepared]
-    if len({q.x.shape for q in ready}) > 1: return [r for s in batch for r in score_samples(ex, [s], methods, metrics, randomized_models, protocol)]
-    try: capture = Capture(ex.model, torch.stack([q.x for q in ready]), ex.anat, ex.score); tops = capture.logits.argmax(1).tolist()
-    except Exception as e: return [('', _failed_rows(q if isinstance(q, str) else describe_error(e), methods, metrics)) for q in prepared]
+    if not (ready := [q for q in prepared if not isinstance(q, str)]):
+        return [('', _failed_rows(q, methods, metrics)) for q in prepared]
+    if len({q.x.shape for q in ready}) > 1:
+        return [r for s in batch for r in score_samples(ex, [s], methods,
+            metrics, randomized_models, protocol)]
+    try: capture = Capture(ex.model, torch.stack([q.x for q in ready]), ex.anat,
+                           ex.score); tops = capture.logits.argmax(1).tolist()
+    except Exception as e:
+        return [('', _failed_rows(q if isinstance(q, str)
+                                  else describe_error(e), methods, metrics))
+                for q in prepared]
     choices = [q.choose_target(ex, top, protocol) for q,top in zip(ready, tops)]
-    maps = zip(*[pixel_maps(ex, n, [a[0] for a in choices], capture) for n in methods])
+    maps = zip(*[pixel_maps(ex, n, [a[0] for a in choices], capture)
+                 for n in methods])
     black = ex.transform(Image.new('RGB', (64, 64)))[:, 32:33, 32:33]
-    results = iter([(_correctness_suffix(protocol, top, a), [r for n,m in zip(methods, ms)
-                                                             for r in _score_map(ex, q, a, n, m, metrics, (capture, i), black, randomized_models, protocol)])
-                    for i,(q,a,top,ms) in enumerate(zip(ready, choices, tops, maps))])
-    return [('', _failed_rows(q, methods, metrics)) if isinstance(q, str) else next(results) for q in prepared]
+    results = iter(
+        [(_correctness_suffix(protocol, top, a),
+          [r for n,m in zip(methods, ms) for r in _score_map(ex, q, a, n, m,
+              metrics, (capture, i), black, randomized_models, protocol)])
+         for i,(q,a,top,ms) in enumerate(zip(ready, choices, tops, maps))])
+    return [('', _failed_rows(q, methods, metrics)) if isinstance(q, str)
+            else next(results) for q in prepared]
 
-def _failed_rows(why, methods, metrics): return [(None, n, k, None, why) for n in methods for k in metrics]
-def _correctness_suffix(protocol, top, choice): return CORRECTNESS_SUFFIXES[top != choice[1]] if protocol and protocol.split_by_correctness else ''
-def _score_map(ex, q, choice, n, m, metrics, capture_and_index, black, randomized_models, protocol): # → rows of one map
+# %% ../../nbs/bench/04_scoring.ipynb #89cdea8c
+def _failed_rows(why, methods, metrics):
+    return [(None, n, k, None, why) for n in methods for k in metrics]
+def _correctness_suffix(protocol, top, choice):
+    return (CORRECTNESS_SUFFIXES[top != choice[1]] if protocol
+            and protocol.split_by_correctness else '')
+def _score_map(ex, q, choice, n, m, metrics, capture_and_index, black,
+               randomized_models, protocol):  # → rows of one map
     t, correct, note = choice
-    if isinstance(m, str): return [(t, n, k, None, _join_notes(note, m)) for k in metrics]
-    case = ScoredMap(m, q.mask, capture_and_index[0], t, partial(_compute_maps, ex, n, t), black, randomized_models,
-                     lambda xs, c: _compute_maps(ex, n, c, ex.model, xs), q.mask_error, capture_and_index[1], correct, protocol.metrics if protocol else {})
+    if isinstance(m, str):
+        return [(t, n, k, None, _join_notes(note, m)) for k in metrics]
+    case = ScoredMap(m, q.mask, capture_and_index[0], t, partial(_compute_maps,
+        ex, n, t), black, randomized_models, lambda xs, c: _compute_maps(ex, n,
+            c, ex.model, xs), q.mask_error, capture_and_index[1], correct,
+                     protocol.metrics if protocol else {})
     return [(t, n, k, *_score_metric(case, k, note)) for k in metrics]
 
 def _score_metric(case, k, note):
     "Value and note, or None and the reason"
     try:
         if metric[k].meta['needs'] == 'model' and case.correct_class is None:
-            raise VitxError("the picture's class isn't known, so no prediction is correct: use a dataset with labels")
+            raise VitxError("the picture's class isn't known, so no prediction "
+                            "is correct: use a dataset with labels")
         value = case.score(k)
     except Exception as e: return None, _join_notes(note, describe_error(e))
-    return (value, note) if np.isfinite(value) else (None, _join_notes(note, metric[k].meta.get('nan_reason', f'{k} is {value} here')))
+    return (value, note) if np.isfinite(value) else (None, _join_notes(note,
+        metric[k].meta.get('nan_reason', f'{k} is {value} here')))
 
 def _join_notes(note, why): return f'{note}; {why}' if note else why

@@ -17,21 +17,27 @@ def bootstrap_interval(v:np.ndarray, # (n,) one value per picture
                        draws:int=2000, seed:int=0,
                       )->tuple:     # mean, lower, upper
     "Mean with its 95 % bootstrap interval"
-    rng, step = np.random.default_rng(seed), max(1, 4_000_000//len(v))     # draws per step, to limit memory
-    means = np.concatenate([rng.choice(v, (min(step, draws-at), len(v))).mean(1) for at in range(0, draws, step)])
+    # draws per step, to limit memory
+    rng, step = np.random.default_rng(seed), max(1, 4_000_000//len(v))
+    means = np.concatenate([rng.choice(v, (min(step, draws-at), len(v))).mean(1)
+                            for at in range(0, draws, step)])
     return float(v.mean()), *np.quantile(means, (.025, .975)).tolist()
 
-def values_by_image(rows:list)->dict: # (dataset, model) → metric → method → {image: value}
+def values_by_image(
+    rows:list)->dict:  # (dataset, model) → metric → method → {image: value}
     "Values by picture; metrics computed from other metrics are added"
     out = {}
     for r in rows:
-        values = out.setdefault((r['dataset'], r['model']), {}).setdefault(r['metric'], {}).setdefault(r['method'], {})
+        values = (out.setdefault((r['dataset'], r['model']), {})
+                  .setdefault(r['metric'], {}).setdefault(r['method'], {}))
         if r['value'] is not None: values[r['image']] = r['value']
     for by in out.values():
         for k,f in metric.items():
             of = f.meta.get('inputs', ())
             if not of or k in by or not all(p in by for p in of): continue
-            by[k] = {n: {i: f(*(by[p][n][i] for p in of)) for i in first if all(i in by[p].get(n, {}) for p in of)} for n,first in by[of[0]].items()}
+            by[k] = {n: {i: f(*(by[p][n][i] for p in of)) for i in first
+                         if all(i in by[p].get(n, {}) for p in of)}
+                     for n,first in by[of[0]].items()}
     return out
 
 # %% ../../nbs/bench/07_statistics.ipynb #ee33e909
@@ -43,57 +49,83 @@ def mean_value(values:dict)->float:
     "Mean over images; nan if there is none"
     return np.mean(list(values.values())) if values else np.nan
 
-def ranked_methods(by:dict, k:str)->list: # metric → method → {image: value}; name of the metric
-    "Methods sorted by their mean of a metric, best first; methods without values last"
-    return sorted(by[k], key=lambda n: (not by[k][n], -metric_sign(k)*mean_value(by[k][n]) if by[k][n] else 0))
+def ranked_methods(
+    by:dict,
+    k:str)->list:  # metric → method → {image: value}; name of the metric
+    """Methods sorted by their mean of a metric, best first; methods without
+    values last"""
+    return sorted(by[k], key=lambda n: (
+        not by[k][n], -metric_sign(k)*mean_value(by[k][n]) if by[k][n] else 0))
 
 def format_interval(v, form='{:.2f} [{:.2f}, {:.2f}]')->str:
     "Mean and 95 % interval as text; one value alone, none as a dash"
-    return form.format(*bootstrap_interval(np.array(v))) if len(v) > 1 else form.split(' [')[0].format(*v) if len(v) else '–'
+    return (form.format(*bootstrap_interval(np.array(v))) if len(v) > 1
+            else form.split(' [')[0].format(*v) if len(v) else '–')
 
-def paired_differences(a:dict, b:dict, k:str)->dict: # {image: value} of two methods; name of the metric
+def paired_differences(
+    a:dict, b:dict,
+    k:str)->dict:  # {image: value} of two methods; name of the metric
     "Differences on images where both have a value; positive if a is better"
     return {i: metric_sign(k)*(a[i] - b[i]) for i in a if i in b}
 
 # %% ../../nbs/bench/07_statistics.ipynb #03ec1b13
-def pooled_segmentation(rows:list, # of one dataset and model
-                        draws:int=2000, seed:int=0,
-                       )->dict:   # method → {'pixel accuracy': (value, lower, upper), 'mean IoU': …}, 0..1; empty without counts
-    "Pixel accuracy and mean IoU over all pixels of a dataset (Chefer et al., 2021), with 95 % bootstrap intervals"
+def pooled_segmentation(
+    rows:list,  # of one dataset and model
+    draws:int=2000, seed:int=0,
+    # method → {'pixel accuracy': (value, lower, upper), 'mean IoU': …}, 0..1;
+    # empty without counts
+)->dict:
+    """Pixel accuracy and mean IoU over all pixels of a dataset (Chefer et al.,
+    2021), with 95 % bootstrap intervals"""
     counts_by_method, out = {}, {}
     for r in rows:
         if r['metric'] in SEG_COUNTS and r['value'] is not None:
-            counts_by_method.setdefault(r['method'], {}).setdefault(r['image'], {})[r['metric']] = r['value']
+            counts_by_method.setdefault(r['method'], {}).setdefault(r['image'],
+                {})[r['metric']] = r['value']
     for n,pictures in counts_by_method.items():
         # (n,4): intersection and union of background, of object
-        counts = np.array([[c[k] for k in SEG_COUNTS] for c in pictures.values() if len(c) == len(SEG_COUNTS)])
+        counts = np.array([[c[k] for k in SEG_COUNTS] for c in pictures.values()
+                           if len(c) == len(SEG_COUNTS)])
         if not len(counts): continue
-        times = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1/len(counts)), draws)  # how often each picture is drawn
+        times = np.random.default_rng(seed).multinomial(len(counts),
+            np.full(len(counts), 1/len(counts)),
+            draws)  # how often each picture is drawn
         gi, gu, oi, ou = np.concatenate([counts.sum(0)[None], times @ counts]).T
-        scores = dict([('pixel accuracy', (gi + oi)/(gi + ou)), ('mean IoU', (gi/gu.clip(1) + oi/ou.clip(1))/2)])
-        out[n] = {what: (float(v[0]), *np.quantile(v[1:], (.025, .975)).tolist()) for what,v in scores.items()}
+        scores = dict([('pixel accuracy', (gi + oi)/(gi + ou)),
+                       ('mean IoU', (gi/gu.clip(1) + oi/ou.clip(1))/2)])
+        out[n] = {what: (float(v[0]), *np.quantile(v[1:], (.025, .975))
+                         .tolist()) for what,v in scores.items()}
     return out
 
 # %% ../../nbs/bench/07_statistics.ipynb #69c83554
 def sign_flip_test(d:np.ndarray,    # (n,) differences, one per picture
                    draws:int=10_000, seed:int=0,
                   )->float:       # 0..1; nan if n is 0
-    "Two-sided p of a mean difference under random signs; exact if there are at most `draws` patterns of signs"
+    """Two-sided p of a mean difference under random signs; exact if there are
+    at most `draws` patterns of signs"""
     d = np.asarray(d, dtype=float)
     if not len(d): return float('nan')
-    count_extreme = lambda flipped: int((abs(flipped) >= abs(d.sum())*(1 - 1e-9)).sum())   # the order of a sum changes its last digits
-    if 2**len(d) <= draws: return count_extreme((1 - 2*(np.arange(2**len(d))[:, None] >> np.arange(len(d)) & 1)) @ d)/2**len(d)
+    # the order of a sum changes its last digits
+    count_extreme = lambda flipped: int(
+        (abs(flipped) >= abs(d.sum())*(1 - 1e-9)).sum())
+    if 2**len(d) <= draws:
+        return count_extreme(
+            (1 - 2*(np.arange(2**len(d))[:, None] >> np.arange(len(d)) & 1)) @
+            d)/2**len(d)
     rng, count, total = np.random.default_rng(seed), 0, d.sum()
     step = max(1, 4_000_000//len(d))   # draws per step, to limit memory
     for at in range(0, draws, step):
-        bits = rng.integers(0, 256, (min(step, draws-at), -(-len(d)//8)), dtype=np.uint8)
+        bits = rng.integers(0, 256, (min(step, draws-at), -(-len(d)//8)),
+                            dtype=np.uint8)
         flipped = total - 2*np.unpackbits(bits, axis=1, count=len(d)) @ d
         count += count_extreme(flipped)
     return (1 + count)/(1 + draws)
 
 def holm_correction(p:list)->list: # corrected p in the same order, 0..1
-    "p values corrected for multiple comparisons by Holm's step-down procedure; nan stays nan and is not counted"
+    """p values corrected for multiple comparisons by Holm's step-down
+    procedure; nan stays nan and is not counted"""
     order = sorted((i for i,v in enumerate(p) if v == v), key=lambda i: p[i])
     out, least = list(p), 0.
-    for k,i in enumerate(order): out[i] = least = max(least, min(1., (len(order) - k)*p[i]))
+    for k,i in enumerate(order):
+        out[i] = least = max(least, min(1., (len(order) - k)*p[i]))
     return out

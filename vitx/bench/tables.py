@@ -16,19 +16,24 @@ from ..picture.show import data_uri
 _MARKUP = re.compile(r'\\(_|[^\w\s])|`([^`]+)`|\*\*((?:\\.|[^\\])+?)\*\*')
 
 def escape_markup(value)->str:
-    "Text on one line with its markup characters escaped, for example the name of a file"
-    return re.sub(r'[\\`*|<$~]|(?<=\])(?=\()|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])', lambda m: '\\' + m[0], ' '.join(str(value).split()))
+    """Text on one line with its markup characters escaped, for example the name
+    of a file"""
+    return re.sub(
+        r'[\\`*|<$~]|(?<=\])(?=\()|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])',
+        lambda m: '\\' + m[0], ' '.join(str(value).split()))
 
 def as_code(name)->str:
     "Name as marked code"
     return '`' + ' '.join(str(name).replace('`', "'").split()) + '`'
 
-def parse_markup(text:str)->list: # (kind, plain text), …; kind: '', 'code' or 'bold'
+def parse_markup(
+    text:str)->list:  # (kind, plain text), …; kind: '', 'code' or 'bold'
     "Split a marked text into its parts"
     out, at = [], 0
     for m in _MARKUP.finditer(text):
         plain, name, bold = m.groups()
-        kind, inside = ('code', name) if name else ('bold', re.sub(r'\\(_|[^\w\s])', r'\1', bold)) if bold else ('', plain)
+        kind, inside = ('code', name) if name else ('bold',
+            re.sub(r'\\(_|[^\w\s])', r'\1', bold)) if bold else ('', plain)
         out += [('', text[at:m.start()]), (kind, inside)]
         at = m.end()
     return [s for s in (*out, ('', text[at:])) if s[1]]
@@ -46,18 +51,22 @@ class Table:
     title: str
     header: tuple = ()
     rows: tuple = ()            # each as long as the header
-    notes: tuple = ()           # paragraphs below the table; a list of texts is drawn as a list
+    # paragraphs below the table; a list of texts is drawn as a list
+    notes: tuple = ()
     figures: tuple = ()
     has_long_text: bool = False # the last column holds sentences and may wrap
 
     def __post_init__(self):
         for r in self.rows:
             if len(r) != len(self.header):
-                raise VitxError(f"a row of {len(r)} cells doesn't fit a header of {len(self.header)}: {', '.join(map(str, r))[:80]}. Give each row as many "
-                                "cells as the header")
+                raise VitxError(
+                    f"a row of {len(r)} cells doesn't fit a header of "
+                    f"{len(self.header)}: {', '.join(map(str, r))[:80]}. Give "
+                    f"each row as many " "cells as the header")
 
 def _numeric_columns(table): # (columns,) bool
-    return [all(re.match(r'[+-]?\d|–?$', c) for c in column) for column in zip(*table.rows)] or [False]*len(table.header)
+    return [all(re.match(r'[+-]?\d|–?$', c) for c in column)
+            for column in zip(*table.rows)] or [False]*len(table.header)
 
 # %% ../../nbs/bench/01_tables.ipynb #bfd4a65b
 def to_markdown(sections:list # (heading, tables), …; a heading may be empty
@@ -68,45 +77,69 @@ def to_markdown(sections:list # (heading, tables), …; a heading may be empty
         if heading: blocks.append(f'## {heading}')
         for t in tables:
             if t.title: blocks.append(t.title)
-            if t.header: blocks.append('\n'.join([_markdown_row(t.header), '|---'*len(t.header) + '|', *map(_markdown_row, t.rows)]))
+            if t.header:
+                blocks.append('\n'.join([_markdown_row(t.header), '|---'*len(
+                    t.header) + '|', *map(_markdown_row, t.rows)]))
             for note in t.notes:
                 if isinstance(note, str): blocks.append(note)
-                else: blocks.append(blocks.pop() + ''.join(f'\n- {n}' for n in note))
+                else:
+                    blocks.append(blocks.pop() +
+                                  ''.join(f'\n- {n}' for n in note))
     return '\n\n'.join(blocks) + '\n'
 
 def _markdown_row(cells): return f"| {' | '.join(cells)} |"
 
 # %% ../../nbs/bench/01_tables.ipynb #bdea0bf4
-_TEX_ESCAPES = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
-                '|': r'\textbar{}', '`': r'\textasciigrave{}', '"': r'\textquotedbl{}', **{c: '\\' + c for c in '{}$&%#_'}, '↑': r'$\uparrow$',
-                '↓': r'$\downarrow$', '→': r'$\to$', '×': r'$\times$', '−': '$-$', '–': '--', '—': '---', '…': r'\ldots{}', '·': r'$\cdot$', '±': r'$\pm$',
-                '≤': r'$\leq$', '≥': r'$\geq$', 'ℓ': r'$\ell$', 'σ': r'$\sigma$', 'α': r'$\alpha$', 'δ': r'$\delta$', 'Σ': r'$\Sigma$', '‖': r'$\|$',
-                '÷': r'$\div$', 'τ': r'$\tau$', '\u2011': '-', '\u00a0': '~'}
+_TEX_ESCAPES = {
+    '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
+    '|': r'\textbar{}', '`': r'\textasciigrave{}', '"': r'\textquotedbl{}',
+    **{c: '\\' + c for c in '{}$&%#_'}, '↑': r'$\uparrow$',
+    '↓': r'$\downarrow$', '→': r'$\to$', '×': r'$\times$', '−': '$-$',
+    '–': '--', '—': '---', '…': r'\ldots{}', '·': r'$\cdot$', '±': r'$\pm$',
+    '≤': r'$\leq$', '≥': r'$\geq$', 'ℓ': r'$\ell$', 'σ': r'$\sigma$',
+    'α': r'$\alpha$', 'δ': r'$\delta$', 'Σ': r'$\Sigma$', '‖': r'$\|$',
+    '÷': r'$\div$', 'τ': r'$\tau$', '\u2011': '-', '\u00a0': '~'}
 
 def _escape_tex(text):
-    text = re.sub(r"(?<!\w)-(?=\d)", '−', re.sub(r"([-',])(?=\1)", '\\1\0', text))      # the sign of a number is a minus; an empty group separates pairs
+    # the sign of a number is a minus; an empty group separates pairs
+    text = re.sub(r"(?<!\w)-(?=\d)", '−',
+                  re.sub(r"([-',])(?=\1)", '\\1\0', text))
     return ''.join(_TEX_ESCAPES.get(c, c) for c in text).replace('\0', '{}')
 
-def _to_tex(text): return ''.join({'': '{}', 'code': r'\texttt{{{}}}', 'bold': r'\textbf{{{}}}'}[kind].format(_escape_tex(s)) for kind,s in parse_markup(text))
+def _to_tex(text):
+    return ''.join({'': '{}', 'code': r'\texttt{{{}}}',
+                    'bold': r'\textbf{{{}}}'}[kind].format(_escape_tex(s))
+                   for kind,s in parse_markup(text))
 
 def _tex_row(cells):
     row = ' & '.join(map(_to_tex, cells))
-    return ('{}' if row[:1] in ('[', '*') else '') + row + r' \\'      # TeX would read these two as options of the \\ before them
+    # TeX would read these two as options of the \\ before them
+    return ('{}' if row[:1] in ('[', '*') else '') + row + r' \\'
 
 def _tex_notes(notes):
     out = []
     for n in notes:
-        out.append(_to_tex(n) + r'\par' if isinstance(n, str) else '\n'.join([r'\begin{itemize}', *(rf'\item {{}}{_to_tex(x)}' for x in n), r'\end{itemize}']))
+        out.append(_to_tex(n) + r'\par' if isinstance(n, str) else '\n'.join(
+            [r'\begin{itemize}', *(rf'\item {{}}{_to_tex(x)}' for x in n),
+             r'\end{itemize}']))
     return out
 
 # %% ../../nbs/bench/01_tables.ipynb #c2eec5b1
 def _tex_table(t):
-    columns = 'l' + r'p{.75\linewidth}' if t.has_long_text else ''.join('lr'[n] for n in _numeric_columns(t))
-    open, close = ('', '') if t.has_long_text else (r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%' + '\n', '}')
-    grid = [open + rf'\begin{{tabular}}{{{columns}}}', r'\toprule', _tex_row(t.header), r'\midrule', *map(_tex_row, t.rows), r'\bottomrule', r'\end{tabular}'
-            + close]
-    notes = [r'\par\medskip\begin{minipage}{\linewidth}\footnotesize', *_tex_notes(t.notes), r'\end{minipage}'] if t.notes else []
-    return '\n'.join([r'\begin{table}[htbp]', r'\centering\small', *([rf'\caption{{{_to_tex(t.title)}}}'] if t.title else []), *grid, *notes, r'\end{table}'])
+    columns = 'l' + r'p{.75\linewidth}' if t.has_long_text else ''.join('lr'[n]
+        for n in _numeric_columns(t))
+    open, close = ('', '') if t.has_long_text else (
+        r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%' +
+        '\n', '}')
+    grid = [open + rf'\begin{{tabular}}{{{columns}}}', r'\toprule',
+            _tex_row(t.header), r'\midrule', *map(_tex_row, t.rows),
+            r'\bottomrule', r'\end{tabular}' + close]
+    notes = [r'\par\medskip\begin{minipage}{\linewidth}\footnotesize',
+             *_tex_notes(t.notes), r'\end{minipage}'] if t.notes else []
+    return '\n'.join([r'\begin{table}[htbp]', r'\centering\small',
+                      *([rf'\caption{{{_to_tex(t.title)}}}'] if t.title
+                        else []), *grid, *notes, r'\end{table}'])
 
 def to_latex(sections:list, title:str='Report')->str:
     "Sections as a LaTeX document"
@@ -115,11 +148,20 @@ def to_latex(sections:list, title:str='Report')->str:
         if heading: body.append(rf'\section*{{{_to_tex(heading)}}}')
         for t in tables:
             if t.header: body.append(_tex_table(t))
-            elif t.title or t.notes: body.append('\n'.join(filter(None, [t.title and rf'\paragraph{{{_to_tex(t.title)}}}', *_tex_notes(t.notes)])))
-        body.append(r'\clearpage')      # LaTeX can hold back only a few floating tables
-    return '\n\n'.join([r'% each table can be copied: it needs \usepackage{booktabs,graphicx}',
-                        '\n'.join([r'\documentclass{article}', r'\usepackage[T1]{fontenc}', r'\usepackage[margin=2cm]{geometry}',
-        r'\usepackage{booktabs,graphicx}', rf'\title{{{_to_tex(title)}}}', r'\date{}', r'\begin{document}', r'\maketitle']), *body, r'\end{document}']) + '\n'
+            elif t.title or t.notes:
+                body.append('\n'.join(filter(None,
+                    [t.title and rf'\paragraph{{{_to_tex(t.title)}}}',
+                     *_tex_notes(t.notes)])))
+        # LaTeX can hold back only a few floating tables
+        body.append(r'\clearpage')
+    return '\n\n'.join(
+        [r'% each table can be copied: it needs \usepackage{booktabs,graphicx}',
+         '\n'.join([r'\documentclass{article}', r'\usepackage[T1]{fontenc}',
+                    r'\usepackage[margin=2cm]{geometry}',
+                    r'\usepackage{booktabs,graphicx}',
+                    rf'\title{{{_to_tex(title)}}}', r'\date{}',
+                    r'\begin{document}', r'\maketitle']), *body,
+         r'\end{document}']) + '\n'
 
 # %% ../../nbs/bench/01_tables.ipynb #3e41b9a5
 STYLE = '''
@@ -146,37 +188,66 @@ img{display:block;width:100%;height:auto;border-radius:4px;margin-bottom:.2rem}.
 '''
 
 def _to_html(text):
-    return ''.join({'': '{}', 'code': '<code>{}</code>', 'bold': '<strong>{}</strong>'}[kind].format(html.escape(s)) for kind,s in parse_markup(text))
+    return ''.join({'': '{}', 'code': '<code>{}</code>',
+                    'bold': '<strong>{}</strong>'}[kind].format(html.escape(s))
+                   for kind,s in parse_markup(text))
 
-def _plain_html(text): return html.escape(''.join(s for _,s in parse_markup(text)))
+def _plain_html(text):
+    return html.escape(''.join(s for _,s in parse_markup(text)))
 
 
 
 # %% ../../nbs/bench/01_tables.ipynb #53c02ee4
 def _html_grid(t):
     side = [' class="n"' if n else '' for n in _numeric_columns(t)]
-    head = ''.join(f'<th scope="col"{s}>{_to_html(c)}</th>' for s,c in zip(side, t.header))
-    rows = [f'<tr><th scope="row">{_to_html(r[0])}</th>' + ''.join(f'<td{s}>{_to_html(c)}</td>' for s,c in zip(side[1:], r[1:])) + '</tr>' for r in t.rows]
-    return '\n'.join([f'<div class="wide{" long" if t.has_long_text else ""}" tabindex="0" role="region" aria-label="{_plain_html(t.title)}"><table>',
-                      f'<caption><span>{_to_html(t.title)}</span></caption>', f'<thead><tr>{head}</tr></thead>', '<tbody>', *rows, '</tbody></table></div>'])
+    head = ''.join(f'<th scope="col"{s}>{_to_html(c)}</th>'
+                   for s,c in zip(side, t.header))
+    rows = [f'<tr><th scope="row">{_to_html(r[0])}</th>' + ''.join(
+        f'<td{s}>{_to_html(c)}</td>' for s,c in zip(side[1:], r[1:])) + '</tr>'
+            for r in t.rows]
+    return '\n'.join(
+        [f'<div class="wide{" long" if t.has_long_text else ""}" tabindex="0" '
+         f'role="region" aria-label="{_plain_html(t.title)}"><table>',
+         f'<caption><span>{_to_html(t.title)}</span></caption>',
+         f'<thead><tr>{head}</tr></thead>', '<tbody>', *rows,
+         '</tbody></table></div>'])
 
 def _html_figure(f):
-    inner = ''.join(f'<div><img src="{data_uri(data)}" alt="{html.escape(alt)}" loading="lazy">{_to_html(text)}</div>' for data,alt,text in f.images)
-    return f'<figure><figcaption>{_to_html(f.caption)}</figcaption><div class="row{" one" if len(f.images) == 1 else ""}">{inner}</div></figure>'
+    inner = ''.join(f'<div><img src="{data_uri(data)}" alt="'
+                    f'{html.escape(alt)}" loading="lazy">{_to_html(text)}</div>'
+                    for data,alt,text in f.images)
+    return (
+        f'<figure><figcaption>{_to_html(f.caption)}</figcaption><div class="row'
+        f'{" one" if len(f.images) == 1 else ""}">{inner}</div></figure>')
 
 def _html_table(t):
-    notes = [f'<p>{_to_html(n)}</p>' if isinstance(n, str) else f"<ul>{''.join(f'<li>{_to_html(x)}</li>' for x in n)}</ul>" for n in t.notes]
-    if notes and not t.header and t.title: notes = [f'<p><strong>{_plain_html(t.title)}</strong></p>', *notes]
-    return '\n'.join([*([_html_grid(t)] if t.header else []), *(['<div class="notes">', *notes, '</div>'] if notes else []), *map(_html_figure, t.figures)])
+    notes = [f'<p>{_to_html(n)}</p>' if isinstance(n, str)
+             else f"<ul>{''.join(f'<li>{_to_html(x)}</li>' for x in n)}</ul>"
+             for n in t.notes]
+    if notes and not t.header and t.title:
+        notes = [f'<p><strong>{_plain_html(t.title)}</strong></p>', *notes]
+    return '\n'.join([*([_html_grid(t)] if t.header else []),
+                      *(['<div class="notes">', *notes, '</div>'] if notes
+                        else []), *map(_html_figure, t.figures)])
 
+# %% ../../nbs/bench/01_tables.ipynb #8c0784f6
 def to_html(sections:list, title:str='Report')->str:
     "Sections as one self-contained HTML file"
     named = [(f's{i}', h, tables) for i,(h,tables) in enumerate(sections)]
-    links = [f'<li><a href="#{i}">{_to_html(h)}</a></li>' for i,h,_ in named if h]
-    body = [part for i,h,tables in named for part in ([f'<h2 id="{i}">{_to_html(h)}</h2>'] if h else []) + list(map(_html_table, tables))]
-    head = ['<!doctype html>', '<html lang="en">', '<head><meta charset="utf-8">',
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">', '<link rel="icon" href="data:,">', f'<title>{_plain_html(title)}</title>',
-            f'<style>{STYLE}</style></head>', '<body><main>', f'<h1>{_to_html(title)}</h1>']
-    return '\n'.join([*head, *([f"<nav aria-label=\"sections\"><ul>{''.join(links)}</ul></nav>"] if len(links) > 1 else []), *body,
-                      '</main></body></html>']) + '\n'
+    links = [f'<li><a href="#{i}">{_to_html(h)}</a></li>' for i,h,_ in named
+             if h]
+    body = [part for i,h,tables in named
+            for part in ([f'<h2 id="{i}">{_to_html(h)}</h2>'] if h else []) +
+            list(map(_html_table, tables))]
+    head = [
+        '<!doctype html>', '<html lang="en">', '<head><meta charset="utf-8">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src '
+        '\'none\'; img-src data:; style-src \'unsafe-inline\'">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        f'<title>{_plain_html(title)}</title>',
+        f'<style>{STYLE}</style></head>', '<body><main>',
+        f'<h1>{_to_html(title)}</h1>']
+    return '\n'.join([*head, *(
+        [f"<nav aria-label=\"sections\"><ul>{''.join(links)}</ul></nav>"]
+        if len(links) > 1 else []), *body, '</main></body></html>']) + '\n'

@@ -24,12 +24,18 @@ from ..picture.images import *
 _IGNORED = 1000   # ImageNet-S: undecided pixels
 
 def read_color_numbers(path)->np.ndarray: # (H,W) int
-    "The numbers in a mask of ImageNet-S, red + 256·green; a VitxError if the colors code no number"
+    """The numbers in a mask of ImageNet-S, red + 256·green; a VitxError if the
+    colors code no number"""
     try:
         with Image.open(path) as f: mode, m = f.mode, np.array(f)
-    except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
-    if mode != 'RGB': raise VitxError(f"the mask has mode {mode}, not RGB: use the original PNG")
-    if m[..., 2].any(): raise VitxError("the mask has blue pixels, which code no class: use the original PNG")
+    except OSError as e:
+        raise VitxError(f"the mask can't be read: {e}") from None
+    if mode != 'RGB':
+        raise VitxError(
+            f"the mask has mode {mode}, not RGB: use the original PNG")
+    if m[..., 2].any():
+        raise VitxError("the mask has blue pixels, which code no class: use "
+                        "the original PNG")
     return m[..., 0] + 256*m[..., 1].astype(int)
 
 # %% ../../nbs/data/06_known_truth.ipynb #e152e800
@@ -41,52 +47,69 @@ def _imagenet_s_folder(root): # → the folder of one set
     return found[0] if found else root
 
 def _check_imagenet_s_split(root, split):
-    if all((root/part).is_dir() for part in (split, f'{split}-segmentation')): return
-    complete = sorted(p.name for p in root.iterdir() if (root/f'{p.name}-segmentation').is_dir())
+    if all((root/part).is_dir() for part in (split, f'{split}-segmentation')):
+        return
+    complete = sorted(p.name for p in root.iterdir()
+                      if (root/f'{p.name}-segmentation').is_dir())
     if not complete:
-        raise VitxError(f"{root} has no validation-segmentation, so it isn't laid out as imagenet-s")
-    raise VitxError(f"there are no masks of the split {split!r}: {root} has masks of {', '.join(complete)}")
+        raise VitxError(f"{root} has no validation-segmentation, so it isn't "
+                        f"laid out as imagenet-s")
+    raise VitxError(f"there are no masks of the split {split!r}: {root} has "
+                    f"masks of {', '.join(complete)}")
 
 # %% ../../nbs/data/06_known_truth.ipynb #336af183
 def _class_numbers(root, split): # → {WordNet id: class number}
-    folders = {p.name for part in (split, f'{split}-segmentation') for p in (root/part).iterdir()}
+    folders = {p.name for part in (split, f'{split}-segmentation')
+               for p in (root/part).iterdir()}
     wnids = sorted(f for f in folders if re.fullmatch(r'n\d{8}', f))
     if len(wnids) not in (50, 300, 919):
-        raise VitxError(f"{root/split} has {len(wnids)} class folders, but ImageNet-S has 50, 300 or 919. "
-                        "A class number is the position of its folder, so keep all folders, also empty ones")
+        raise VitxError(f"{root/split} has {len(wnids)} class folders, "
+                        f"but ImageNet-S has 50, 300 or 919. "
+                        "A class number is the position of its folder, so keep "
+                        "all folders, also empty ones")
     return {wnid: i for i,wnid in enumerate(wnids, 1)}
 
 def _numbered_mask(path, image, wnid, numbers): # → (H,W) bool
-    if wnid not in numbers: raise VitxError("a file outside the folders of the classes")
+    if wnid not in numbers:
+        raise VitxError("a file outside the folders of the classes")
     m, i = read_color_numbers(path), numbers[wnid]
     found = sorted({*np.unique(m).tolist()} - {0, _IGNORED})
     if found and found[-1] > len(numbers):
-        raise VitxError(f"the mask has the number {found[-1]}, but there are {len(numbers)} classes")
+        raise VitxError(f"the mask has the number {found[-1]}, but there are "
+                        f"{len(numbers)} classes")
     if i not in found:
         others = ', '.join(map(str, found)) or 'no class'
-        raise VitxError(f"the mask doesn't show {wnid}, number {i}; it shows {others}")
+        raise VitxError(
+            f"the mask doesn't show {wnid}, number {i}; it shows {others}")
     return check_mask_size(m == i, image)
 
 # %% ../../nbs/data/06_known_truth.ipynb #1d1262cf
 @dataset('imagenet-s', path=':FOLDER[@SPLIT]', explainer=True)
 def imagenet_s(path, limit:int=None, ex=None):
-    "ImageNet-S: masks of 50, 300 or 919 of ImageNet's classes; FOLDER@SPLIT, default validation"
+    """ImageNet-S: masks of 50, 300 or 919 of ImageNet's classes; FOLDER@SPLIT,
+    default validation"""
     path, split = parse_split(path, 'validation')
     root = _imagenet_s_folder(find_folder(path, 'imagenet-s'))
     _check_imagenet_s_split(root, split)
-    images, masks = (images_by_name(root/part) for part in (split, f'{split}-segmentation'))
+    images, masks = (images_by_name(root/part)
+                     for part in (split, f'{split}-segmentation'))
     numbers = _class_numbers(root, split)
     for name in sorted({*images, *masks}):
         wnid = name.split('/')[0]
-        image = unique_reader(read_image, images.get(name), 'a mask without a picture', upright=False)
-        mask = unique_reader(_numbered_mask, masks.get(name), 'no mask', wnid=wnid, numbers=numbers)
-        yield Sample(name, image, mask, imagenet_class(wnid, ex) if wnid in numbers else None)
+        image = unique_reader(read_image, images.get(name),
+                              'a mask without a picture', upright=False)
+        mask = unique_reader(_numbered_mask, masks.get(name), 'no mask',
+                             wnid=wnid, numbers=numbers)
+        yield Sample(name, image, mask, imagenet_class(wnid, ex)
+                     if wnid in numbers else None)
 
 # %% ../../nbs/data/06_known_truth.ipynb #610d0c47
-FUNNYBIRDS_PARTS = dict(   # part → colors in the part map
-    beak=[(255, 255, 0)], eye=[(255, 255, 253), (255, 255, 254)], foot=[(255, 0, 1), (255, 0, 2)],
+FUNNYBIRDS_PARTS = dict(  # part → colors in the part map
+    beak=[(255, 255, 0)], eye=[(255, 255, 253), (255, 255, 254)],
+    foot=[(255, 0, 1), (255, 0, 2)],
     tail=[(0, 0, 255)], wing=[(0, 255, 1), (0, 255, 2)])
-_OTHER_COLORS = [(170, 170, 170), *((204, 204, 204 + i) for i in range(50))]   # body, background objects
+# body, background objects
+_OTHER_COLORS = [(170, 170, 170), *((204, 204, 204 + i) for i in range(50))]
 
 def _read_opaque(path): # ignores the fourth channel, as the authors do
     return read_image(path, channels=(0, 1, 2))
@@ -95,35 +118,48 @@ def _has_color(pixels, colors): # (H,W,3) → (H,W) bool
     return np.any([(pixels == c).all(-1) for c in colors], 0)
 
 def read_part_map(path, image=None)->dict: # {part: (H,W) bool}
-    "The five parts of a bird of FunnyBirds, from its part map; a hidden part is false everywhere"
+    """The five parts of a bird of FunnyBirds, from its part map; a hidden part
+    is false everywhere"""
     pixels = np.array(_read_opaque(path))
-    parts = {name: _has_color(pixels, colors) for name,colors in FUNNYBIRDS_PARTS.items()}
-    drawn, known = pixels.any(-1), np.any([*parts.values()], 0) | _has_color(pixels, _OTHER_COLORS)
+    parts = {name: _has_color(pixels, colors)
+             for name,colors in FUNNYBIRDS_PARTS.items()}
+    drawn, known = pixels.any(-1), np.any([*parts.values()], 0) | _has_color(
+        pixels, _OTHER_COLORS)
     if known.sum() < drawn.sum()/2:
-        raise VitxError("most colors of the part map belong to no part: use the original PNG")
-    return {name: check_mask_size(m, image) if image else m for name,m in parts.items()}
+        raise VitxError("most colors of the part map belong to no part: use "
+                        "the original PNG")
+    return {name: check_mask_size(m, image) if image else m
+            for name,m in parts.items()}
 
 # %% ../../nbs/data/06_known_truth.ipynb #ca6d2f30
 def _read_json(root, name):
-    file, others = root/f'{name}.json', ', '.join(p.name for p in sorted(root.glob('dataset_*.json')))
+    file, others = root/f'{name}.json', ', '.join(p.name
+        for p in sorted(root.glob('dataset_*.json')))
     if not file.is_file():
-        reason = f"only {others}" if others else "so it isn't laid out as funnybirds"
+        reason = (f"only {others}" if others
+                  else "so it isn't laid out as funnybirds")
         raise VitxError(f"{root} has no {file.name}, {reason}")
     try: return json.loads(file.read_text())
-    except ValueError as e: raise VitxError(f"{file.name} is no JSON: {e}") from None
+    except ValueError as e:
+        raise VitxError(f"{file.name} is no JSON: {e}") from None
 
-def unlisted_images(folder, listed:set, # relative paths
-                    skip:str='/',       # beginning of relative paths that aren't images of the dataset
-                   ):
-    "Yield a sample that raises an error for each image of a folder that isn't listed"
+def unlisted_images(
+    folder, listed:set,  # relative paths
+    # beginning of relative paths that aren't images of the dataset
+    skip:str='/',
+):
+    """Yield a sample that raises an error for each image of a folder that isn't
+    listed"""
     for p in find_images(folder):
         name = p.relative_to(folder).as_posix()
         if name not in listed and not name.startswith(skip):
-            yield Sample(name, partial(read_image, p), failing_reader("a picture that isn't listed"))
+            yield Sample(name, partial(read_image, p),
+                         failing_reader("a picture that isn't listed"))
 
 # %% ../../nbs/data/06_known_truth.ipynb #82a7aba0
 class PartSample(Sample):
-    "A sample with masks of the parts that define its class, and its image without each of them"
+    """A sample with masks of the parts that define its class, and its image
+    without each of them"""
     def __init__(self, name:str, image,
                  parts,         # function of the image → {part: (H,W) bool}
                  without:dict,  # {part: function → the image without it}
@@ -134,23 +170,30 @@ class PartSample(Sample):
     def parts(self)->dict: return self._parts(self.image)
     def _union(self, image):
         union = np.any([*self.parts.values()], 0)
-        if not union.any(): raise VitxError("the part map shows none of the parts")
+        if not union.any():
+            raise VitxError("the part map shows none of the parts")
         return union
     def without(self, part:str)->Image.Image:
-        "The image without a part; a VitxError if there is none, or if it has another size"
+        """The image without a part; a VitxError if there is none, or if it has
+        another size"""
         if part not in self._without:
-            raise VitxError(f"there is no part {part!r}: there are {', '.join(self._without)}")
+            raise VitxError(f"there is no part {part!r}: there are "
+                            f"{', '.join(self._without)}")
         image = self._without[part]()
         if image.size == self.image.size: return image
         size, other = ('{}×{}'.format(*i.size) for i in (self.image, image))
-        raise VitxError(f"the image has {size} pixels, but the image without {part} has {other}")
+        raise VitxError(f"the image has {size} pixels, but the image without "
+                        f"{part} has {other}")
 
 # %% ../../nbs/data/06_known_truth.ipynb #98e27292
-def _funnybird(root, split, k, i, target): # class, number of the image → PartSample
-    file, renders = f'{k}/{i:06d}.png', root/f'{split}_interventions/{k}/{i:06d}'
+def _funnybird(root, split, k, i,
+               target):  # class, number of the image → PartSample
+    file, renders = (f'{k}/{i:06d}.png',
+                     root/f'{split}_interventions/{k}/{i:06d}')
     return PartSample(file, partial(_read_opaque, root/split/file),
                       partial(read_part_map, root/f'{split}_part_map'/file),
-                      {p: partial(_read_without, renders, p) for p in FUNNYBIRDS_PARTS}, target)
+                      {p: partial(_read_without, renders, p)
+                       for p in FUNNYBIRDS_PARTS}, target)
 
 def _read_without(folder, part):
     kept = sorted({*FUNNYBIRDS_PARTS} - {part})
@@ -159,43 +202,61 @@ def _read_without(folder, part):
 # %% ../../nbs/data/06_known_truth.ipynb #c2e167a4
 @dataset('funnybirds', path=':FOLDER[@SPLIT]', explainer=True)
 def funnybirds(path, limit:int=None, ex=None):
-    "FunnyBirds: rendered birds whose class is defined by five parts; FOLDER@SPLIT, default test"
+    """FunnyBirds: rendered birds whose class is defined by five parts;
+    FOLDER@SPLIT, default test"""
     path, split = parse_split(path, 'test')
     root = find_folder(path, 'funnybirds', 'FunnyBirds', '.')
-    birds, classes, parts = (_read_json(root, name) for name in (f'dataset_{split}', 'classes', 'parts'))
+    birds, classes, parts = (_read_json(root, name) for name in (
+        f'dataset_{split}', 'classes', 'parts'))
     if {*parts} != {*FUNNYBIRDS_PARTS}:
-        raise VitxError(f"parts.json has the parts {', '.join(parts)}, but FunnyBirds has others: "
+        raise VitxError(f"parts.json has the parts {', '.join(parts)}, but "
+                        f"FunnyBirds has others: "
                         f"{', '.join(FUNNYBIRDS_PARTS)}")
     names, listed = [str(k) for k in range(len(classes))], set()
     for i,bird in enumerate(birds):
         k = bird.get('class_idx') if isinstance(bird, dict) else None
         if k not in range(len(classes)):
-            yield Sample(f'entry {i}', failing_reader(f"its class isn't a number from 0 to {len(classes)-1}"))
+            yield Sample(f'entry {i}', failing_reader(
+                f"its class isn't a number from 0 to {len(classes)-1}"))
             continue
         listed.add(f'{k}/{i:06d}.png')
         yield _funnybird(root, split, k, i, label_to_target(k, names, ex))
     yield from unlisted_images(find_folder(root, 'funnybirds', split), listed)
 
 # %% ../../nbs/data/06_known_truth.ipynb #3809c735
-_BIRDS, _PLACES, _SPLITS = ('landbird', 'waterbird'), ('land', 'water'), ('train', 'val', 'test')
+_BIRDS, _PLACES, _SPLITS = (('landbird', 'waterbird'), ('land', 'water'),
+                            ('train', 'val', 'test'))
 
-def _read_metadata(root): # → name of each line, and its (file, y, split, place) or None
-    file, columns = root/'metadata.csv', dict(y=('0', '1'), split=('0', '1', '2'), place=('0', '1'))
-    if not file.is_file(): raise VitxError(f"{root} has no metadata.csv, so it isn't laid out as waterbirds")
+def _read_metadata(
+    root):  # → name of each line, and its (file, y, split, place) or None
+    file, columns = root/'metadata.csv', dict(y=('0', '1'),
+        split=('0', '1', '2'), place=('0', '1'))
+    if not file.is_file():
+        raise VitxError(f"{root} has no metadata.csv, so it isn't laid out as "
+                        f"waterbirds")
     with open(file, newline='', encoding='utf8', errors='replace') as f:
         table = csv.DictReader(f)
-        if missing := sorted({'img_filename', *columns} - {*(table.fieldnames or ())}):
-            raise VitxError(f"metadata.csv has no column {missing[0]}, so it isn't that of waterbirds")
+        if missing := sorted({'img_filename', *columns} -
+                             {*(table.fieldnames or ())}):
+            raise VitxError(f"metadata.csv has no column {missing[0]}, so it "
+                            f"isn't that of waterbirds")
         for row in table:
-            line, name = f'metadata.csv, line {table.line_num}', row['img_filename']
-            is_valid = name and all(row[c] in allowed for c,allowed in columns.items())
-            yield line, (name, *(int(row[c]) for c in columns)) if is_valid else None
+            line, name = (f'metadata.csv, line {table.line_num}',
+                          row['img_filename'])
+            is_valid = name and all(row[c] in allowed
+                                    for c,allowed in columns.items())
+            yield line, (name,
+                         *(int(row[c]) for c in columns)) if is_valid else None
 
 # %% ../../nbs/data/06_known_truth.ipynb #a3e7f9bd
 def _segmentation_reader(root, file):
-    folders = [p for p in (root, root.parent, root.parent/'CUB_200_2011') if (p/'segmentations').is_dir()]
-    if not folders: return failing_reader("no masks: put CUB's folder segmentations beside the pictures")
-    return partial(_read_segmentation, folders[0]/'segmentations'/Path(file).with_suffix('.png'))
+    folders = [p for p in (root, root.parent, root.parent/'CUB_200_2011')
+               if (p/'segmentations').is_dir()]
+    if not folders:
+        return failing_reader(
+            "no masks: put CUB's folder segmentations beside the pictures")
+    return partial(_read_segmentation, folders[0]/'segmentations'/Path(file)
+                   .with_suffix('.png'))
 
 def _read_segmentation(path, image): # → (H,W) bool
     if not path.is_file(): raise VitxError(f"no segmentation {path.name}")
@@ -204,10 +265,14 @@ def _read_segmentation(path, image): # → (H,W) bool
 # %% ../../nbs/data/06_known_truth.ipynb #ec2afab4
 @dataset('waterbirds', path=':FOLDER[@SPLIT]', explainer=True)
 def waterbirds(path, limit:int=None, ex=None):
-    "Waterbirds: birds on land and water; the masks are CUB's segmentations; FOLDER@SPLIT, default test"
+    """Waterbirds: birds on land and water; the masks are CUB's segmentations;
+    FOLDER@SPLIT, default test"""
     path, split = parse_split(path, 'test')
-    if split not in _SPLITS: raise VitxError(f"there is no split {split!r}: there are {', '.join(_SPLITS)}")
-    root, listed = find_folder(path, 'waterbirds', 'waterbird_complete95_forest2water2', '.'), set()
+    if split not in _SPLITS:
+        raise VitxError(
+            f"there is no split {split!r}: there are {', '.join(_SPLITS)}")
+    root, listed = find_folder(path, 'waterbirds',
+                               'waterbird_complete95_forest2water2', '.'), set()
     for line,row in _read_metadata(root):
         if row is None:
             yield Sample(line, failing_reader('a broken line'))
@@ -215,55 +280,72 @@ def waterbirds(path, limit:int=None, ex=None):
         file, y, part, place = row
         listed.add(file)
         if _SPLITS[part] == split:
-            yield Sample(f'{_BIRDS[y]} on {_PLACES[place]}/{file}', partial(read_image, root/file),
-                         _segmentation_reader(root, file), label_to_target(y, _BIRDS, ex))
+            yield Sample(f'{_BIRDS[y]} on {_PLACES[place]}/{file}', partial(
+                read_image, root/file), _segmentation_reader(root, file),
+                         label_to_target(y, _BIRDS, ex))
     yield from unlisted_images(root, listed, skip='segmentations/')
 
 # %% ../../nbs/data/06_known_truth.ipynb #74320352
-IMAGENET9_CLASSES = ('dog', 'bird', 'wheeled vehicle', 'reptile', 'carnivore', 'insect', 'musical instrument',
-                     'primate', 'fish')
+IMAGENET9_CLASSES = ('dog', 'bird', 'wheeled vehicle', 'reptile', 'carnivore',
+                     'insect', 'musical instrument', 'primate', 'fish')
 _WITH_OBJECT = ('original', 'mixed_same', 'mixed_rand', 'mixed_next', 'only_fg')
 _WITHOUT_OBJECT = ('no_fg', 'only_bg_b', 'only_bg_t')
 
-def _imagenet9_target(folder, source, ex): # → class index, name, or None for an unknown folder
-    if folder not in (folders := [f'{k:02d}_{name}' for k,name in enumerate(IMAGENET9_CLASSES)]): return None
+def _imagenet9_target(folder, source,
+                      ex):  # → class index, name, or None for an unknown folder
+    if folder not in (folders := [f'{k:02d}_{name}'
+                                  for k,name in enumerate(IMAGENET9_CLASSES)]):
+        return None
     wnid = re.match(r'n\d{8}(?=_)', source)
-    if wnid and ex and len(ex.labels) == 1000: return imagenet_class(wnid[0], ex)
+    if wnid and ex and len(ex.labels) == 1000:
+        return imagenet_class(wnid[0], ex)
     return label_to_target(folders.index(folder), IMAGENET9_CLASSES, ex)
 
 # %% ../../nbs/data/06_known_truth.ipynb #ff6526b3
 def _foreground_reader(path, variation):
-    if variation in _WITHOUT_OBJECT: return failing_reader(f"no mask, because {variation} shows no object")
+    if variation in _WITHOUT_OBJECT:
+        return failing_reader(f"no mask, because {variation} shows no object")
     if not path.parents[1].is_dir():
-        return failing_reader("no masks: put the folder fg_mask beside the variations")
-    return partial(_read_foreground, path) if path.is_file() else failing_reader(f"no mask {path.name}")
+        return failing_reader(
+            "no masks: put the folder fg_mask beside the variations")
+    return (partial(_read_foreground, path) if path.is_file()
+            else failing_reader(f"no mask {path.name}"))
 
 def _read_foreground(path, image): # → (H,W) bool
     try: m = np.load(path)
     except (OSError, ValueError, EOFError):
-        raise VitxError(f"{path.name} is cut short, or no array of np.save") from None
+        raise VitxError(
+            f"{path.name} is cut short, or no array of np.save") from None
     if m.ndim != 2 or not np.isin(m, (0, 1)).all():
-        raise VitxError(f"the mask must be (H,W) of 0 and 1, but it has the shape {m.shape} or other values")
+        raise VitxError(f"the mask must be (H,W) of 0 and 1, but it has the "
+                        f"shape {m.shape} or other values")
     return check_mask_size(m.astype(bool), image)
 
 # %% ../../nbs/data/06_known_truth.ipynb #5bba8ff6
 @dataset('imagenet-9', path=':FOLDER[@VARIATION]', explainer=True)
 def imagenet_9(path, limit:int=None, ex=None):
-    "ImageNet-9: nine groups of classes on exchanged backgrounds; FOLDER@VARIATION, default original"
+    """ImageNet-9: nine groups of classes on exchanged backgrounds;
+    FOLDER@VARIATION, default original"""
     path, variation = parse_split(path, 'original')
     root = find_folder(path, 'imagenet-9', 'bg_challenge', '.')
-    available = [v for v in (*_WITH_OBJECT, *_WITHOUT_OBJECT) if (root/v/'val').is_dir()]
+    available = [v for v in (*_WITH_OBJECT, *_WITHOUT_OBJECT) if (root/v/'val')
+                 .is_dir()]
     if not available:
-        raise VitxError(f"{root} has no original/val or mixed_rand/val, so it isn't laid out as imagenet-9")
+        raise VitxError(f"{root} has no original/val or mixed_rand/val, so it "
+                        f"isn't laid out as imagenet-9")
     if variation not in available:
-        raise VitxError(f"there is no variation {variation!r}: {root} has {', '.join(available)}")
+        raise VitxError(f"there is no variation {variation!r}: {root} has "
+                        f"{', '.join(available)}")
     mask_folder, used = root/'fg_mask/val', set()
     for p in find_images(root/variation/'val'):
-        source = re.sub('^fg_(.+?)_bg_.*', r'\1', p.stem)     # name of the image with this foreground
+        # name of the image with this foreground
+        source = re.sub('^fg_(.+?)_bg_.*', r'\1', p.stem)
         used.add(mask := mask_folder/p.parent.name/f'{source}.npy')
-        yield Sample(f'{variation}/{p.parent.name}/{p.name}', partial(read_image, p, upright=False),
-                     _foreground_reader(mask, variation), _imagenet9_target(p.parent.name, source, ex))
+        yield Sample(f'{variation}/{p.parent.name}/{p.name}', partial(
+            read_image, p, upright=False), _foreground_reader(mask, variation),
+                     _imagenet9_target(p.parent.name, source, ex))
     if variation == 'original' and mask_folder.is_dir():
         for p in find_files(mask_folder, {'.npy'}):
             if p in used: continue
-            yield Sample(p.relative_to(mask_folder).as_posix(), failing_reader('a mask without a picture'))
+            yield Sample(p.relative_to(mask_folder).as_posix(),
+                         failing_reader('a mask without a picture'))

@@ -20,39 +20,63 @@ from .samples import *
 from ..picture.images import *
 
 # %% ../../nbs/data/04_layouts.ipynb #70ba0bb2
-def draw_mask(shapes,          # each a list of points (x, y): two opposite corners of a box, or at least three points of an outline
-              image,           # PIL image of the shapes
-              origin:int=0,    # coordinate of the first pixel in the file
-              size:tuple=None, # (width, height) of the annotated image; None: unknown
-             )->np.ndarray:    # (H,W) bool
-    "Mask of the union of boxes and outlines; a shape outside the image raises a VitxError"
-    (W, H), mask, scale = image.size, Image.new('1', image.size), _scale(size, image)
+def draw_mask(
+    # each a list of points (x, y): two opposite corners of a box, or at least
+    # three points of an outline
+    shapes,
+    image,  # PIL image of the shapes
+    origin:int=0,  # coordinate of the first pixel in the file
+    size:tuple=None,  # (width, height) of the annotated image; None: unknown
+)->np.ndarray:  # (H,W) bool
+    """Mask of the union of boxes and outlines; a shape outside the image raises
+    a VitxError"""
+    (W, H), mask, scale = (image.size, Image.new('1', image.size),
+                           _scale(size, image))
     for points in shapes:
-        points = _check_inside([((x - origin)*scale, (y - origin)*scale) for x,y in points], W, H)
-        if len(points) < 2: raise VitxError("a shape of one point is neither a box nor an outline")
-        if len(points) == 2: ImageDraw.Draw(mask).rectangle([f(v) for f in (min, max) for v in zip(*points)], fill=1)
+        points = _check_inside([((x - origin)*scale, (y - origin)*scale)
+                                for x,y in points], W, H)
+        if len(points) < 2:
+            raise VitxError(
+                "a shape of one point is neither a box nor an outline")
+        if len(points) == 2:
+            ImageDraw.Draw(mask).rectangle(
+                [f(v) for f in (min, max) for v in zip(*points)], fill=1)
         else: ImageDraw.Draw(mask).polygon(points, fill=1)
     return np.array(mask)
 
 def _scale(size, image): # from the annotated image to this one
     (W, H), (w, h) = image.size, size or image.size
-    if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"the annotation is for an image of {w}×{h} pixels, but this image has {W}×{H}. It was probably rotated or cropped: give the original image")
+    if abs(w*H/(h*W) - 1) > .03:
+        raise VitxError(f"the annotation is for an image of {w}×{h} pixels, "
+                        f"but this image has {W}×{H}. It was probably rotated "
+                        f"or cropped: give the original image")
     return W/w
+
+# %% ../../nbs/data/04_layouts.ipynb #30c4b6c6
 def check_mask_size(m:np.ndarray, image)->np.ndarray: # (H,W), PIL image
-    "The mask, if it has the size of its image; else a VitxError that names both sizes"
-    if m.shape != image.size[::-1]: raise VitxError(f"the mask has {m.shape[1]}×{m.shape[0]} pixels, but the image has {image.size[0]}×{image.size[1]}")
+    """The mask, if it has the size of its image; else a VitxError that names
+    both sizes"""
+    if m.shape != image.size[::-1]:
+        raise VitxError(f"the mask has {m.shape[1]}×{m.shape[0]} pixels, but "
+                        f"the image has {image.size[0]}×{image.size[1]}")
     return m
 def _check_inside(points, W, H): # → points, or a VitxError
     if not points: raise VitxError("a shape without points")
-    if not all(math.isfinite(v) for p in points for v in p): raise VitxError("a coordinate of a shape is not a number")
-    if (excess := max(max(-x, -y, x - W, y - H) for x,y in points)) > max(1, .01*max(W, H)): raise VitxError(f"a shape reaches {excess:.0f} pixels outside its picture of {W}×{H}")
+    if not all(math.isfinite(v) for p in points for v in p):
+        raise VitxError("a coordinate of a shape is not a number")
+    if (excess := max(max(-x, -y, x - W, y - H)
+                      for x,y in points)) > max(1, .01*max(W, H)):
+        raise VitxError(f"a shape reaches {excess:.0f} pixels outside its "
+                        f"picture of {W}×{H}")
     return points
 
 # %% ../../nbs/data/04_layouts.ipynb #f0a6f612
 def images_by_name(folder)->dict: # {relative path without suffix: paths}
     "All pictures of a folder and its subfolders, by name"
     found = {}
-    for p in find_images(folder): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
+    for p in find_images(folder):
+        found.setdefault(p.relative_to(folder).with_suffix('').as_posix(),
+                         []).append(p)
     return found
 
 def unique_reader(read,       # function of a path, such as `read_image`
@@ -61,159 +85,282 @@ def unique_reader(read,       # function of a path, such as `read_image`
                   **options): # of `read`
     "A reader of the only path, or one that raises a VitxError"
     if not paths: return failing_reader(absent)
-    return partial(read, paths[0], **options) if len(paths) == 1 else failing_reader(f"{' and '.join(p.name for p in paths)} have the same name, so it isn't clear which annotation belongs to which file: rename one")
+    return partial(
+        read, paths[0], **options) if len(paths) == 1 else failing_reader(
+            f"{' and '.join(p.name for p in paths)} have the same name, so it "
+            f"isn't clear which annotation belongs to which file: rename one")
 
-def find_folder(path,          # the folder that the user gave, or None
-                name:str,      # the dataset, for error messages
-                *parts:str     # subfolders that the layout may have; '.': the folder itself
-               )->Path:
-    "The first of these subfolders that exists; a VitxError says what is missing"
+def find_folder(
+    path,  # the folder that the user gave, or None
+    name:str,  # the dataset, for error messages
+    *parts:str  # subfolders that the layout may have; '.': the folder itself
+)->Path:
+    """The first of these subfolders that exists; a VitxError says what is
+    missing"""
     if path is None: raise VitxError(f"{name} needs a folder: {name}:FOLDER")
     if not Path(path).is_dir(): raise VitxError(f"there is no folder {path}")
-    found = next((p for p in (Path(path)/part for part in parts) if p.is_dir()), None)
-    if parts and not found: raise VitxError(f"{path} holds none of {', '.join(parts)}, so it isn't laid out as {name}")
+    found = next((p for p in (Path(path)/part for part in parts) if p.is_dir()),
+                 None)
+    if parts and not found:
+        raise VitxError(f"{path} holds none of {', '.join(parts)}, so it isn't "
+                        f"laid out as {name}")
     return found or Path(path)
 
 # %% ../../nbs/data/04_layouts.ipynb #b8652206
 def _folder_class(name, ex=None): # the first folder, which may be a WordNet id
     kind = name.split('/')[0] if '/' in name else None
-    return imagenet_class(kind, ex) if kind and re.fullmatch(r'n\d{8}', kind) else kind
+    return (imagenet_class(kind, ex) if kind and re.fullmatch(r'n\d{8}', kind)
+            else kind)
 
-@dataset('folder', path=':FOLDER', explainer=True, metrics=('insertion-deletion', 'relative-cost'))
+@dataset('folder', path=':FOLDER', explainer=True,
+         metrics=('insertion-deletion', 'relative-cost'))
 def folder(path, limit:int=None, ex=None):
-    "Any folder of images; the name of a subfolder (or its WordNet id) is the class of its images"
+    """Any folder of images; the name of a subfolder (or its WordNet id) is the
+    class of its images"""
     for p in find_images(find_folder(path, 'folder')):
         name = p.relative_to(path).as_posix()
-        yield Sample(name, partial(read_image, p), None, _folder_class(name, ex))
+        yield Sample(name, partial(read_image, p), None,
+                     _folder_class(name, ex))
 
 @dataset('masks', path=':FOLDER', explainer=True)
 def masks(path, limit:int=None, ex=None):
-    "Two folders, `images` and `masks`, with files of the same names; the bright pixels of a mask are the object; subfolders are classes"
-    images, mask_files = (images_by_name(find_folder(path, 'masks', part)) for part in ('images', 'masks'))
+    """Two folders, `images` and `masks`, with files of the same names; the
+    bright pixels of a mask are the object; subfolders are classes"""
+    images, mask_files = (images_by_name(find_folder(path, 'masks', part))
+                          for part in ('images', 'masks'))
     for name in sorted({*images, *mask_files}):
-        yield Sample(name, unique_reader(read_image, images.get(name), 'a mask without a picture'), unique_reader(read_mask, mask_files.get(name), 'no mask'), _folder_class(name, ex))
+        yield Sample(name, unique_reader(read_image, images.get(name),
+                                         'a mask without a picture'),
+                     unique_reader(read_mask, mask_files.get(name), 'no mask'),
+                     _folder_class(name, ex))
 
 # %% ../../nbs/data/04_layouts.ipynb #b3a268c5
 @dataset('imagenet', path=':FOLDER', explainer=True)
 def imagenet(path, limit:int=None, ex=None):
-    "ImageNet's validation images, in one folder or in a folder per WordNet id; if there are XML files, their boxes are the masks"
+    """ImageNet's validation images, in one folder or in a folder per WordNet
+    id; if there are XML files, their boxes are the masks"""
     root = find_folder(path, 'imagenet')
-    image_folder = find_folder(path, 'imagenet', 'Data/CLS-LOC/val', 'ILSVRC/Data/CLS-LOC/val', 'ILSVRC2012_img_val', 'val', 'images', '.')
-    annotation_folder = next((p for part in ('Annotations/CLS-LOC/val', 'ILSVRC/Annotations/CLS-LOC/val', 'Annotations', 'annotations', 'bbox') if (p := root/part).is_dir()), image_folder)
+    image_folder = find_folder(path, 'imagenet', 'Data/CLS-LOC/val',
+                               'ILSVRC/Data/CLS-LOC/val', 'ILSVRC2012_img_val',
+                               'val', 'images', '.')
+    annotation_folder = next((p for part in ('Annotations/CLS-LOC/val',
+        'ILSVRC/Annotations/CLS-LOC/val', 'Annotations', 'annotations', 'bbox')
+                              if (p := root/part).is_dir()), image_folder)
     annotations = {p.stem: p for p in find_files(annotation_folder, {'.xml'})}
-    devkit, unused, pictures = _devkit_classes(root), set(annotations), find_images(image_folder)
-    if pictures and not (annotations or devkit or any(re.match(r'n\d{8}|ILSVRC2012_val_', n) for n in (pictures[0].parent.name, pictures[0].name))): raise VitxError(f"{path} has no folders named by WordNet id, no ILSVRC2012_val images, no annotations and no development kit, so it isn't laid out as imagenet. For other images, use folder:{path}")
+    devkit, unused, pictures = (_devkit_classes(root), set(annotations),
+                                find_images(image_folder))
+    if pictures and not (
+        annotations or devkit or any(re.match(r'n\d{8}|ILSVRC2012_val_',
+            n) for n in (pictures[0].parent.name, pictures[0].name))):
+        raise VitxError(
+            f"{path} has no folders named by WordNet id, no ILSVRC2012_val "
+            f"images, no annotations and no development kit, so it isn't laid "
+            f"out as imagenet. For other images, use folder:{path}")
     for p in pictures:
         xml, parent = annotations.get(p.stem), p.parent.name
         unused.discard(p.stem)
-        wnid = parent if re.fullmatch(r'n\d{8}', parent) else devkit.get(p.stem) or _first_class(xml)
-        yield Sample(p.relative_to(root).as_posix(), partial(read_image, p, upright=False), partial(_box_mask, xml) if xml else failing_reader('no annotation') if annotations else None, imagenet_class(wnid, ex))
-    for stem in sorted(unused): yield Sample(stem, failing_reader('an annotation without a picture'))
+        wnid = (parent if re.fullmatch(r'n\d{8}', parent)
+                else devkit.get(p.stem) or _first_class(xml))
+        yield Sample(p.relative_to(root).as_posix(), partial(read_image, p,
+            upright=False), partial(_box_mask, xml)
+                     if xml else failing_reader('no annotation') if annotations
+                     else None, imagenet_class(wnid, ex))
+    for stem in sorted(unused):
+        yield Sample(stem, failing_reader('an annotation without a picture'))
 
-def _devkit_classes(root): # → {stem: WordNet id} of a flat folder, from the development kit or Kaggle's table
+# %% ../../nbs/data/04_layouts.ipynb #0c538192
+def _devkit_classes(
+    root
+    # → {stem: WordNet id} of a flat folder, from the development kit or
+    # Kaggle's table
+):
     if (table := root/'LOC_val_solution.csv').is_file():
-        with open(table, newline='', encoding='utf8', errors='replace') as f: return {r[0]: r[1].split()[0] for r in csv.reader(f) if len(r) > 1 and r[1].strip()}
-    found = {name: next((p for at in ('', 'data/', '*devkit*/', '*devkit*/data/') for p in root.glob(at + name)), None) for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat')}
+        with open(table, newline='', encoding='utf8', errors='replace') as f:
+            return {r[0]: r[1].split()[0] for r in csv.reader(f) if len(r) > 1
+                    and r[1].strip()}
+    found = {
+        name: next((p for at in ('', 'data/', '*devkit*/', '*devkit*/data/')
+                    for p in root.glob(at + name)), None)
+        for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat')}
     if not all(found.values()): return {}
     truth, meta = found.values()
-    ids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in import_optional('scipy.io').loadmat(meta, squeeze_me=True)['synsets']}
-    return {f'ILSVRC2012_val_{i:08d}': ids[int(line)] for i,line in enumerate(truth.read_text().split(), 1)}
+    ids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in import_optional(
+        'scipy.io').loadmat(meta, squeeze_me=True)['synsets']}
+    return {f'ILSVRC2012_val_{i:08d}': ids[int(line)]
+            for i,line in enumerate(truth.read_text().split(), 1)}
 
 # %% ../../nbs/data/04_layouts.ipynb #66d7d286
 def _read_xml(path):
     try: return ET.parse(path).getroot()
-    except (ET.ParseError, OSError, UnicodeDecodeError) as e: raise VitxError(f"the annotation can't be read: {e}") from None
+    except (ET.ParseError, OSError, UnicodeDecodeError) as e:
+        raise VitxError(f"the annotation can't be read: {e}") from None
 
 def _box_mask(path, image):
-    objects, size = list((annotation := _read_xml(path)).iter('object')), [annotation.findtext(f'size/{k}') or '0' for k in ('width', 'height')]
-    try: boxes = [[float(o.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax')] for o in objects]
-    except (TypeError, ValueError): raise VitxError("a box without four numbers") from None
-    if any(b[0] > b[2] or b[1] > b[3] for b in boxes): raise VitxError("a box that ends before it begins")
-    return draw_mask([[b[:2], b[2:]] for b in boxes], image, 1, tuple(map(int, size)) if all(v.isdigit() and int(v) for v in size) else None)
+    objects, size = list((annotation := _read_xml(path)).iter('object')), [
+        annotation.findtext(f'size/{k}') or '0' for k in ('width', 'height')]
+    try: boxes = [[float(o.findtext(f'bndbox/{k}'))
+                   for k in ('xmin', 'ymin', 'xmax', 'ymax')] for o in objects]
+    except (TypeError, ValueError):
+        raise VitxError("a box without four numbers") from None
+    if any(b[0] > b[2] or b[1] > b[3] for b in boxes):
+        raise VitxError("a box that ends before it begins")
+    return draw_mask([[b[:2], b[2:]] for b in boxes], image, 1,
+                     tuple(map(int, size))
+                     if all(v.isdigit() and int(v) for v in size) else None)
 
 def _first_class(xml):
     try: return xml and _read_xml(xml).findtext('object/name')
     except VitxError: return None    # reading the mask raises the error
 
 # %% ../../nbs/data/04_layouts.ipynb #bcdcc72b
-VOC_CLASSES = 'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor'.split()
+VOC_CLASSES = ('aeroplane bicycle bird boat bottle bus car cat chair cow '
+               'diningtable dog horse motorbike person pottedplant sheep sofa '
+               'train tvmonitor'.split())
 
 @dataset('voc', path=':FOLDER[@SPLIT]')
 def voc(path, limit:int=None, split:str='val'):
-    "Pascal VOC's segmentation: a sample for each class of a picture; FOLDER@SPLIT for another split than val"
+    """Pascal VOC's segmentation: a sample for each class of a picture;
+    FOLDER@SPLIT for another split than val"""
     path, split = parse_split(path, split)
-    root = find_folder(path, 'voc', 'VOCdevkit/VOC2012', 'VOC2012', 'VOCdevkit/VOC2007', 'VOC2007', '.')
-    images, mask_files = (images_by_name(find_folder(root, 'voc', part)) for part in ('JPEGImages', 'SegmentationClass'))
+    root = find_folder(path, 'voc', 'VOCdevkit/VOC2012', 'VOC2012',
+                       'VOCdevkit/VOC2007', 'VOC2007', '.')
+    images, mask_files = (images_by_name(find_folder(root, 'voc', part))
+                          for part in ('JPEGImages', 'SegmentationClass'))
     split_file = root/f'ImageSets/Segmentation/{split}.txt'
-    if not split_file.is_file() and split_file.parent.is_dir(): raise VitxError(f"there is no split {split!r}: {split_file.parent} has {', '.join(sorted(p.stem for p in split_file.parent.glob('*.txt')))}")
-    for name in [line.split()[0] for line in split_file.read_text(encoding='utf-8-sig').splitlines() if line.strip()] if split_file.is_file() else sorted({*images, *mask_files}):
-        image = unique_reader(read_image, images.get(name), 'a mask without a picture', upright=False)
-        try: classes, reason = sorted({*np.unique(unique_reader(_read_label_image, mask_files.get(name), 'no mask')())} - {0, 255}), 'a mask that shows none of the classes'
+    if not split_file.is_file() and split_file.parent.is_dir():
+        known = sorted(p.stem for p in split_file.parent.glob('*.txt'))
+        raise VitxError(f"there is no split {split!r}: {split_file.parent} has "
+                        f"{', '.join(known)}")
+    for name in [
+        line.split()[0] for line in split_file.read_text(encoding='utf-8-sig')
+        .splitlines() if line.strip()] if split_file.is_file() else sorted(
+            {*images, *mask_files}):
+        image = unique_reader(read_image, images.get(name),
+                              'a mask without a picture', upright=False)
+        try: classes, reason = sorted({*np.unique(unique_reader(
+            _read_label_image, mask_files.get(name), 'no mask')())} - {0,
+                255}), 'a mask that shows none of the classes'
         except VitxError as e: classes, reason = [], str(e)
         if not classes: yield Sample(name, image, failing_reader(reason))
-        for c in classes: yield Sample(f'{name}/{VOC_CLASSES[c-1] if c <= len(VOC_CLASSES) else c}', image, partial(_class_mask, mask_files[name][0], c), VOC_CLASSES[c-1] if c <= len(VOC_CLASSES) else f'VOC class {c}')
+        for c in classes:
+            yield Sample(
+                f'{name}/{VOC_CLASSES[c-1] if c <= len(VOC_CLASSES) else c}',
+                image, partial(_class_mask, mask_files[name][0], c),
+                VOC_CLASSES[c-1] if c <= len(VOC_CLASSES) else f'VOC class {c}')
 
+# %% ../../nbs/data/04_layouts.ipynb #17c5a84d
 def _read_label_image(path): # → class numbers, not colors
     try:
         with Image.open(path) as f: m = np.array(f)
-    except OSError as e: raise VitxError(f"the mask can't be read: {e}") from None
-    if m.ndim != 2: raise VitxError("the mask has colors, but it must have class numbers")
+    except OSError as e:
+        raise VitxError(f"the mask can't be read: {e}") from None
+    if m.ndim != 2:
+        raise VitxError("the mask has colors, but it must have class numbers")
     return m
 
-def _class_mask(path, c, image): return check_mask_size(_read_label_image(path) == c, image)
+def _class_mask(path, c, image):
+    return check_mask_size(_read_label_image(path) == c, image)
 
 # %% ../../nbs/data/04_layouts.ipynb #96375de5
 @dataset('coco', path=':FOLDER[@SPLIT]')
 def coco(path, limit:int=None, split:str='val2017'):
-    "COCO's instances: a sample for each category of a picture; FOLDER@SPLIT for another split than val2017"
+    """COCO's instances: a sample for each category of a picture; FOLDER@SPLIT
+    for another split than val2017"""
     path, split = parse_split(path, split)
     root, _ = find_folder(path, 'coco'), import_optional('pycocotools.mask')
-    file, splits = root/f'annotations/instances_{split}.json', [p.stem.removeprefix('instances_') for p in sorted(root.glob('annotations/instances_*.json'))]
-    if not file.is_file(): raise VitxError(f"{root} holds no annotations/{file.name}" + (f": coco:FOLDER@{splits[0]} uses the split {splits[0]}" if splits else ", so it isn't laid out as coco"))
+    file, splits = root/f'annotations/instances_{split}.json', [
+        p.stem.removeprefix('instances_')
+        for p in sorted(root.glob('annotations/instances_*.json'))]
+    if not file.is_file():
+        raise VitxError(f"{root} holds no annotations/{file.name}" +
+                        (f": coco:FOLDER@{splits[0]} uses the split {splits[0]}"
+                         if splits else ", so it isn't laid out as coco"))
     folder = find_folder(root, 'coco', split, f'images/{split}')
     try:
         contents = json.loads(file.read_text(encoding='utf-8-sig'))
-        categories, images = {c['id']: c['name'] for c in contents['categories']}, [(i['id'], i['file_name'], (i.get('width'), i.get('height'))) for i in contents['images']]
+        categories, images = {
+            c['id']: c['name'] for c in contents['categories']}, [
+                (i['id'], i['file_name'], (i.get('width'), i.get('height')))
+                for i in contents['images']]
         shapes_by_image, broken = _group_by_image(contents['annotations'])
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise VitxError(f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise VitxError(
+            f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
     listed = {name for _,name,_ in images}
     for i,name,size in images:
-        reader, shapes_by_category = partial(read_image, folder/name, upright=False) if (folder/name).is_file() else failing_reader('the image file is missing'), shapes_by_image.pop(i, {})
-        if not shapes_by_category: yield Sample(name, reader, failing_reader('no annotation'))
-        for c,shapes in shapes_by_category.items(): yield Sample(f'{name}/{categories.get(c, c)}', reader, partial(_instance_mask, shapes, size if all(isinstance(v, int) and v > 0 for v in size) else None), categories.get(c, f'category {c}'))
-    for i,reason in broken.items(): yield Sample(f'annotation {i}', failing_reader(reason))
-    for i in shapes_by_image: yield Sample(f'image {i}', failing_reader("annotations of a picture that isn't listed"))
+        reader, shapes_by_category = partial(read_image, folder/name,
+            upright=False) if (folder/name).is_file() else failing_reader(
+                'the image file is missing'), shapes_by_image.pop(i, {})
+        if not shapes_by_category:
+            yield Sample(name, reader, failing_reader('no annotation'))
+        for c,shapes in shapes_by_category.items():
+            yield Sample(f'{name}/{categories.get(c, c)}', reader, partial(
+                _instance_mask, shapes, size
+                if all(isinstance(v, int) and v > 0 for v in size) else None),
+                         categories.get(c, f'category {c}'))
+    for i,reason in broken.items():
+        yield Sample(f'annotation {i}', failing_reader(reason))
+    for i in shapes_by_image:
+        yield Sample(f'image {i}', failing_reader(
+            "annotations of a picture that isn't listed"))
     for p in find_images(folder):
-        if (name := p.relative_to(folder).as_posix()) not in listed: yield Sample(name, partial(read_image, p, upright=False), failing_reader("a picture that isn't listed"))
+        if (name := p.relative_to(folder).as_posix()) not in listed:
+            yield Sample(name, partial(read_image, p, upright=False),
+                         failing_reader("a picture that isn't listed"))
 
-def _group_by_image(annotations): # → {image: {category: shapes}}, {annotation: error}
+# %% ../../nbs/data/04_layouts.ipynb #660307c7
+def _group_by_image(
+    annotations):  # → {image: {category: shapes}}, {annotation: error}
     shapes_by_image, broken = {}, {}
     for k,a in enumerate(annotations):
-        try: shapes_by_image.setdefault(a['image_id'], {}).setdefault(a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
-        except (KeyError, TypeError, AttributeError) as e: broken[a.get('id', f'no. {k}') if isinstance(a, dict) else f'no. {k}'] = f"a broken annotation: {type(e).__name__} {e}"
-    return {i: dict(sorted(shapes_by_category.items(), key=lambda v: (str(type(v[0])), v[0]))) for i,shapes_by_category in shapes_by_image.items() if shapes_by_category}, broken
+        try: shapes_by_image.setdefault(a['image_id'], {}).setdefault(
+            a['category_id'], []).append(a.get('segmentation') or a.get('bbox'))
+        except (KeyError, TypeError, AttributeError) as e:
+            broken[a.get('id', f'no. {k}') if isinstance(a, dict)
+                   else f'no. {k}'] = (
+                       f"a broken annotation: {type(e).__name__} {e}")
+    return {i: dict(sorted(shapes_by_category.items(),
+                           key=lambda v: (str(type(v[0])), v[0])))
+            for i,shapes_by_category in shapes_by_image.items()
+            if shapes_by_category}, broken
 
 # %% ../../nbs/data/04_layouts.ipynb #96375de6
-def _instance_mask(shapes, size, image): # size of the annotated image; None: unknown
+def _instance_mask(shapes, size,
+                   image):  # size of the annotated image; None: unknown
     _scale(size, image)
-    try: mask = _union_mask(import_optional('pycocotools.mask'), shapes, *(size or image.size))
+    try: mask = _union_mask(import_optional('pycocotools.mask'), shapes,
+                            *(size or image.size))
     except (TypeError, LookupError, ValueError, AttributeError) as e:
         if isinstance(e, VitxError): raise
-        raise VitxError(f"the segmentation isn't COCO's: {type(e).__name__} {e}") from None
+        raise VitxError(
+            f"the segmentation isn't COCO's: {type(e).__name__} {e}") from None
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.NEAREST))
 
-def _union_mask(rle, shapes, W, H): # shapes: boxes, outlines, or run lengths (plain or compressed)
+def _union_mask(
+    rle, shapes, W,
+    H):  # shapes: boxes, outlines, or run lengths (plain or compressed)
     mask = np.zeros((H, W), bool)
     for s in shapes:
         if not s: raise VitxError("an annotation without a shape")
-        if isinstance(s, list) and not isinstance(s[0], list): s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0], s[1]+s[3]]]   # a box
+        if isinstance(s, list) and not isinstance(s[0], list): # a box
+            s = [[s[0], s[1], s[0]+s[2], s[1], s[0]+s[2], s[1]+s[3], s[0],
+                  s[1]+s[3]]]
         if isinstance(s, list):
-            if any(len(p) < 6 or len(p) % 2 for p in s): raise VitxError("an outline of fewer than three points")
+            if any(len(p) < 6 or len(p) % 2 for p in s):
+                raise VitxError("an outline of fewer than three points")
             for p in s: _check_inside([*zip(p[::2], p[1::2])], W, H)
-        elif s['size'] != [H, W]: raise VitxError(f"the mask has {s['size'][1]}×{s['size'][0]} pixels, but the image has {W}×{H}")
-        elif isinstance(s['counts'], list) and (sum(s['counts']) != H*W or min(s['counts']) < 0): raise VitxError(f"the run lengths cover {sum(s['counts'])} pixels, but the image has {H*W}")
-        coded = rle.frPyObjects(s, H, W) if isinstance(s, list) or isinstance(s['counts'], list) else s
-        if (part := rle.decode(rle.merge(coded) if isinstance(coded, list) else coded)).max() > 1: raise VitxError("the run lengths don't match the size of the image")
+        elif s['size'] != [H, W]:
+            raise VitxError(f"the mask has {s['size'][1]}×{s['size'][0]} "
+                            f"pixels, but the image has {W}×{H}")
+        elif isinstance(s['counts'], list) and (sum(s['counts']) != H*W
+            or min(s['counts']) < 0):
+            raise VitxError(f"the run lengths cover {sum(s['counts'])} pixels, "
+                            f"but the image has {H*W}")
+        coded = (rle.frPyObjects(s, H, W) if isinstance(s, list)
+                 or isinstance(s['counts'], list) else s)
+        if (part := rle.decode(rle.merge(coded) if isinstance(coded, list)
+                               else coded)).max() > 1:
+            raise VitxError("the run lengths don't match the size of the image")
         mask |= part.astype(bool)
     return mask
 
@@ -221,23 +368,33 @@ def _union_mask(rle, shapes, W, H): # shapes: boxes, outlines, or run lengths (p
 @dataset('imagenet-seg', path=':FILE')
 def imagenet_seg(path, limit:int=None):
     "ImageNet-Segmentation, `gtsegs_ijcv.mat`: the file, or its folder"
-    if path is None: raise VitxError("imagenet-seg needs its file: imagenet-seg:FOLDER/gtsegs_ijcv.mat")
+    if path is None:
+        raise VitxError(
+            "imagenet-seg needs its file: imagenet-seg:FOLDER/gtsegs_ijcv.mat")
     file = Path(path)/'gtsegs_ijcv.mat' if Path(path).is_dir() else Path(path)
     if not file.is_file(): raise VitxError(f"there is no file {file}")
     with _open_hdf5(file) as f:
-        if any(k not in f for k in ('value/img', 'value/gt')): raise VitxError(f"{file.name} has no value/img and value/gt, so it isn't ImageNet-Segmentation")
+        if any(k not in f for k in ('value/img', 'value/gt')):
+            raise VitxError(f"{file.name} has no value/img and value/gt, so it "
+                            f"isn't ImageNet-Segmentation")
         n = len(f['value/img'])
-    for i in range(n): yield Sample(f'{i:05d}', partial(_matlab_image, file, i), partial(_matlab_mask, file, i))
+    for i in range(n):
+        yield Sample(f'{i:05d}', partial(_matlab_image, file, i),
+                     partial(_matlab_mask, file, i))
 
 def _open_hdf5(file):
     try: return import_optional('h5py').File(file)
-    except OSError as e: raise VitxError(f"{file.name} is no HDF5 file: {e}") from None
+    except OSError as e:
+        raise VitxError(f"{file.name} is no HDF5 file: {e}") from None
 def _matlab_image(file, i):
-    with _open_hdf5(file) as f: return image_from_array(f[f['value/img'][i, 0]][()].T)   # MATLAB stores columns first
+    with _open_hdf5(file) as f: # MATLAB stores columns first
+        return image_from_array(f[f['value/img'][i, 0]][()].T)
 def _matlab_mask(file, i, image):
     try:
-        with _open_hdf5(file) as f: m = f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
-    except (ValueError, KeyError, TypeError) as e: raise VitxError(f"the mask can't be read: {e}") from None
+        with _open_hdf5(file) as f:
+            m = f[f[f['value/gt'][i, 0]][0, 0]][()].T > 0
+    except (ValueError, KeyError, TypeError) as e:
+        raise VitxError(f"the mask can't be read: {e}") from None
     return check_mask_size(m, image)
 
 # %% ../../nbs/data/04_layouts.ipynb #5ed06ab0
@@ -247,57 +404,98 @@ def cub(path, limit:int=None):
     root, broken = find_folder(path, 'cub', 'CUB_200_2011', '.'), []
     def column(name, cast, needed=True):
         if not (root/name).is_file():
-            if needed: raise VitxError(f"{root} holds no {name}, so it isn't laid out as cub")
+            if needed:
+                raise VitxError(
+                    f"{root} holds no {name}, so it isn't laid out as cub")
             return {}
-        rows = [line.split() for line in (root/name).read_text(encoding='utf8', errors='replace').splitlines() if line.strip()]
+        rows = [line.split() for line in (root/name).read_text(encoding='utf8',
+            errors='replace').splitlines() if line.strip()]
         broken.extend(f'{name}, {row[0]}' for row in rows if len(row) < 2)
         return {row[0]: cast(row[1:]) for row in rows if len(row) > 1}
-    if not (root/'images').is_dir(): raise VitxError(f"{root} holds no images, so it isn't laid out as cub")
-    files, classes = column('images.txt', lambda r: r[0]), column('image_class_labels.txt', lambda r: r[0])
-    names, boxes, training = column('classes.txt', lambda r: r[0]), column('bounding_boxes.txt', list), column('train_test_split.txt', lambda r: r[0] == '1', False)
+    if not (root/'images').is_dir():
+        raise VitxError(f"{root} holds no images, so it isn't laid out as cub")
+    files, classes = (column('images.txt', lambda r: r[0]),
+                      column('image_class_labels.txt', lambda r: r[0]))
+    names, boxes, training = column('classes.txt', lambda r: r[0]), column(
+        'bounding_boxes.txt', list), column('train_test_split.txt',
+            lambda r: r[0] == '1', False)
     listed = set(files.values())
     for i,file in files.items():
         if training.get(i): continue
-        label = names.get(classes.get(i), '').partition('.')[2].replace('_', ' ')
-        yield Sample(file, partial(read_image, root/'images'/file, upright=False), partial(_bird_mask, boxes[i]) if i in boxes else failing_reader('no box'), label or None)
+        label = (names.get(classes.get(i), '').partition('.')[2]
+                 .replace('_', ' '))
+        yield Sample(file, partial(read_image, root/'images'/file,
+                                   upright=False), partial(_bird_mask, boxes[i])
+                     if i in boxes else failing_reader('no box'), label or None)
     for line in broken: yield Sample(line, failing_reader('a broken line'))
-    for i in sorted(boxes.keys() - files.keys()): yield Sample(f'image {i}', failing_reader("a box of a picture that isn't listed"))
+    for i in sorted(boxes.keys() - files.keys()):
+        yield Sample(f'image {i}',
+                     failing_reader("a box of a picture that isn't listed"))
     for p in find_images(root/'images'):
-        if (name := p.relative_to(root/'images').as_posix()) not in listed: yield Sample(name, partial(read_image, p), failing_reader("a picture that isn't listed"))
+        if (name := p.relative_to(root/'images').as_posix()) not in listed:
+            yield Sample(name, partial(read_image, p),
+                         failing_reader("a picture that isn't listed"))
 
+# %% ../../nbs/data/04_layouts.ipynb #34d4b95d
 def _bird_mask(box, image):
     try: x, y, w, h = map(float, box)
-    except ValueError: raise VitxError(f"a box isn't four numbers: {' '.join(box)}") from None
+    except ValueError:
+        raise VitxError(f"a box isn't four numbers: {' '.join(box)}") from None
     if w <= 0 or h <= 0: raise VitxError("a box that ends before it begins")
     return draw_mask([[(x, y), (x + w - 1, y + h - 1)]], image)
 
 # %% ../../nbs/data/04_layouts.ipynb #abdf4933
 @dataset('lrn', path=':FOLDER')
 def lrn(path, limit:int=None):
-    "Images of driving dangers in LRN's layout: a folder per class, a LabelMe file beside each image"
+    """Images of driving dangers in LRN's layout: a folder per class, a LabelMe
+    file beside each image"""
     root = find_folder(path, 'lrn')
     images = images_by_name(root)
-    annotations = {name: p for p in find_files(root, {'.json'}) if (name := p.relative_to(root).with_suffix('').as_posix()) in images or p.parent != root or 'shapes' in p.read_text(errors='replace')}   # other files at the top describe the dataset
-    if images and not annotations: raise VitxError(f"{path} has no folder with LabelMe's JSON files, so it isn't laid out as lrn. For other images, use folder:{path}")
+    # other files at the top describe the dataset
+    annotations = {name: p for p in find_files(root, {'.json'})
+                   if (name := p.relative_to(root).with_suffix('')
+                       .as_posix()) in images or p.parent != root
+                   or 'shapes' in p.read_text(errors='replace')}
+    if images and not annotations:
+        raise VitxError(
+            f"{path} has no folder with LabelMe's JSON files, so it isn't laid "
+            f"out as lrn. For other images, use folder:{path}")
     for name in sorted({*images, *annotations}):
-        image, label = unique_reader(read_image, images.get(name), 'an annotation without a picture'), _folder_class(name)
-        try: label, mask = _read_labelme(annotations[name]) if name in annotations else failing_reader('no annotation')()
+        image, label = (unique_reader(read_image, images.get(name),
+                                      'an annotation without a picture'),
+                        _folder_class(name))
+        try: label, mask = _read_labelme(annotations[
+            name]) if name in annotations else failing_reader('no annotation')()
         except VitxError as e: mask = failing_reader(str(e))
-        yield Sample([*images.get(name, ()), annotations.get(name)][0].relative_to(root).as_posix(), image, mask, label)
+        yield Sample([*images.get(name, ()), annotations.get(name)][0]
+                     .relative_to(root).as_posix(), image, mask, label)
 
+# %% ../../nbs/data/04_layouts.ipynb #4f5d6b59
 def _read_labelme(path): # → class, function that draws its mask
     try:
         annotation = json.loads(path.read_text(encoding='utf-8-sig'))
-        shapes = [(str(s['label']).partition('_')[0], s.get('shape_type'), [(float(x), float(y)) for x,y in s['points']]) for s in annotation['shapes']]
-        size = (int(annotation['imageWidth']), int(annotation['imageHeight'])) if annotation.get('imageWidth') and annotation.get('imageHeight') else None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as e: raise VitxError(f"the annotation isn't LabelMe's: {type(e).__name__} {e}") from None
+        shapes = [(str(s['label']).partition('_')[0], s.get('shape_type'),
+                   [(float(x), float(y)) for x,y in s['points']])
+                  for s in annotation['shapes']]
+        size = ((int(annotation['imageWidth']), int(annotation['imageHeight']))
+                if annotation.get('imageWidth')
+                and annotation.get('imageHeight') else None)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+            OSError) as e:
+        raise VitxError(
+            f"the annotation isn't LabelMe's: {type(e).__name__} {e}") from None
     if not shapes: raise VitxError("an annotation without shapes")
-    return shapes[0][0], partial(draw_mask, [_labelme_polygon(*s) for kind,*s in shapes if kind == shapes[0][0]], size=size)
+    return shapes[0][0], partial(draw_mask, [_labelme_polygon(*s)
+        for kind,*s in shapes if kind == shapes[0][0]], size=size)
 
 def _labelme_polygon(kind, points):
     if kind == 'circle': # points: its center, and a point of its border
-        if len(points) != 2: raise VitxError(f"a circle of {len(points)} points")
+        if len(points) != 2:
+            raise VitxError(f"a circle of {len(points)} points")
         (x, y), r = points[0], math.dist(*points)
-        return [(x + r*math.cos(a), y + r*math.sin(a)) for a in np.linspace(0, 2*math.pi, 48, endpoint=False)]
-    if kind not in (None, 'rectangle', 'polygon'): raise VitxError(f"a shape of kind {kind!r}: there are rectangle, polygon and circle")
+        return [(x + r*math.cos(a), y + r*math.sin(a))
+                for a in np.linspace(0, 2*math.pi, 48, endpoint=False)]
+    if kind not in (None, 'rectangle', 'polygon'):
+        raise VitxError(f"a shape of kind {kind!r}: there are rectangle, "
+                        f"polygon and circle")
     return points

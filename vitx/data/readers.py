@@ -21,184 +21,315 @@ from .samples import *
 from ..picture.images import *
 
 # %% ../../nbs/data/05_readers.ipynb #25531ae3
-def choose_split(available:Iterable, # names of the splits
-                 requested:str=None, # NAME, or a slice such as NAME[:100]; None: the validation split, or the only one
-                 source:str='',      # the dataset, for error messages
-                )->str:
-    "The requested split; by default the validation split, or else the only split; a VitxError lists the splits"
+def choose_split(
+    available:Iterable,  # names of the splits
+    # NAME, or a slice such as NAME[:100]; None: the validation split, or the
+    # only one
+    requested:str=None,
+    source:str='',  # the dataset, for error messages
+)->str:
+    """The requested split; by default the validation split, or else the only
+    split; a VitxError lists the splits"""
     available = list(available)
     if requested:
         if requested.partition('[')[0] in available: return requested
-        raise VitxError(f"there is no split {requested!r}: {source} has {', '.join(available) or 'none'}")
-    candidates = [s for s in ('validation', 'val', 'valid', 'dev', 'test') if s in available] or (available if len(available) == 1 else [])
+        raise VitxError(f"there is no split {requested!r}: {source} has "
+                        f"{', '.join(available) or 'none'}")
+    candidates = [s for s in ('validation', 'val', 'valid', 'dev', 'test')
+                  if s in available] or (available if len(available) == 1
+                                         else [])
     if candidates: return candidates[0]
-    raise VitxError(f"{source} has the splits {', '.join(available)}: choose one, for example {source}@{available[0]}" if available else f"{source} has no splits")
+    raise VitxError(f"{source} has the splits {', '.join(available)}: choose "
+                    f"one, for example {source}@{available[0]}" if available
+                    else f"{source} has no splits")
 
-def label_to_target(value,           # number or text; None: unknown
-                    names:list=None, # names of the dataset's classes; None: unknown
-                    ex=None,         # explainer of the model; None: a model with the same classes
-                   ):
-    "The target to explain: a class index, a class name, or None if it isn't known"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer, str)) or value == '': return None
-    if isinstance(value, str): return imagenet_class(value, ex) if re.fullmatch(r'n\d{8}', value) else value
+# %% ../../nbs/data/05_readers.ipynb #34d3c36c
+def label_to_target(
+    value,  # number or text; None: unknown
+    names:list=None,  # names of the dataset's classes; None: unknown
+    ex=None,  # explainer of the model; None: a model with the same classes
+):
+    """The target to explain: a class index, a class name, or None if it isn't
+    known"""
+    if isinstance(value, bool) or not isinstance(value,
+        (int, np.integer, str)) or value == '':
+        return None
+    if isinstance(value, str):
+        return (imagenet_class(value, ex) if re.fullmatch(r'n\d{8}', value)
+                else value)
     if names is None: return int(value)
     if not 0 <= value < len(names): return None      # hidden labels are -1
     has_same_classes = ex is None or len(ex.labels) == len(names)
-    if all(n.isdigit() for n in names) or has_same_classes and _is_imagenet(names): return int(value) if has_same_classes else None
+    if all(n.isdigit()
+           for n in names) or has_same_classes and _is_imagenet(names):
+        return int(value) if has_same_classes else None
     return label_to_target(names[value], ex=ex)
 
-def _is_imagenet(names): # → are these ImageNet's thousand classes, in its order?
-    return len(names) == 1000 and all(a.split(',')[0] == b.split(',')[0] for a,b in zip(names, imagenet_names().values()) if a != b)
+def _is_imagenet(
+    names):  # → are these ImageNet's thousand classes, in its order?
+    return len(names) == 1000 and all(a.split(',')[0] == b.split(',')[0]
+                                      for a,b in zip(names,
+                                          imagenet_names().values()) if a != b)
 
 # %% ../../nbs/data/05_readers.ipynb #46f54693
-def _check_hub(name): # raise a VitxError early if the hub doesn't know a name; loading would retry for half a minute
+def _check_hub(
+    name
+    # raise a VitxError early if the hub doesn't know a name; loading would
+    # retry for half a minute
+):
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     try: HfApi().dataset_info(name, timeout=10)
     except OfflineModeIsEnabled: return     # the cache may hold it
     except HfHubHTTPError as e:
-        if e.response.status_code not in (401, 403, 404): raise VitxError(f"{_unreachable_message(name)} ({e.response.status_code})") from None
-        raise VitxError(f"{name} is not a local folder, and the hub has no dataset of this name that you may read. If it is private or gated, log in (hf auth login)") from None
-    except ValueError: raise VitxError(f"there is no folder {name}, and a dataset of the hub can't have this name") from None
-    except Exception as e: raise VitxError(f"{_unreachable_message(name)} ({type(e).__name__})") from None
+        if e.response.status_code not in (401, 403, 404):
+            raise VitxError(f"{_unreachable_message(name)} "
+                            f"({e.response.status_code})") from None
+        raise VitxError(f"{name} is not a local folder, and the hub has no "
+                        f"dataset of this name that you may read. If it is "
+                        f"private or gated, log in (hf auth login)") from None
+    except ValueError:
+        raise VitxError(f"there is no folder {name}, and a dataset of the hub "
+                        f"can't have this name") from None
+    except Exception as e:
+        raise VitxError(
+            f"{_unreachable_message(name)} ({type(e).__name__})") from None
 
-def _unreachable_message(name): return f"{name} is not a local folder, and the hub can't be reached. Load it once with a network (from then on, HF_HUB_OFFLINE=1 reads it from the cache), or copy its files here and give hfds:FOLDER"
+def _unreachable_message(name):
+    return (f"{name} is not a local folder, and the hub can't be reached. Load "
+            f"it once with a network (from then on, HF_HUB_OFFLINE=1 reads it "
+            f"from the cache), or copy its files here and give hfds:FOLDER")
 
+# %% ../../nbs/data/05_readers.ipynb #d0ef2830
 def _load(name, f, *args, **options): # f: a function of datasets
     try: return f(*args, **options)
-    except ConnectionError: raise VitxError(_unreachable_message(name)) from None
+    except ConnectionError:
+        raise VitxError(_unreachable_message(name)) from None
     except Exception as e:
-        if 'Config name is missing' in str(e): raise VitxError(f"{name} has several configurations. Save one as Parquet with load_dataset(NAME, CONFIGURATION)[SPLIT].to_parquet('FOLDER/SPLIT.parquet'), and give hfds:FOLDER") from None
-        raise VitxError(f"datasets can't load {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
+        if 'Config name is missing' in str(e):
+            raise VitxError(
+                f"{name} has several configurations. Save one as Parquet with "
+                f"load_dataset(NAME, CONFIGURATION)[SPLIT].to_parquet('FOLDER/"
+                f"SPLIT.parquet'), and give hfds:FOLDER") from None
+        raise VitxError(f"datasets can't load {name}: {type(e).__name__}: "
+                        f"{' '.join(str(e).split())[:200]}") from None
 
 # %% ../../nbs/data/05_readers.ipynb #a0c91d11
-_MASK_COLUMNS, _LABEL_COLUMNS = ('mask', 'label_mask', 'segmentation_mask', 'annotation'), ('label', 'labels', 'class', 'category', 'target', 'cls')
+_MASK_COLUMNS, _LABEL_COLUMNS = ('mask', 'label_mask', 'segmentation_mask',
+                                 'annotation'), ('label', 'labels', 'class',
+                                     'category', 'target', 'cls')
 
-def _find_columns(features): # → columns of images, masks and classes, each or None
+def _find_columns(
+    features):  # → columns of images, masks and classes, each or None
     pictures = [n for n,f in features.items() if type(f).__name__ == 'Image']
     plain = [n for n in pictures if n not in (*_MASK_COLUMNS, *_LABEL_COLUMNS)]
     named = [n for n,f in features.items() if type(f).__name__ == 'ClassLabel']
     first = lambda names: next(iter(names), None)
-    return (first([n for n in ('image', 'img') if n in plain] + plain), first(n for n in _MASK_COLUMNS if n in pictures),
-            first([n for n in _LABEL_COLUMNS if n in features and n not in pictures] + named))
+    return (first([n for n in ('image', 'img') if n in plain] + plain),
+            first(n for n in _MASK_COLUMNS if n in pictures),
+            first([n for n in _LABEL_COLUMNS if n in features
+                   and n not in pictures] + named))
 
-@dataset('hfds', path=':NAME[@SPLIT]', explainer=True, metrics=('insertion-deletion', 'relative-cost'))
+# %% ../../nbs/data/05_readers.ipynb #6d6d4884
+@dataset('hfds', path=':NAME[@SPLIT]', explainer=True,
+         metrics=('insertion-deletion', 'relative-cost'))
 def hfds(path, limit:int=None, ex=None):
-    "A dataset of the Hugging Face hub by NAME, or a folder of Parquet files or pictures; NAME@SPLIT for another split than validation"
-    if path is None: raise VitxError("hfds needs a dataset: hfds:NAME_ON_THE_HUB or hfds:FOLDER")
-    (name, split), library = parse_split(path, None), import_optional('datasets')
-    if Path(name).is_dir(): name = str(Path(name).absolute())   # so that datasets takes it for a folder
+    """A dataset of the Hugging Face hub by NAME, or a folder of Parquet files
+    or pictures; NAME@SPLIT for another split than validation"""
+    if path is None:
+        raise VitxError(
+            "hfds needs a dataset: hfds:NAME_ON_THE_HUB or hfds:FOLDER")
+    (name, split), library = (parse_split(path, None),
+                              import_optional('datasets'))
+    if Path(name).is_dir(): # so that datasets takes it for a folder
+        name = str(Path(name).absolute())
     else: _check_hub(name)
     builder = _load(name, library.load_dataset_builder, name)
-    split = choose_split(map(str, builder.info.splits or getattr(builder.config, 'data_files', None) or ()), split, f'hfds:{name}')
+    split = choose_split(map(str, builder.info.splits or getattr(builder.config,
+        'data_files', None) or ()), split, f'hfds:{name}')
     _load(name, builder.download_and_prepare)
     picture, mask, label = _find_columns(builder.info.features)
-    if not picture: raise VitxError(f"{name} has no column of pictures: its columns are {', '.join(builder.info.features)}")
+    if not picture:
+        raise VitxError(f"{name} has no column of pictures: its columns are "
+                        f"{', '.join(builder.info.features)}")
     rows = _load(name, builder.as_dataset, split=split)
     values = rows.select_columns([label])[label] if label else [None]*len(rows)
     pictures, masks = _undecoded(rows, picture), mask and _undecoded(rows, mask)
     names = getattr(builder.info.features.get(label), 'names', None)
-    for i,v in enumerate(values): yield Sample(f'{split}/{i}', partial(_row_image, pictures, i), mask and partial(_row_mask, masks, i), label_to_target(v, names, ex))
+    for i,v in enumerate(values):
+        yield Sample(f'{split}/{i}', partial(_row_image, pictures, i),
+                     mask and partial(_row_mask, masks, i),
+                     label_to_target(v, names, ex))
 
-def _undecoded(rows, column): # only this column, because other cells of a row may be damaged
-    return rows.select_columns([column]).cast_column(column, import_optional('datasets').Image(decode=False))
+def _undecoded(
+    rows,
+    column):  # only this column, because other cells of a row may be damaged
+    return rows.select_columns([column]).cast_column(column,
+        import_optional('datasets').Image(decode=False))
 
 # %% ../../nbs/data/05_readers.ipynb #beec1916
 def _open_cell(rows, i, what):
     cell, = rows[i].values()
-    if not cell or not (cell['bytes'] or cell['path']): raise VitxError(f"a record without a {what}")
-    try: return io.BytesIO(cell['bytes']) if cell['bytes'] else open(cell['path'], 'rb')
-    except OSError as e: raise VitxError(f"the {what} can't be read: {e.strerror or e}") from None
+    if not cell or not (cell['bytes'] or cell['path']):
+        raise VitxError(f"a record without a {what}")
+    try: return io.BytesIO(cell['bytes']) if cell['bytes'] else open(
+        cell['path'], 'rb')
+    except OSError as e:
+        raise VitxError(
+            f"the {what} can't be read: {e.strerror or e}") from None
 
 def _row_image(rows, i):
     with _open_cell(rows, i, 'picture') as f: return _read_file_image(f)
 
 def _read_file_image(f):
-    if not hasattr(f, 'name'): f.name = 'the picture'   # bytes have no name, error messages need one
+    if not hasattr(f, 'name'): # bytes have no name, error messages need one
+        f.name = 'the picture'
     return read_image(f)
 
 def _row_mask(rows, i, image):
     with _open_cell(rows, i, 'mask') as f:
         try: gray = np.asarray(Image.open(f).convert('L'))
-        except OSError: raise VitxError("the mask is damaged or isn't an image") from None
-        if np.isin(gray, (gray.min(), gray.max())).mean() < .9: raise VitxError(f"a mask has two gray values, but this image has {len(np.unique(gray))}")
+        except OSError:
+            raise VitxError("the mask is damaged or isn't an image") from None
+        if np.isin(gray, (gray.min(), gray.max())).mean() < .9:
+            raise VitxError(f"a mask has two gray values, but this image has "
+                            f"{len(np.unique(gray))}")
         f.seek(0)
         return read_mask(f, image)
 
 # %% ../../nbs/data/05_readers.ipynb #5322d313
-_IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'ppm', 'bmp', 'tif', 'tiff', 'gif')    # the first that exists is the image
+_IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'ppm', 'bmp', 'tif', 'tiff',
+                   'gif')  # the first that exists is the image
 
-def tar_records(file)->tuple: # ({name: {suffix: (offset, bytes)}}, error of the file or None)
-    "The records of a tar file in their order; a record is all files with the same name up to the first dot; folders such as `__meta__` are ignored"
+def tar_records(
+    file
+)->tuple:  # ({name: {suffix: (offset, bytes)}}, error of the file or None)
+    """The records of a tar file in their order; a record is all files with the
+    same name up to the first dot; folders such as `__meta__` are ignored"""
     found, error = {}, None
     try:
         with tarfile.open(file) as tar:
             for m in tar:
                 folder, _, name = m.name.removeprefix('./').rpartition('/')
                 stem, dot, suffix = name.partition('.')
-                if not (m.isreg() and stem and dot) or re.match('__[^/]*__(/|$)', folder): continue
-                record = found.setdefault(f'{folder}/{stem}' if folder else stem, {})
-                record['duplicate' if suffix.lower() in record else suffix.lower()] = (m.offset_data, m.size)
-    except (tarfile.TarError, OSError, EOFError, zlib.error): error = f"{Path(file).name} is cut short or no tar file"
+                if not (m.isreg() and stem and dot) or re.match(
+                    '__[^/]*__(/|$)', folder):
+                    continue
+                record = found.setdefault(f'{folder}/{stem}' if folder
+                                          else stem, {})
+                record['duplicate' if suffix.lower() in record
+                       else suffix.lower()] = (m.offset_data, m.size)
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        error = f"{Path(file).name} is cut short or no tar file"
     return found, error
 
 def tar_bytes(file, span:tuple)->bytes: # span: (offset, bytes)
-    "The bytes of one file in a tar file; a VitxError if the tar file ends too early"
+    """The bytes of one file in a tar file; a VitxError if the tar file ends too
+    early"""
     try:
         with tarfile.open(file) as tar:
             tar.fileobj.seek(span[0])
             data = tar.fileobj.read(span[1])
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as e: raise VitxError(f"{Path(file).name} can't be read: {e}") from None
-    if len(data) < span[1]: raise VitxError(f"{Path(file).name} is cut short: {len(data)} of {span[1]} bytes are there")
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
+        raise VitxError(f"{Path(file).name} can't be read: {e}") from None
+    if len(data) < span[1]:
+        raise VitxError(f"{Path(file).name} is cut short: {len(data)} of "
+                        f"{span[1]} bytes are there")
     return data
 
 # %% ../../nbs/data/05_readers.ipynb #74ba21df
 _TAR_SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2')
-def _stem(file): return file.name[:-max(len(s) for s in _TAR_SUFFIXES if file.name.lower().endswith(s))] if file.name.lower().endswith(_TAR_SUFFIXES) else file.name
+def _stem(file):
+    return (file.name[:-max(len(s) for s in _TAR_SUFFIXES if file.name.lower()
+                            .endswith(s))] if file.name.lower()
+            .endswith(_TAR_SUFFIXES) else file.name)
 
-def _shards(path): # FOLDER, FILE or PATTERN, @SPLIT → ({name: path}, field of the JSON files or None)
-    if path is None: raise VitxError("wds needs tar files: wds:FOLDER or wds:'FOLDER/val-*.tar'")
-    if '://' in str(path) or str(path).startswith('pipe:'): raise VitxError("wds reads only local files: download the shards and give wds:FOLDER")
+def _shards(
+    path
+    # FOLDER, FILE or PATTERN, @SPLIT → ({name: path}, field of the JSON files
+    # or None)
+):
+    if path is None:
+        raise VitxError(
+            "wds needs tar files: wds:FOLDER or wds:'FOLDER/val-*.tar'")
+    if '://' in str(path) or str(path).startswith('pipe:'):
+        raise VitxError("wds reads only local files: download the shards and "
+                        "give wds:FOLDER")
     root, split = parse_split(path, None)
     root = Path(root)
     if root.is_dir(): return _shards_of_split(root, split)
-    files = [root] if root.is_file() else sorted(map(Path, glob(str(root), recursive=True)))
-    if not files and '{' in root.name: files = [Path(f) for f in import_optional('webdataset.shardlists').expand_urls(str(root))]
-    if not files: raise VitxError(f"there is no folder and no file {root}, and no file matches it as a pattern")
-    if absent := [f.name for f in files if not f.is_file()]: raise VitxError(f"{len(absent)} of {len(files)} shards are missing, for example {absent[0]}")
+    files = [root] if root.is_file() else sorted(
+        map(Path, glob(str(root), recursive=True)))
+    if not files and '{' in root.name:
+        files = [Path(f) for f in import_optional('webdataset.shardlists')
+                 .expand_urls(str(root))]
+    if not files:
+        raise VitxError(f"there is no folder and no file {root}, and no file "
+                        f"matches it as a pattern")
+    if absent := [f.name for f in files if not f.is_file()]:
+        raise VitxError(f"{len(absent)} of {len(files)} shards are missing, "
+                        f"for example {absent[0]}")
     return {_stem(f): f for f in files}, None
 
+# %% ../../nbs/data/05_readers.ipynb #f7d0048a
 def _shards_of_split(root, split):
-    info_file = next((p for p in (root/'_info.json', root/'info.json') if p.is_file()), None)
+    info_file = next((p for p in (root/'_info.json', root/'info.json')
+                      if p.is_file()), None)
     try: info = json.loads(info_file.read_text())['splits'] if info_file else {}
-    except (ValueError, KeyError, TypeError) as e: raise VitxError(f"{info_file.name} doesn't list the splits: {type(e).__name__} {e}") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise VitxError(f"{info_file.name} doesn't list the splits: "
+                        f"{type(e).__name__} {e}") from None
     files_by_split = {s: [root/f for f in info[s]['filenames']] for s in info}
-    for f in [] if files_by_split else sorted(p for p in root.rglob('*') if p.name.lower().endswith(_TAR_SUFFIXES) and p.is_file()):
+    for f in [] if files_by_split else sorted(p for p in root.rglob('*')
+        if p.name.lower().endswith(_TAR_SUFFIXES) and p.is_file()):
         words = re.findall('[A-Za-z]+', _stem(f))
-        files_by_split.setdefault(f.parent.name if f.parent != root else words[-1] if words else 'all', []).append(f)
-    if not files_by_split: raise VitxError(f"{root} holds no tar files, so it isn't laid out as wds")
+        files_by_split.setdefault(f.parent.name if f.parent != root
+                                  else words[-1] if words else 'all',
+                                  []).append(f)
+    if not files_by_split:
+        raise VitxError(
+            f"{root} holds no tar files, so it isn't laid out as wds")
     split = choose_split(files_by_split, split, f'wds:{root}')
-    return {f.relative_to(root).with_name(_stem(f)).as_posix(): f for f in files_by_split[split]}, info.get(split, {}).get('alt_label')
+    return {
+        f.relative_to(root).with_name(_stem(f)).as_posix(): f
+        for f in files_by_split[split]}, info.get(split, {}).get('alt_label')
 
 # %% ../../nbs/data/05_readers.ipynb #e416c3d8
-@dataset('wds', path=':FOLDER[@SPLIT]', explainer=True, metrics=('insertion-deletion', 'relative-cost'))
+@dataset('wds', path=':FOLDER[@SPLIT]', explainer=True,
+         metrics=('insertion-deletion', 'relative-cost'))
 def wds(path, limit:int=None, ex=None):
-    "WebDataset's shards, tar files of NAME.jpg beside NAME.cls or NAME.json: a folder or a pattern; FOLDER@SPLIT for another split than validation"
+    """WebDataset's shards, tar files of NAME.jpg beside NAME.cls or NAME.json:
+    a folder or a pattern; FOLDER@SPLIT for another split than validation"""
     shards, field = _shards(path)
     for shard,file in shards.items():
         records, error = tar_records(file)
-        for name,record in records.items(): yield Sample(f'{shard}/{name}', _image_reader(file, record), None, label_to_target(_stored_label(file, record, field), ex=ex))
+        for name,record in records.items():
+            yield Sample(f'{shard}/{name}', _image_reader(file, record), None,
+                         label_to_target(_stored_label(file, record, field),
+                                         ex=ex))
         if error: yield Sample(shard, failing_reader(error))
 
 def _image_reader(file, record): # → function that reads the image
-    if 'duplicate' in record: return failing_reader("a record with two files of one name")
-    suffix = min((s for s in record if s.rpartition('.')[2] in _IMAGE_SUFFIXES), key=lambda s: ('.' in s, _IMAGE_SUFFIXES.index(s.rpartition('.')[2])), default=None)
-    return failing_reader(f"a record without a picture, only {', '.join(record)}") if suffix is None else lambda: _read_file_image(io.BytesIO(tar_bytes(file, record[suffix])))
+    if 'duplicate' in record:
+        return failing_reader("a record with two files of one name")
+    suffix = min((s for s in record if s.rpartition('.')[2] in _IMAGE_SUFFIXES),
+                 key=lambda s: ('.' in s,
+                                _IMAGE_SUFFIXES.index(s.rpartition('.')[2])),
+                 default=None)
+    return (
+        failing_reader(f"a record without a picture, only {', '.join(record)}")
+        if suffix is None else lambda:
+        _read_file_image(io.BytesIO(tar_bytes(file, record[suffix]))))
 
 def _stored_label(file, record, field): # → number or text, or None
     try:
-        if 'cls' in record and not field: value = tar_bytes(file, record['cls']).decode().strip()
+        if 'cls' in record and not field:
+            value = tar_bytes(file, record['cls']).decode().strip()
         else: value = json.loads(tar_bytes(file, record['json']))
-    except (KeyError, ValueError): return None     # includes VitxError; reading the image raises it again
-    if isinstance(value, dict): value = next((value[k] for k in ([field] if field else _LABEL_COLUMNS) if k in value), None)
-    return int(value) if isinstance(value, str) and re.fullmatch(r'\d+', value) else value
+    except (KeyError, ValueError):
+        return None  # includes VitxError; reading the image raises it again
+    if isinstance(value, dict):
+        value = next((value[k] for k in ([field] if field else _LABEL_COLUMNS)
+                      if k in value), None)
+    return (int(value) if isinstance(value, str) and re.fullmatch(r'\d+', value)
+            else value)

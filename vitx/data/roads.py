@@ -19,9 +19,13 @@ from ..core import *
 from .samples import *
 
 # %% ../../nbs/data/03_roads.ipynb #10b347a2
-ROAD_SIZE, SUPERSAMPLING = 128, 3           # side of an image in pixels; it is drawn this many times larger, then reduced
-LANE_WIDTH, CAMERA_HEIGHT = 3.2, 1.35         # meters: width of a lane, height of the camera
-DANGERS = ('cutting in', 'braking car', 'pedestrian', 'child and ball', 'cyclist', 'oncoming overtaker', 'red light', 'roadworks', 'animal', 'obstacle')
+# side of an image in pixels; it is drawn this many times larger, then reduced
+ROAD_SIZE, SUPERSAMPLING = 128, 3
+# meters: width of a lane, height of the camera
+LANE_WIDTH, CAMERA_HEIGHT = 3.2, 1.35
+DANGERS = ('cutting in', 'braking car', 'pedestrian', 'child and ball',
+           'cyclist', 'oncoming overtaker', 'red light', 'roadworks', 'animal',
+           'obstacle')
 
 # %% ../../nbs/data/03_roads.ipynb #101662c6
 def pick(rng, options):
@@ -30,159 +34,257 @@ def pick(rng, options):
 
 class Camera:
     "Camera, time of day and weather"
-    def __init__(self, rng, calm:bool=False, # calm: a clear day
-                 camera_z:float=0.):            # meters that the camera has moved forward
+    def __init__(
+        self, rng, calm:bool=False,  # calm: a clear day
+        camera_z:float=0.  # meters that the camera has moved forward
+    ):
         n, self.camera_z = ROAD_SIZE*SUPERSAMPLING, camera_z
-        self.focal, self.horizon, self.vanishing_x = n*rng.uniform(1.05, 1.3), n*rng.uniform(.36, .44), n*rng.uniform(.4, .56)
-        night, fog, rain, visibility, self.daylight = *(rng.random(3) < (.25, .35, .25)), rng.uniform(20, 60), rng.uniform(.75, 1.1)
-        self.night, self.rain, self.visibility = night and not calm, rain and not calm, visibility if fog and not calm else 1e4
-        self.haze_color = np.array([34, 38, 52]) if self.night else np.array([196, 202, 208])*self.daylight
+        self.focal, self.horizon, self.vanishing_x = (n*rng.uniform(1.05, 1.3),
+            n*rng.uniform(.36, .44), n*rng.uniform(.4, .56))
+        night, fog, rain, visibility, self.daylight = *(rng.random(3) <
+            (.25, .35, .25)), rng.uniform(20, 60), rng.uniform(.75, 1.1)
+        self.night, self.rain, self.visibility = (night and not calm,
+            rain and not calm, visibility if fog and not calm else 1e4)
+        self.haze_color = (np.array([34, 38, 52]) if self.night
+                           else np.array([196, 202, 208])*self.daylight)
     def depth(self, Z): return max(Z - self.camera_z, .7)
-    def scale(self, Z): return self.focal/self.depth(Z)   # pixels per meter at Z
-    def project(self, X, Z, Y=0.): return self.vanishing_x + X*self.scale(Z), self.horizon + (CAMERA_HEIGHT - Y)*self.scale(Z)
-    def shade(self, c, Z, glow=False): # color c at distance Z, in light and fog; glow: the color of a lamp
+    def scale(self, Z): return self.focal/self.depth(Z)  # pixels per meter at Z
+    def project(self, X, Z, Y=0.):
+        return (self.vanishing_x + X*self.scale(Z),
+                self.horizon + (CAMERA_HEIGHT - Y)*self.scale(Z))
+    def shade(
+        self, c, Z, glow=False
+    ):  # color c at distance Z, in light and fog; glow: the color of a lamp
         Z = self.depth(Z)
-        hour = (.36 + .6*math.exp(-Z/9))*np.array([.95, .97, 1.1]) if self.night else self.daylight
+        hour = ((.36 + .6*math.exp(-Z/9))*np.array([.95, .97, 1.1])
+                if self.night else self.daylight)
         clear = max(math.exp(-Z/self.visibility), .6*glow)
-        c = np.asarray(c, float)*(1 if glow else hour)*clear + self.haze_color*(1 - clear)
+        c = (np.asarray(c, float)*(1 if glow else hour)*clear +
+             self.haze_color*(1 - clear))
         return (*c.clip(0, 255).astype(int).tolist(), 255)
-    def ground_strip(self, draw, x0, x1, z0, z1, c): # a rectangle on the ground, in meters
-        if z1 > self.camera_z + .7: draw.polygon([self.project(x, z) for x,z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))], fill=self.shade(c, (z0 + z1)/2))
+    def ground_strip(self, draw, x0, x1, z0, z1,
+                     c):  # a rectangle on the ground, in meters
+        if z1 > self.camera_z + .7:
+            draw.polygon([self.project(x, z) for x,z in ((x0, z0), (x1, z0),
+                (x1, z1), (x0, z1))], fill=self.shade(c, (z0 + z1)/2))
 
 # %% ../../nbs/data/03_roads.ipynb #8dab729b
 class Pen:
     "Draws one object at a place on the road, in meters: x to the right, y up"
     def __init__(self, camera, X, Z, flip=1):
         self.camera, self.X, self.Z, self.flip = camera, X, Z, flip
-        self.image = Image.new('RGBA', (ROAD_SIZE*SUPERSAMPLING,)*2); self.draw = ImageDraw.Draw(self.image)
+        self.image = Image.new('RGBA', (ROAD_SIZE*SUPERSAMPLING,)*2)
+        self.draw = ImageDraw.Draw(self.image)
         self.scale = camera.scale(Z)
-    def project(self, x, y): return self.camera.project(self.X + x*self.flip, self.Z, y)
-    def poly(self, pts, c, glow=False): self.draw.polygon([self.project(*p) for p in pts], fill=self.camera.shade(c, self.Z, glow))
-    def box(self, x0, y0, x1, y1, c, glow=False): self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], c, glow)
+    def project(self, x, y):
+        return self.camera.project(self.X + x*self.flip, self.Z, y)
+    def poly(self, pts, c, glow=False):
+        self.draw.polygon([self.project(*p) for p in pts],
+                          fill=self.camera.shade(c, self.Z, glow))
+    def box(self, x0, y0, x1, y1, c, glow=False):
+        self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], c, glow)
     def disc(self, x, y, r, c, glow=False):
         (u, v), r = self.project(x, y), r*self.scale
-        self.draw.ellipse([u-r, v-r, u+r, v+r], fill=self.camera.shade(c, self.Z, glow))
-    def stroke(self, pts, w, c): self.draw.line([self.project(*p) for p in pts], fill=self.camera.shade(c, self.Z), width=max(1, round(w*self.scale)), joint='curve')
+        self.draw.ellipse([u-r, v-r, u+r, v+r],
+                          fill=self.camera.shade(c, self.Z, glow))
+    def stroke(self, pts, w, c):
+        self.draw.line([self.project(*p) for p in pts],
+                       fill=self.camera.shade(c, self.Z),
+                       width=max(1, round(w*self.scale)), joint='curve')
 
 # %% ../../nbs/data/03_roads.ipynb #18d1198b
-CAR_COLORS = [(190, 40, 40), (40, 70, 150), (225, 225, 220), (40, 42, 46), (120, 125, 130), (30, 110, 80), (205, 170, 60), (110, 60, 120)]
+CAR_COLORS = [(190, 40, 40), (40, 70, 150), (225, 225, 220), (40, 42, 46),
+              (120, 125, 130), (30, 110, 80), (205, 170, 60), (110, 60, 120)]
 
-def car(p, rng, visible_end:str='rear', lights:str=None, yaw:float=0.): # rear or front; brake, left or right; visible side: > 0 right, < 0 left
+def car(
+    p, rng, visible_end:str='rear', lights:str=None, yaw:float=0.
+):  # rear or front; brake, left or right; visible side: > 0 right, < 0 left
     "A car from behind or from the front"
     c = np.array(pick(rng, CAR_COLORS))
     w, h = rng.uniform(.85, .95), rng.uniform(1.35, 1.65)
     dark = tuple((c*.6).astype(int)); c = tuple(c)
-    p.poly([(-w-.05, .02), (w+.05, .02), (w+.25*abs(yaw), .02), (w, .12), (-w, .12)], (25, 25, 28))
+    p.poly([(-w-.05, .02), (w+.05, .02), (w+.25*abs(yaw), .02), (w, .12),
+            (-w, .12)], (25, 25, 28))
     if yaw:
         s = math.copysign(1, yaw); L = 2.6*abs(yaw)
         p.poly([(s*w, .25), (s*(w+L), .3), (s*(w+L), .85), (s*w, .9)], dark)
-        p.poly([(s*w*.8, .9), (s*(w+.75*L), .85), (s*(w+.55*L), h*.93), (s*w*.7, h)], dark)
-        p.poly([(s*w*.85, .93), (s*(w+.65*L), .88), (s*(w+.5*L), h*.88), (s*w*.75, h*.93)], (70, 90, 105))
+        p.poly([(s*w*.8, .9), (s*(w+.75*L), .85), (s*(w+.55*L), h*.93),
+                (s*w*.7, h)], dark)
+        p.poly([(s*w*.85, .93), (s*(w+.65*L), .88), (s*(w+.5*L), h*.88),
+                (s*w*.75, h*.93)], (70, 90, 105))
         for t in (.2, .85): p.disc(s*(w+t*L), .3, .3, (22, 22, 24))
     p.box(-w, .22, w, .92, c)
     p.poly([(-w, .9), (w, .9), (w*.78, h), (-w*.78, h)], c)
-    p.poly([(-w*.84, .95), (w*.84, .95), (w*.7, h-.1), (-w*.7, h-.1)], (60, 78, 92))
-    p.box(-w+.05, 0, -w+.3, .3, (20, 20, 22)); p.box(w-.3, 0, w-.05, .3, (20, 20, 22))
+    p.poly([(-w*.84, .95), (w*.84, .95), (w*.7, h-.1), (-w*.7, h-.1)],
+           (60, 78, 92))
+    p.box(-w+.05, 0, -w+.3, .3, (20, 20, 22))
+    p.box(w-.3, 0, w-.05, .3, (20, 20, 22))
     p.box(-.3, .42, .3, .56, (235, 235, 225))
     if visible_end == 'rear':
         on = lights == 'brake'
-        for s in (-1, 1): p.box(s*(w-.28), .66, s*(w-.02), .86, (255, 40, 30) if on else (120, 20, 25), on)
+        for s in (-1, 1):
+            p.box(s*(w-.28), .66, s*(w-.02), .86,
+                  (255, 40, 30) if on else (120, 20, 25), on)
         if on: p.box(-.25, h-.09, .25, h-.03, (255, 60, 50), True)
-        if lights in ('left', 'right'): p.disc((-1 if lights == 'left' else 1)*(w-.12), .76, .14, (255, 170, 30), True)
+        if lights in ('left', 'right'):
+            p.disc((-1 if lights == 'left' else 1)*(w-.12), .76, .14,
+                   (255, 170, 30), True)
     else:
         for s in (-1, 1): p.disc(s*(w-.2), .66, .15, (255, 250, 225), True)
         p.box(-.45, .3, .45, .45, (30, 30, 32))
 
 # %% ../../nbs/data/03_roads.ipynb #ffcbff5c
-CLOTHES_COLORS = [(180, 50, 60), (50, 80, 170), (230, 200, 60), (60, 140, 90), (150, 90, 160), (240, 240, 235), (60, 60, 70), (230, 120, 40)]
+CLOTHES_COLORS = [(180, 50, 60), (50, 80, 170), (230, 200, 60), (60, 140, 90),
+                  (150, 90, 160), (240, 240, 235), (60, 60, 70), (230, 120, 40)]
 SKIN_COLORS = [(232, 190, 160), (180, 130, 100), (110, 75, 55), (240, 205, 180)]
 
 def person(p, rng, height:float=1.75):
     "A pedestrian"
-    k, skin, top, leg = height/1.75, pick(rng, SKIN_COLORS), pick(rng, CLOTHES_COLORS), pick(rng, [(40, 45, 70), (60, 55, 50), (90, 90, 95), (30, 30, 34)])
+    k, skin, top, leg = (
+        height/1.75, pick(rng, SKIN_COLORS), pick(rng, CLOTHES_COLORS),
+        pick(rng, [(40, 45, 70), (60, 55, 50), (90, 90, 95), (30, 30, 34)]))
     a = rng.uniform(.18, .32)
-    for s in (-1, 1): p.stroke([(0, .85*k), (s*a*k*.6, .45*k), (s*a*k, .04*k)], .17*k, leg)
-    for s in (-1, 1): p.stroke([(0, 1.38*k), (s*.24*k, 1.1*k), (s*rng.uniform(.1, .34)*k, .85*k)], .12*k, top)
-    p.poly([(-.2*k, .8*k), (.2*k, .8*k), (.24*k, 1.42*k), (-.24*k, 1.42*k)], top)
+    for s in (-1, 1):
+        p.stroke([(0, .85*k), (s*a*k*.6, .45*k), (s*a*k, .04*k)], .17*k, leg)
+    for s in (-1, 1):
+        p.stroke([(0, 1.38*k), (s*.24*k, 1.1*k),
+                  (s*rng.uniform(.1, .34)*k, .85*k)], .12*k, top)
+    p.poly([(-.2*k, .8*k), (.2*k, .8*k), (.24*k, 1.42*k), (-.24*k, 1.42*k)],
+           top)
     p.disc(0, 1.6*k, .14*k if height > 1.3 else .17*k, skin)
-    p.poly([(-.14*k, 1.62*k), (.14*k, 1.62*k), (.1*k, 1.77*k), (-.1*k, 1.77*k)], pick(rng, [(40, 30, 25), (90, 60, 35), (200, 170, 110), (20, 20, 20)]))
+    p.poly(
+        [(-.14*k, 1.62*k), (.14*k, 1.62*k), (.1*k, 1.77*k), (-.1*k, 1.77*k)],
+        pick(rng, [(40, 30, 25), (90, 60, 35), (200, 170, 110), (20, 20, 20)]))
 
 def child(p, rng):
     "A child and its ball"
     person(p, rng, rng.uniform(1.05, 1.25))
     x = rng.uniform(.7, 1.3)*rng.choice([-1, 1])
-    p.disc(x, .2, .2, (235, 60, 50)); p.poly([(x-.19, .24), (x+.19, .24), (x+.19, .16), (x-.19, .16)], (250, 250, 245))
+    p.disc(x, .2, .2, (235, 60, 50))
+    p.poly([(x-.19, .24), (x+.19, .24), (x+.19, .16), (x-.19, .16)],
+           (250, 250, 245))
 
 # %% ../../nbs/data/03_roads.ipynb #d045c9a2
 def cyclist(p, rng):
     "A cyclist from the side or from behind"
     if rng.random() < .5: # from the side
         for x in (-.52, .52):
-            p.disc(x, .34, .34, (25, 25, 28)); p.disc(x, .34, .27, (150, 150, 150) if not p.camera.night else (70, 70, 75))
+            p.disc(x, .34, .34, (25, 25, 28))
+            p.disc(x, .34, .27, (150, 150, 150) if not p.camera.night
+                   else (70, 70, 75))
         frame = pick(rng, CLOTHES_COLORS)
-        p.stroke([(-.52, .34), (-.1, .8), (.4, .8), (.52, .34), (-.05, .34), (-.1, .8)], .07, frame); p.stroke([(.4, .8), (.36, 1.0), (.52, 1.02)], .06, (30, 30, 30))
+        p.stroke([(-.52, .34), (-.1, .8), (.4, .8), (.52, .34), (-.05, .34),
+                  (-.1, .8)], .07, frame)
+        p.stroke([(.4, .8), (.36, 1.0), (.52, 1.02)], .06, (30, 30, 30))
         top = pick(rng, CLOTHES_COLORS)
-        p.stroke([(-.12, .95), (.05, .6), (-.02, .3)], .15, (40, 45, 60)); p.poly([(-.24, .9), (0, .9), (.3, 1.42), (.06, 1.48)], top)
-        p.stroke([(.18, 1.38), (.36, 1.16), (.42, 1.02)], .1, top); p.disc(.26, 1.62, .15, pick(rng, SKIN_COLORS)); p.poly([(.1, 1.64), (.44, 1.64), (.36, 1.8), (.18, 1.8)], pick(rng, CLOTHES_COLORS))
+        p.stroke([(-.12, .95), (.05, .6), (-.02, .3)], .15, (40, 45, 60))
+        p.poly([(-.24, .9), (0, .9), (.3, 1.42), (.06, 1.48)], top)
+        p.stroke([(.18, 1.38), (.36, 1.16), (.42, 1.02)], .1, top)
+        p.disc(.26, 1.62, .15, pick(rng, SKIN_COLORS))
+        p.poly([(.1, 1.64), (.44, 1.64), (.36, 1.8), (.18, 1.8)],
+               pick(rng, CLOTHES_COLORS))
     else: # from behind
         p.box(-.05, 0, .05, .68, (25, 25, 28)); top = pick(rng, CLOTHES_COLORS)
-        for s in (-1, 1): p.stroke([(s*.1, .85), (s*.17, .5), (s*.12, .2+.12*s)], .15, (40, 45, 60))
-        p.poly([(-.2, .82), (.2, .82), (.26, 1.42), (-.26, 1.42)], top); p.disc(0, 1.6, .15, pick(rng, SKIN_COLORS)); p.poly([(-.17, 1.6), (.17, 1.6), (.1, 1.78), (-.1, 1.78)], pick(rng, CLOTHES_COLORS))
+        for s in (-1, 1):
+            p.stroke([(s*.1, .85), (s*.17, .5), (s*.12, .2+.12*s)], .15,
+                     (40, 45, 60))
+        p.poly([(-.2, .82), (.2, .82), (.26, 1.42), (-.26, 1.42)], top)
+        p.disc(0, 1.6, .15, pick(rng, SKIN_COLORS))
+        p.poly([(-.17, 1.6), (.17, 1.6), (.1, 1.78), (-.1, 1.78)],
+               pick(rng, CLOTHES_COLORS))
         p.disc(0, .7, .06, (255, 40, 30), True)
 
 # %% ../../nbs/data/03_roads.ipynb #01fecea1
 def animal(p, rng):
     "A deer"
     c = pick(rng, [(140, 95, 60), (110, 75, 50), (165, 120, 80)])
-    for x in (-.55, -.42, .4, .54): p.stroke([(x, .75), (x+rng.uniform(-.12, .12), 0)], .1, c)
-    p.poly([(-.7, .7), (.62, .68), (.72, 1.12), (.4, 1.18), (-.62, 1.16), (-.76, 1.0)], c)
-    p.poly([(.5, 1.0), (.72, 1.05), (1.0, 1.55), (.8, 1.62)], c); p.poly([(.76, 1.66), (.9, 1.72), (1.25, 1.5), (1.22, 1.4), (.92, 1.42)], c)
+    for x in (-.55, -.42, .4, .54):
+        p.stroke([(x, .75), (x+rng.uniform(-.12, .12), 0)], .1, c)
+    p.poly([(-.7, .7), (.62, .68), (.72, 1.12), (.4, 1.18), (-.62, 1.16),
+            (-.76, 1.0)], c)
+    p.poly([(.5, 1.0), (.72, 1.05), (1.0, 1.55), (.8, 1.62)], c)
+    p.poly([(.76, 1.66), (.9, 1.72), (1.25, 1.5), (1.22, 1.4), (.92, 1.42)], c)
     if rng.random() < .6:
-        for s in (0, .12): p.stroke([(.84+s*.5, 1.66), (.74+s, 2.0), (.9+s, 2.2)], .05, (90, 70, 50)); p.stroke([(.76+s, 1.95), (.62+s, 2.12)], .045, (90, 70, 50))
+        for s in (0, .12):
+            p.stroke([(.84+s*.5, 1.66), (.74+s, 2.0), (.9+s, 2.2)], .05,
+                     (90, 70, 50))
+            p.stroke([(.76+s, 1.95), (.62+s, 2.12)], .045, (90, 70, 50))
     p.poly([(-.72, 1.05), (-.86, .9), (-.7, .9)], (240, 235, 225))
 
 def cones(p, rng):
     "Roadworks: cones, and often a barrier behind them"
     for x in np.linspace(-1.15, 1.15, rng.integers(3, 5)):
-        p.box(x-.22, 0, x+.22, .06, (40, 40, 42)); p.poly([(x-.17, .06), (x+.17, .06), (x+.04, .75), (x-.04, .75)], (245, 105, 25))
-        p.poly([(x-.125, .26), (x+.125, .26), (x+.09, .42), (x-.09, .42)], (245, 245, 240))
+        p.box(x-.22, 0, x+.22, .06, (40, 40, 42))
+        p.poly([(x-.17, .06), (x+.17, .06), (x+.04, .75), (x-.04, .75)],
+               (245, 105, 25))
+        p.poly([(x-.125, .26), (x+.125, .26), (x+.09, .42), (x-.09, .42)],
+               (245, 245, 240))
     if rng.random() < .6:
-        for i in range(6): p.poly([(-1.2+i*.4, .85), (-1.0+i*.4, .85), (-.9+i*.4, 1.1), (-1.1+i*.4, 1.1)], (235, 235, 230) if i % 2 else (215, 40, 35))
+        for i in range(6):
+            p.poly([(-1.2+i*.4, .85), (-1.0+i*.4, .85), (-.9+i*.4, 1.1),
+                    (-1.1+i*.4, 1.1)], (235, 235, 230) if i % 2
+                   else (215, 40, 35))
         for s in (-1.1, 1.1): p.stroke([(s, 0), (s, 1.05)], .07, (70, 70, 72))
 
+# %% ../../nbs/data/03_roads.ipynb #56a105e0
 def obstacle(p, rng):
     "Boxes, tires or a fallen branch"
     kind = rng.integers(3)
     if kind == 0:
         for i in range(rng.integers(1, 4)):
-            x, y, c = rng.uniform(-.5, .3), (0 if i < 2 else .5), np.array([176, 132, 86])*rng.uniform(.85, 1.1)
-            p.box(x, y, x+.65, y+.52, tuple(c)); p.box(x+.28, y, x+.37, y+.52, tuple(c*.8)); p.poly([(x, y+.52), (x+.65, y+.52), (x+.75, y+.62), (x+.1, y+.62)], tuple(c*1.12))
-    elif kind == 1: p.disc(0, .34, .36, (24, 24, 26)); p.disc(0, .34, .17, (90, 90, 92)); p.disc(.75, .16, .2, (28, 28, 30))
+            x, y, c = (rng.uniform(-.5, .3), (0 if i < 2 else .5),
+                       np.array([176, 132, 86])*rng.uniform(.85, 1.1))
+            p.box(x, y, x+.65, y+.52, tuple(c))
+            p.box(x+.28, y, x+.37, y+.52, tuple(c*.8))
+            p.poly([(x, y+.52), (x+.65, y+.52), (x+.75, y+.62), (x+.1, y+.62)],
+                   tuple(c*1.12))
+    elif kind == 1:
+        p.disc(0, .34, .36, (24, 24, 26))
+        p.disc(0, .34, .17, (90, 90, 92))
+        p.disc(.75, .16, .2, (28, 28, 30))
     else:
         p.stroke([(-1.3, .14), (1.2, .22)], .28, (98, 70, 46))
-        for x in (-.7, .1, .7): p.stroke([(x, .2), (x+.3, .75)], .09, (98, 70, 46)); p.disc(x+.35, .8, .24, (60, 105, 50))
+        for x in (-.7, .1, .7):
+            p.stroke([(x, .2), (x+.3, .75)], .09, (98, 70, 46))
+            p.disc(x+.35, .8, .24, (60, 105, 50))
 
 # %% ../../nbs/data/03_roads.ipynb #e31dff72
 def traffic_light(p, rng, red:bool):
     "A traffic light, red or green"
-    p.stroke([(0, 0), (0, 3.2)], .13, (70, 74, 78)); p.box(-.26, 2.5, .26, 3.9, (28, 30, 32))
-    for i,(c,on) in enumerate([((255, 35, 30), red), ((255, 190, 40), False), ((50, 235, 110), not red)]): p.disc(0, 3.65-.44*i, .18, c if on else tuple(np.array(c)//6), on)
+    p.stroke([(0, 0), (0, 3.2)], .13, (70, 74, 78))
+    p.box(-.26, 2.5, .26, 3.9, (28, 30, 32))
+    for i,(c,on) in enumerate([((255, 35, 30), red), ((255, 190, 40), False),
+                               ((50, 235, 110), not red)]):
+        p.disc(0, 3.65-.44*i, .18, c if on else tuple(np.array(c)//6), on)
 
 def tree(p, rng):
     "A tree with a crown in one of four colors"
-    p.stroke([(0, 0), (0, 2)], .3, (92, 68, 46)); g = np.array(pick(rng, [(60, 110, 50), (80, 125, 55), (120, 130, 50), (150, 105, 45)]))
-    for _ in range(7): p.disc(rng.uniform(-1., 1.), rng.uniform(2, 4.2), rng.uniform(.7, 1.2), tuple(g*rng.uniform(.8, 1.15)))
+    p.stroke([(0, 0), (0, 2)], .3, (92, 68, 46))
+    g = np.array(pick(rng, [(60, 110, 50), (80, 125, 55), (120, 130, 50),
+                            (150, 105, 45)]))
+    for _ in range(7):
+        p.disc(rng.uniform(-1., 1.), rng.uniform(2, 4.2), rng.uniform(.7, 1.2),
+               tuple(g*rng.uniform(.8, 1.15)))
 
 def lamp(p, rng):
     "A street lamp, lit at night"
-    p.stroke([(0, 0), (0, 5.5), (-1.2, 5.8)], .12, (85, 88, 92)); p.disc(-1.2, 5.75, .2, (255, 235, 180) if p.camera.night else (220, 220, 215), p.camera.night)
+    p.stroke([(0, 0), (0, 5.5), (-1.2, 5.8)], .12, (85, 88, 92))
+    p.disc(-1.2, 5.75, .2, (255, 235, 180) if p.camera.night
+           else (220, 220, 215), p.camera.night)
 
 def sign(p, rng):
     "One of three traffic signs"
     p.stroke([(0, 0), (0, 2.1)], .07, (120, 122, 125)); k = rng.integers(3)
-    if k == 0: p.disc(0, 2.4, .36, (205, 30, 35)); p.disc(0, 2.4, .26, (245, 245, 240)); p.box(-.12, 2.3, .12, 2.5, (30, 30, 30))
-    elif k == 1: p.poly([(-.42, 2.05), (.42, 2.05), (0, 2.8)], (205, 30, 35)); p.poly([(-.27, 2.14), (.27, 2.14), (0, 2.62)], (245, 245, 240))
-    else: p.box(-.36, 2.05, .36, 2.77, (35, 80, 170)); p.poly([(-.2, 2.3), (.2, 2.3), (0, 2.6)], (245, 245, 240))
+    if k == 0:
+        p.disc(0, 2.4, .36, (205, 30, 35))
+        p.disc(0, 2.4, .26, (245, 245, 240))
+        p.box(-.12, 2.3, .12, 2.5, (30, 30, 30))
+    elif k == 1:
+        p.poly([(-.42, 2.05), (.42, 2.05), (0, 2.8)], (205, 30, 35))
+        p.poly([(-.27, 2.14), (.27, 2.14), (0, 2.62)], (245, 245, 240))
+    else:
+        p.box(-.36, 2.05, .36, 2.77, (35, 80, 170))
+        p.poly([(-.2, 2.3), (.2, 2.3), (0, 2.6)], (245, 245, 240))
 
 # %% ../../nbs/data/03_roads.ipynb #429c268f
 @dataclass
@@ -192,38 +294,71 @@ class RoadObject:
 
 def danger_object(kind:str, rng)->RoadObject: # kind: one of `DANGERS`
     "The dangerous object, in our lane or about to enter it"
-    lane_x, side, distance = LANE_WIDTH/2, int(rng.choice([-1, 1])), rng.uniform(6, 10)
+    lane_x, side, distance = (LANE_WIDTH/2, int(rng.choice([-1, 1])),
+                              rng.uniform(6, 10))
     draw, offset, Z = {
-        'cutting in': (partial(car, lights='left' if side > 0 else 'right', yaw=-side*rng.uniform(.3, .5)), side*rng.uniform(1.5, 2.1), distance),
-        'braking car': (partial(car, lights='brake'), rng.uniform(-.3, .3), distance), 'oncoming overtaker': (partial(car, visible_end='front'), rng.uniform(-.4, .4), distance + 2),
-        'pedestrian': (person, rng.uniform(-1.5, 1.5), distance), 'child and ball': (child, rng.uniform(-1.5, 1.2), rng.uniform(5, 8)),
-        'cyclist': (cyclist, rng.uniform(-1.2, 1.2), distance), 'animal': (animal, rng.uniform(-1.5, 1.2), distance), 'roadworks': (cones, rng.uniform(-.5, .5), distance),
-        'obstacle': (obstacle, rng.uniform(-1, 1), rng.uniform(5, 8)), 'red light': (partial(traffic_light, red=True), LANE_WIDTH/2 + rng.uniform(.5, 1.1), rng.uniform(10, 14))}[kind]
-    return RoadObject(draw, lane_x + offset, Z, side if draw in (person, child, cyclist, animal, obstacle) else 1, True)
+        'cutting in': (partial(car, lights='left' if side > 0 else 'right',
+                               yaw=-side*rng.uniform(.3, .5)),
+                       side*rng.uniform(1.5, 2.1), distance), 'braking car':
+        (partial(car, lights='brake'), rng.uniform(-.3, .3), distance),
+        'oncoming overtaker': (partial(car, visible_end='front'),
+                               rng.uniform(-.4, .4), distance + 2),
+        'pedestrian': (person, rng.uniform(-1.5, 1.5), distance),
+        'child and ball': (child, rng.uniform(-1.5, 1.2), rng.uniform(5, 8)),
+        'cyclist': (cyclist, rng.uniform(-1.2, 1.2), distance),
+        'animal': (animal, rng.uniform(-1.5, 1.2), distance),
+        'roadworks': (cones, rng.uniform(-.5, .5), distance),
+        'obstacle': (obstacle, rng.uniform(-1, 1), rng.uniform(5, 8)),
+        'red light': (partial(traffic_light, red=True), LANE_WIDTH/2 +
+                      rng.uniform(.5, 1.1), rng.uniform(10, 14))}[kind]
+    return RoadObject(draw, lane_x + offset, Z, side if draw in (person, child,
+        cyclist, animal, obstacle) else 1, True)
 
+# %% ../../nbs/data/03_roads.ipynb #f3339bce
 def harmless_objects(kind:str, rng)->list: # of `RoadObject`s
     "Objects that are not dangerous at their place"
     edge, flip = LANE_WIDTH + .8, lambda: int(rng.choice([-1, 1]))
     def at_roadside(lo, hi): return flip()*rng.uniform(lo, hi)
-    out = [RoadObject(pick(rng, [tree, tree, lamp, sign]), at_roadside(edge + .6, edge + 4), rng.uniform(8, 40)) for _ in range(rng.integers(1, 4))]
-    candidates = [(.5, '', person, at_roadside(edge + .3, edge + 1.6), rng.uniform(8, 20)), (.15, '', cyclist, at_roadside(edge + .3, edge + 1.2), rng.uniform(8, 18)),
-             (.5, 'oncoming overtaker', partial(car, visible_end='front'), -LANE_WIDTH/2 + rng.uniform(-.3, .3), rng.uniform(10, 40)),
-             (.4, 'cutting in, braking car, oncoming overtaker', car, LANE_WIDTH/2 + rng.uniform(-.2, .2), rng.uniform(22, 40)), (.35, '', car, at_roadside(edge + .4, edge + .9), rng.uniform(11, 25)),
-             (.35, 'red light', partial(traffic_light, red=False), LANE_WIDTH + rng.uniform(.5, 1.2), rng.uniform(9, 16))]
-    return out + [RoadObject(draw, X, Z, flip() if draw in (person, cyclist) else 1) for prob,excluded,draw,X,Z in candidates if (rng.random() < prob) and kind not in excluded]
+    out = [RoadObject(pick(rng, [tree, tree, lamp, sign]),
+                      at_roadside(edge + .6, edge + 4), rng.uniform(8, 40))
+           for _ in range(rng.integers(1, 4))]
+    candidates = [(.5, '', person, at_roadside(edge + .3,
+        edge + 1.6), rng.uniform(8, 20)), (.15, '',
+            cyclist, at_roadside(edge + .3, edge + 1.2), rng.uniform(8, 18)),
+                  (.5, 'oncoming overtaker', partial(car, visible_end='front'),
+                   -LANE_WIDTH/2 + rng.uniform(-.3, .3), rng.uniform(10, 40)),
+                  (.4, 'cutting in, braking car, oncoming overtaker', car,
+                   LANE_WIDTH/2 + rng.uniform(-.2, .2), rng.uniform(22, 40)),
+                  (.35, '', car, at_roadside(edge + .4, edge + .9),
+                   rng.uniform(11, 25)),
+                  (.35, 'red light', partial(traffic_light, red=False),
+                   LANE_WIDTH + rng.uniform(.5, 1.2), rng.uniform(9, 16))]
+    return out + [RoadObject(draw, X, Z, flip() if draw in (person, cyclist)
+                             else 1) for prob,excluded,draw,X,Z in candidates
+                  if (rng.random() < prob) and kind not in excluded]
 
 # %% ../../nbs/data/03_roads.ipynb #63764aa0
 def _draw_ground(camera, rng): # sky, land, road and its markings
     n = ROAD_SIZE*SUPERSAMPLING
     img = Image.new('RGB', (n, n))
     d = ImageDraw.Draw(img)
-    sky, land = np.array([24, 28, 44] if camera.night else pick(rng, [(120, 165, 215), (165, 180, 195), (210, 190, 170)])), pick(rng, [(96, 120, 70), (120, 118, 112), (140, 130, 95), (110, 112, 118)])
-    for v in range(int(camera.horizon) + 1): d.line([(0, v), (n, v)], fill=tuple((sky + (camera.haze_color - sky)*v/camera.horizon).clip(0, 255).astype(int).tolist()))
+    sky, land = np.array([24, 28, 44] if camera.night else pick(rng,
+        [(120, 165, 215), (165, 180, 195), (210, 190, 170)])), pick(rng,
+            [(96, 120, 70), (120, 118, 112), (140, 130, 95), (110, 112, 118)])
+    for v in range(int(camera.horizon) + 1):
+        d.line([(0, v), (n, v)], fill=tuple((sky + (camera.haze_color -
+            sky)*v/camera.horizon).clip(0, 255).astype(int).tolist()))
     distances = np.geomspace(.7, 300, 36) + camera.camera_z
     for z0,z1 in zip(distances, distances[1:]):
-        for half_width,c in ((3*(z1 - camera.camera_z), land), (LANE_WIDTH + .8, (150, 148, 144)), (LANE_WIDTH, (82, 84, 88))): camera.ground_strip(d, -half_width, half_width, z0, z1, c)
-    for s in (-1, 1): camera.ground_strip(d, s*LANE_WIDTH - .06, s*LANE_WIDTH + .06, camera.camera_z + .7, 200, (215, 215, 210))
-    for z in np.arange(-20 + rng.uniform(0, 5), 70, 5): camera.ground_strip(d, -.07, .07, max(z, camera.camera_z + .7), z + 2, (225, 225, 220))
+        for half_width,c in ((3*(z1 - camera.camera_z), land), (LANE_WIDTH + .8,
+            (150, 148, 144)), (LANE_WIDTH, (82, 84, 88))):
+            camera.ground_strip(d, -half_width, half_width, z0, z1, c)
+    for s in (-1, 1):
+        camera.ground_strip(d, s*LANE_WIDTH - .06, s*LANE_WIDTH + .06,
+                            camera.camera_z + .7, 200, (215, 215, 210))
+    for z in np.arange(-20 + rng.uniform(0, 5), 70, 5):
+        camera.ground_strip(d, -.07, .07, max(z, camera.camera_z + .7), z + 2,
+                            (225, 225, 220))
     return img
 
 # %% ../../nbs/data/03_roads.ipynb #9eaaa0e8
@@ -232,16 +367,24 @@ def _draw_buildings(camera, rng, img):
     for s in (-1, 1):
         z = rng.uniform(45, 60)
         while z > 7:
-            length, h, X, is_built, c = rng.uniform(5, 12), rng.uniform(4, 14), s*(LANE_WIDTH + rng.uniform(3.2, 5)), rng.random() < .75, np.array(pick(rng, [(170, 140, 120), (150, 150, 155), (190, 175, 150), (130, 95, 85), (120, 130, 140)]))*rng.uniform(.85, 1.1)
+            length, h, X, is_built, c = rng.uniform(5,
+                12), rng.uniform(4, 14), s*(LANE_WIDTH +
+                    rng.uniform(3.2, 5)), rng.random() < .75, np.array(pick(rng,
+                        [(170, 140, 120), (150, 150, 155), (190, 175, 150),
+                         (130, 95, 85), (120, 130, 140)]))*rng.uniform(.85, 1.1)
             z0, z1 = max(4, z - length), z
-            wall = lambda corners, c, glow=False: d.polygon([camera.project(*p) for p in corners], fill=camera.shade(c, z1, glow))
+            wall = lambda corners, c, glow=False: d.polygon([camera.project(*p)
+                for p in corners], fill=camera.shade(c, z1, glow))
             if is_built:
                 wall([(X, z0), (X, z1), (X, z1, h), (X, z0, h)], c)
-                wall([(X, z0), (X + 9*s, z0), (X + 9*s, z0, h), (X, z0, h)], c*.85)
+                wall([(X, z0), (X + 9*s, z0), (X + 9*s, z0, h), (X, z0, h)],
+                     c*.85)
                 for y in np.arange(1.2, h - 1, 2.4):
                     for w in np.arange(z0 + .8, z1 - 1, 2.2):
                         lit = camera.night and rng.random() < .4
-                        wall([(X, w, y), (X, w + 1, y), (X, w + 1, y + 1.3), (X, w, y + 1.3)], (250, 215, 140) if lit else (70, 82, 95), lit)
+                        wall([(X, w, y), (X, w + 1, y), (X, w + 1, y + 1.3),
+                              (X, w, y + 1.3)], (250, 215, 140) if lit
+                             else (70, 82, 95), lit)
             z -= length + rng.uniform(0, 4)
 
 # %% ../../nbs/data/03_roads.ipynb #edbba8a9
@@ -259,61 +402,96 @@ class Road:
         return [int(v) for v in (x.min(), y.min(), x.max(), y.max())]
 
 # %% ../../nbs/data/03_roads.ipynb #7911d0e0
-def road(seed:int, danger:str=None, # one of `DANGERS`; None: drawn at random
-         calm:bool=False,           # a danger without surroundings, on a clear day
-         camera_z:float=0.,         # meters that the camera has moved forward; negative: back
-         cleared:bool=False,        # keep the danger of this seed, remove its surroundings
-        )->Road:
+def road(
+    seed:int, danger:str=None,  # one of `DANGERS`; None: drawn at random
+    calm:bool=False,  # a danger without surroundings, on a clear day
+    # meters that the camera has moved forward; negative: back
+    camera_z:float=0.,
+    cleared:bool=False,  # keep the danger of this seed, remove its surroundings
+)->Road:
     "A street scene from a seed"
     rng = np.random.default_rng(seed)
     label = pick(rng, DANGERS) if danger is None else danger
-    if label not in DANGERS: raise VitxError(f"there is no danger {label!r}: there are {', '.join(DANGERS)}")
-    camera, no_buildings = Camera(rng, calm or cleared, camera_z), calm or cleared
-    objects = ([] if calm else harmless_objects(label, rng)) + [danger_object(label, rng)]
-    objects[-1].X = float(np.clip(objects[-1].X, *((np.array([.13, .87])*ROAD_SIZE*SUPERSAMPLING - camera.vanishing_x)*objects[-1].Z/camera.focal)))   # in view
+    if label not in DANGERS:
+        raise VitxError(
+            f"there is no danger {label!r}: there are {', '.join(DANGERS)}")
+    camera, no_buildings = Camera(rng, calm or cleared,
+                                  camera_z), calm or cleared
+    objects = ([] if calm else harmless_objects(label, rng)) + [
+        danger_object(label, rng)]
+    objects[-1].X = float(np.clip(objects[-1].X, *(
+        (np.array([.13, .87])*ROAD_SIZE*SUPERSAMPLING -
+         camera.vanishing_x)*objects[-1].Z/camera.focal)))  # in view
     img = _draw_ground(camera, np.random.default_rng([seed, 1]))
-    if not no_buildings: _draw_buildings(camera, np.random.default_rng([seed, 2]), img)
+    if not no_buildings:
+        _draw_buildings(camera, np.random.default_rng([seed, 2]), img)
     mask = np.zeros((ROAD_SIZE*SUPERSAMPLING,)*2, np.float32)
     for i,t in sorted(enumerate(objects), key=lambda it: -it[1].Z):
         if cleared and not t.danger: continue
         p = Pen(camera, t.X, t.Z, t.flip)
-        if t.draw in (tree, lamp, sign): p.draw.ellipse([*camera.project(t.X - .3, t.Z*1.02), *camera.project(t.X + .3, t.Z*.98)], fill=(0, 0, 0, 60))
+        if t.draw in (tree, lamp, sign):
+            p.draw.ellipse([*camera.project(t.X - .3, t.Z*1.02),
+                            *camera.project(t.X + .3, t.Z*.98)],
+                           fill=(0, 0, 0, 60))
         t.draw(p, np.random.default_rng([seed, 3, i]))
         img.paste(p.image, (0, 0), p.image)
         mask[np.asarray(p.image)[..., 3] > 127] = t.danger
-    x = np.asarray(img.resize((ROAD_SIZE, ROAD_SIZE), Image.LANCZOS), float) + _weather_noise(camera, rng)
-    return Road(x.clip(0, 255).astype(np.uint8), np.asarray(Image.fromarray(mask).resize((ROAD_SIZE, ROAD_SIZE), Image.BOX)) > .5, label)
+    x = np.asarray(img.resize((ROAD_SIZE, ROAD_SIZE), Image.LANCZOS),
+                   float) + _weather_noise(camera, rng)
+    return Road(x.clip(0, 255).astype(np.uint8), np.asarray(
+        Image.fromarray(mask).resize((ROAD_SIZE, ROAD_SIZE), Image.BOX)) > .5,
+                label)
 
+# %% ../../nbs/data/03_roads.ipynb #13ad3bdc
 def _weather_noise(camera, rng): # streaks of rain, and sensor noise
     s = Image.new('L', (ROAD_SIZE, ROAD_SIZE))
-    for u,v,l,c in zip(*rng.uniform([[0], [0], [4], [25]], [[ROAD_SIZE], [ROAD_SIZE], [10], [65]], (4, 70*camera.rain))): ImageDraw.Draw(s).line([(u, v), (u - l/4, v + l)], fill=int(c))
-    return np.asarray(s, float)[..., None] + rng.normal(0, rng.uniform(1, 5), (ROAD_SIZE, ROAD_SIZE, 3))
+    for u,v,l,c in zip(*rng.uniform([[0], [0], [4], [25]], [[ROAD_SIZE],
+        [ROAD_SIZE], [10], [65]], (4, 70*camera.rain))):
+        ImageDraw.Draw(s).line([(u, v), (u - l/4, v + l)], fill=int(c))
+    return np.asarray(s, float)[..., None] + rng.normal(0, rng.uniform(1, 5),
+        (ROAD_SIZE, ROAD_SIZE, 3))
 
 # %% ../../nbs/data/03_roads.ipynb #41ac2c00
-def approach(seed:int, danger:str=None, frames:int=12, meters:float=8., calm:bool=False)->list: # of `Road`s
-    "Frames of one road while the camera moves forward; the last frame equals `road(seed, danger)`"
-    return [road(seed, danger, calm, back) for back in np.linspace(-meters, 0, frames)]
+def approach(seed:int, danger:str=None, frames:int=12, meters:float=8.,
+             calm:bool=False)->list:  # of `Road`s
+    """Frames of one road while the camera moves forward; the last frame equals
+    `road(seed, danger)`"""
+    return [road(seed, danger, calm, back)
+            for back in np.linspace(-meters, 0, frames)]
 
 # %% ../../nbs/data/03_roads.ipynb #f92d3ae1
 @dataset('roads', path='[:calm]', size=200)
-def roads(path=None,      # 'calm': the same roads with only the danger; 'complex' or None: with surroundings
-          limit:int=None, # number of samples; None: 200
-          first_seed:int=9000): # seed of the first road
+def roads(
+    # 'calm': the same roads with only the danger; 'complex' or None: with
+    # surroundings
+    path=None,
+    limit:int=None,  # number of samples; None: 200
+    first_seed:int=9000  # seed of the first road
+):
     "Drawn street scenes, one danger in each"
-    if path not in (None, 'calm', 'complex'): raise VitxError(f"roads:{path} doesn't exist: give roads, roads:calm or roads:complex")
+    if path not in (None, 'calm', 'complex'):
+        raise VitxError(f"roads:{path} doesn't exist: give roads, roads:calm "
+                        f"or roads:complex")
     for i in range(200 if limit is None else limit):
-        r = road(first_seed + i, DANGERS[i%len(DANGERS)], cleared=path == 'calm')
-        yield Sample(f'{path or "complex"}/{first_seed + i}', r.pil, r.mask, r.label)
+        r = road(first_seed + i, DANGERS[i%len(DANGERS)],
+                 cleared=path == 'calm')
+        yield Sample(f'{path or "complex"}/{first_seed + i}', r.pil, r.mask,
+                     r.label)
 
 def write_lrn(folder, n:int=100, first_seed:int=0, calm:bool=False)->Path:
-    "Write n roads into a new folder, in LRN's layout; calm: only the danger, without its surroundings"
+    """Write n roads into a new folder, in LRN's layout; calm: only the danger,
+    without its surroundings"""
     folder = Path(folder)
-    if folder.exists(): raise VitxError(f"{folder} already exists: give a new folder")
+    if folder.exists():
+        raise VitxError(f"{folder} already exists: give a new folder")
     for i in track(range(n), 'roads'):
         r = road(first_seed + i, DANGERS[i%len(DANGERS)], cleared=calm)
         place = folder/r.label.replace(' ', '-')/f'{first_seed + i:06d}.png'
         place.parent.mkdir(parents=True, exist_ok=True)
         r.pil.save(place)
-        place.with_suffix('.json').write_text(json.dumps(dict(version='5.0.1', flags={}, imagePath=place.name, imageData=None, imageHeight=ROAD_SIZE, imageWidth=ROAD_SIZE,
-            shapes=[dict(label=f'{r.label}_1', points=[r.box[:2], r.box[2:]], group_id=None, shape_type='rectangle', flags={})])))
+        place.with_suffix('.json').write_text(json.dumps(dict(version='5.0.1',
+            flags={}, imagePath=place.name,
+            imageData=None, imageHeight=ROAD_SIZE, imageWidth=ROAD_SIZE,
+            shapes=[dict(label=f'{r.label}_1', points=[r.box[:2], r.box[2:]],
+                         group_id=None, shape_type='rectangle', flags={})])))
     return folder

@@ -24,57 +24,79 @@ from .scenes import *
 
 # %% ../../nbs/data/02_samples.ipynb #2aea6c92
 class Sample:
-    "An image, the class to explain and the mask of that class; image and mask are read at first use"
-    def __init__(self,
-                 name:str,     # unique in its dataset, such as a relative path
-                 image,        # PIL image (RGB), or a function that reads it
-                 mask=None,    # (H,W) bool, or a function of the image that reads it; None: no mask
-                 target=None): # class index or label; {model name: class} if models differ; None: unknown
-        self.name, self._image, self._mask, self.target = name, image, mask, target
+    """An image, the class to explain and the mask of that class; image and mask
+    are read at first use"""
+    def __init__(
+        self,
+        name:str,  # unique in its dataset, such as a relative path
+        image,  # PIL image (RGB), or a function that reads it
+        # (H,W) bool, or a function of the image that reads it; None: no mask
+        mask=None,
+        # class index or label; {model name: class} if models differ; None:
+        # unknown
+        target=None
+    ):
+        self.name, self._image, self._mask, self.target = (name, image, mask,
+            target)
     def __repr__(self): return f'Sample({self.name!r}, target={self.target!r})'
     @cached_property
-    def image(self)->Image.Image: return self._image() if callable(self._image) else self._image
+    def image(self)->Image.Image:
+        return self._image() if callable(self._image) else self._image
     @property
-    def has_mask(self)->bool: return self._mask is not None # False if the dataset has no masks
+    def has_mask(self)->bool: # False if the dataset has no masks
+        return self._mask is not None
     @cached_property
-    def mask(self)->np.ndarray: return self._mask(self.image) if callable(self._mask) else self._mask
+    def mask(self)->np.ndarray:
+        return self._mask(self.image) if callable(self._mask) else self._mask
     def target_for(self, model:str):
         "The class to explain for a model, or None"
-        return self.target.get(model) if isinstance(self.target, dict) else self.target
+        return (self.target.get(model) if isinstance(self.target, dict)
+                else self.target)
 
 # %% ../../nbs/data/02_samples.ipynb #2d988372
 def _raise(text, *_): raise VitxError(text)
 def failing_reader(text:str):
-    "A reader for an image or mask that is missing: it raises a VitxError with this text"
+    """A reader for an image or mask that is missing: it raises a VitxError with
+    this text"""
     return partial(_raise, text)
 
 def import_optional(module:str):
-    "Import a library that only few datasets need; if it is missing, the error names the extra `data`"
+    """Import a library that only few datasets need; if it is missing, the error
+    names the extra `data`"""
     try: return import_module(module)
-    except ImportError: raise VitxError(f"this dataset needs {module.split('.')[0]}: pip install 'vitx[data]'") from None
+    except ImportError:
+        raise VitxError(f"this dataset needs {module.split('.')[0]}: pip "
+                        f"install 'vitx[data]'") from None
 
 # %% ../../nbs/data/02_samples.ipynb #fdec6544
 def parse_split(path,     # FOLDER or FOLDER@SPLIT
                 default,  # split if the path names none
                )->tuple: # (folder, split)
-    "Divide FOLDER@SPLIT into folder and split; an existing folder with an @ in its name is not divided"
+    """Divide FOLDER@SPLIT into folder and split; an existing folder with an @
+    in its name is not divided"""
     head, sep, tail = str(path).rpartition('@')
-    return (head, tail) if sep and '/' not in tail and path is not None and not Path(path).exists() else (path, default)
+    return ((head, tail) if sep and '/' not in tail and path is not None
+            and not Path(path).exists() else (path, default))
 
 @cache
 def imagenet_names()->dict: # WordNet id → name
     "ImageNet's thousand classes in their order"
     info = ImageNetInfo('imagenet-1k')
-    return {w: info.index_to_description(i) for i,w in enumerate(info.label_names())}
+    return {w: info.index_to_description(i)
+            for i,w in enumerate(info.label_names())}
 
 @cache
 def _imagenet_index(): return {w: i for i,w in enumerate(imagenet_names())}
 
-def imagenet_class(wnid:str, # WordNet id, such as n02123045
-                   ex=None,  # explainer of the model; None: a model of 1,000 classes
-                  ):
-    "The target for a WordNet id: its class index for a model of 1,000 classes, else its class name; an id that ImageNet's 1,000 classes don't have is returned unchanged"
-    return wnid if wnid not in _imagenet_index() else _imagenet_index()[wnid] if ex is None or len(ex.labels) == 1000 else imagenet_names()[wnid]
+def imagenet_class(
+    wnid:str,  # WordNet id, such as n02123045
+    ex=None,  # explainer of the model; None: a model of 1,000 classes
+):
+    """The target for a WordNet id: its class index for a model of 1,000
+    classes, else its class name; an id that ImageNet's 1,000 classes don't have
+    is returned unchanged"""
+    return (wnid if wnid not in _imagenet_index() else _imagenet_index()[wnid]
+            if ex is None or len(ex.labels) == 1000 else imagenet_names()[wnid])
 
 # %% ../../nbs/data/02_samples.ipynb #bce6781d
 @dataset('scenes', path='[:OBJECTS]', size=200)
@@ -82,7 +104,8 @@ def scenes(path=None,           # objects in each scene, 1 to 4; None: 2
            limit:int=None,      # number of samples; None: 200
            first_seed:int=5000, # seed of the first scene
           ):
-    "Scenes from numbered seeds, one sample per object; scenes:1 draws one object in each"
+    """Scenes from numbered seeds, one sample per object; scenes:1 draws one
+    object in each"""
     n = _objects_per_scene(path or 2)
     for i in range(200 if limit is None else limit):
         s = scene(first_seed + i//n, n=n)
@@ -90,7 +113,9 @@ def scenes(path=None,           # objects in each scene, 1 to 4; None: 2
         yield Sample(f'{first_seed + i//n}/{t.label}', s.pil, t.mask, t.label)
 
 def _objects_per_scene(path):
-    if str(path) not in '1234': raise VitxError(f"scenes:{path}: the text after the colon isn't a number of objects. Give 1 to 4")
+    if str(path) not in '1234':
+        raise VitxError(f"scenes:{path}: the text after the colon isn't a "
+                        f"number of objects. Give 1 to 4")
     return int(path)
 
 # %% ../../nbs/data/02_samples.ipynb #3ca4a304
@@ -98,58 +123,92 @@ def _objects_per_scene(path):
 def pairs(path,           # folder with a pairs.json
           limit:int=None):
     "A folder of images with one mask each, listed in its pairs.json"
-    if path is None: raise VitxError("pairs needs a folder that holds a pairs.json: pairs:FOLDER")
+    if path is None:
+        raise VitxError(
+            "pairs needs a folder that holds a pairs.json: pairs:FOLDER")
     path = Path(path)
-    if not (path/'pairs.json').is_file(): raise VitxError(f"{path} has no pairs.json. Write one: a list of entries with image, mask and target")
+    if not (path/'pairs.json').is_file():
+        raise VitxError(f"{path} has no pairs.json. Write one: a list of "
+                        f"entries with image, mask and target")
     try: rows = json.loads((path/'pairs.json').read_text())
-    except ValueError as e: raise VitxError(f"{path/'pairs.json'} is no JSON: {e}") from None
+    except ValueError as e:
+        raise VitxError(f"{path/'pairs.json'} is no JSON: {e}") from None
     for i,row in enumerate(rows[:limit]):
-        if not isinstance(row, dict) or not {'image', 'mask', 'target'} <= row.keys(): raise VitxError(f"{path/'pairs.json'}: entry {i} lacks image, mask or target")
-        yield Sample(row['mask'], partial(read_image, path/row['image']), partial(read_mask, path/row['mask']), row['target'])
+        if not isinstance(row, dict) or not {'image', 'mask',
+            'target'} <= row.keys():
+            raise VitxError(
+                f"{path/'pairs.json'}: entry {i} lacks image, mask or target")
+        yield Sample(row['mask'], partial(read_image, path/row['image']),
+                     partial(read_mask, path/row['mask']), row['target'])
 
 # %% ../../nbs/data/02_samples.ipynb #94941e9b
-def samples(data:str,       # NAME or NAME:PATH
-            limit:int=None, # largest number of samples, at least 1; None: the dataset's default
-            ex=None,        # explainer, for datasets that depend on the model
-           ):
+def samples(
+    data:str,  # NAME or NAME:PATH
+    # largest number of samples, at least 1; None: the dataset's default
+    limit:int=None,
+    ex=None,  # explainer, for datasets that depend on the model
+):
     "The samples of a dataset, by name"
     name, _, path = data.partition(':')
-    if path.startswith('~'): path = str(Path(path).expanduser())   # shells don't expand ~ after a colon
+    if path.startswith('~'): # shells don't expand ~ after a colon
+        path = str(Path(path).expanduser())
     f = dataset[name]
-    if limit is not None and limit < 1: raise VitxError(f"a limit of {limit} leaves no samples: give at least 1")
-    return islice(f(path or None, limit, **({'ex': ex} if f.meta.get('explainer') else {})), limit)
+    if limit is not None and limit < 1:
+        raise VitxError(
+            f"a limit of {limit} leaves no samples: give at least 1")
+    return islice(f(path or None, limit,
+                    **({'ex': ex} if f.meta.get('explainer') else {})), limit)
 
 def confident_samples(source, ex, min_prob:float=.5):
-    "Samples whose class the model predicts with a probability above `min_prob`, each with its class index; unreadable images and unknown classes are skipped"
+    """Samples whose class the model predicts with a probability above
+    `min_prob`, each with its class index; unreadable images and unknown classes
+    are skipped"""
     for s in source:
         if s.target_for(ex.name) is None: continue
-        try: t, x = ex.target(s.target_for(ex.name), exact=True), ex.transform(s.image)[None].to(next(ex.model.parameters()))
+        try: t, x = ex.target(s.target_for(ex.name), exact=True), ex.transform(
+            s.image)[None].to(next(ex.model.parameters()))
         except VitxError: continue
-        with torch.no_grad(): p = class_probs(ex.model(x).float(), task_of(ex))[0]
+        with torch.no_grad():
+            p = class_probs(ex.model(x).float(), task_of(ex))[0]
         if p.argmax() == t and p[t] > min_prob: yield s, t
 
 # %% ../../nbs/data/02_samples.ipynb #186199f4
-@dataset('grid', path='[:DATASET]', explainer=True, metrics=('grid-pointing-game',), size=200)
-def grid(path=None,        # dataset of the single images, NAME or NAME:PATH; None: scenes:1
-         limit:int=None,   # number of samples; None: 200
-         ex=None,          # explainer of the model that must classify the images correctly
-         pool_size:int=60, # number of images to draw from
-         seed:int=0):      # of the choice of images
-    "Composites of four images of different classes, tiled two by two; the model predicts each class with a probability above one half; one sample per cell"
-    known = list(islice(confident_samples(samples('scenes:1' if path in (None, 'scenes') else path, ex=ex), ex), pool_size))
+@dataset('grid', path='[:DATASET]', explainer=True,
+         metrics=('grid-pointing-game',), size=200)
+def grid(
+    # dataset of the single images, NAME or NAME:PATH; None: scenes:1
+    path=None,
+    limit:int=None,  # number of samples; None: 200
+    ex=None,  # explainer of the model that must classify the images correctly
+    pool_size:int=60,  # number of images to draw from
+    seed:int=0  # of the choice of images
+):
+    """Composites of four images of different classes, tiled two by two; the
+    model predicts each class with a probability above one half; one sample per
+    cell"""
+    known = list(islice(confident_samples(samples('scenes:1'
+        if path in (None, 'scenes') else path, ex=ex), ex), pool_size))
     by_class = {}
     for s,t in known: by_class.setdefault(t, []).append(s)
-    if len(by_class) < 4: raise VitxError(f"a composite needs images of four classes that {ex.name} predicts with a probability above one half; {path or 'scenes'} has {len(by_class)}. Give a dataset with more classes or images")
+    if len(by_class) < 4:
+        raise VitxError(
+            f"a composite needs images of four classes that {ex.name} predicts "
+            f"with a probability above one half; {path or 'scenes'} has "
+            f"{len(by_class)}. Give a dataset with more classes or images")
     h, w = ex.transform(known[0][0].image).shape[-2:]
     rng = np.random.default_rng(seed)
     for k in range(-(-(200 if limit is None else limit)//4)):
         classes = rng.choice(sorted(by_class), 4, replace=False).tolist()
-        tiled = _tile_images([by_class[c][rng.integers(len(by_class[c]))].image for c in classes], h, w)
-        for i,c in enumerate(classes): yield Sample(f'{k}/{i}', tiled, _cell_mask(i, h, w), c)
+        tiled = _tile_images([by_class[c][rng.integers(len(by_class[c]))].image
+                              for c in classes], h, w)
+        for i,c in enumerate(classes):
+            yield Sample(f'{k}/{i}', tiled, _cell_mask(i, h, w), c)
 
+# %% ../../nbs/data/02_samples.ipynb #840b223e
 def _cell_mask(i, h, w):
     mask = np.zeros((h, w), bool)
-    mask[(i//2)*(h//2):h//2 if i < 2 else h, (i%2)*(w//2):w if i%2 else w//2] = True
+    mask[(i//2)*(h//2):h//2 if i < 2 else h,
+         (i%2)*(w//2):w if i%2 else w//2] = True
     return mask
 
 def _tile_images(images, h, w):
@@ -157,5 +216,6 @@ def _tile_images(images, h, w):
     out = Image.new('RGB', (w, h))
     for i,img in enumerate(images):
         y, x = np.argwhere(_cell_mask(i, h, w))[[0, -1]].T.tolist()
-        out.paste(img.resize((x[1]-x[0]+1, y[1]-y[0]+1), Image.BICUBIC), (x[0], y[0]))
+        out.paste(img.resize((x[1]-x[0]+1, y[1]-y[0]+1), Image.BICUBIC),
+                  (x[0], y[0]))
     return out

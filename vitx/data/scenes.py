@@ -16,17 +16,20 @@ from PIL import Image, ImageDraw
 from ..core import *
 
 # %% ../../nbs/data/01_scenes.ipynb #c2e2d79e
-FACTORS = dict(shape=('star', 'cross', 'ring'), texture=('striped', 'checked', 'dotted'), color=('red', 'yellow', 'blue'))
-NEUTRAL = dict(shape='blob', texture='plain')  # neutral colors are greens and purples
+FACTORS = dict(shape=('star', 'cross', 'ring'), texture=('striped', 'checked',
+    'dotted'), color=('red', 'yellow', 'blue'))
+# neutral colors are greens and purples
+NEUTRAL = dict(shape='blob', texture='plain')
 CLASSES = tuple(c for values in FACTORS.values() for c in values)
 FACTOR_OF = {c: factor for factor, values in FACTORS.items() for c in values}
 
 # %% ../../nbs/data/01_scenes.ipynb #95de5baa
 def _polar(r, a): return np.stack([r*np.cos(a), r*np.sin(a)], 1)
 
-def shape_polygons(shape:str, # 'star', 'cross', 'ring' or 'blob'
-                   rng,       # NumPy generator; only blobs use it
-                  )->list:    # outer outline, then holes; each (k,2) in the unit circle
+def shape_polygons(
+    shape:str,  # 'star', 'cross', 'ring' or 'blob'
+    rng,  # NumPy generator; only blobs use it
+)->list:  # outer outline, then holes; each (k,2) in the unit circle
     "The corner points of a shape"
     if shape == 'star':
         a = np.arange(10)*np.pi/5
@@ -35,19 +38,25 @@ def shape_polygons(shape:str, # 'star', 'cross', 'ring' or 'blob'
         w = .33
         corner = np.array([(1, -w), (1, w), (w, w)])*.95
         rotation = np.array([(0, 1), (-1, 0)])
-        return [np.concatenate([corner @ np.linalg.matrix_power(rotation, k) for k in range(4)])]
+        return [np.concatenate([corner @ np.linalg.matrix_power(rotation, k)
+                                for k in range(4)])]
     a = np.linspace(0, 2*np.pi, 36, endpoint=False)
     if shape == 'ring': return [_polar(.95, a), _polar(.5, a)]
-    bumps = sum(rng.uniform(-.5, .5)/k*np.sin(k*a + rng.uniform(0, 2*np.pi)) for k in (2, 3, 4))
+    bumps = sum(rng.uniform(-.5, .5)/k*np.sin(k*a + rng.uniform(0, 2*np.pi))
+                for k in (2, 3, 4))
     r = 1 + .55*bumps
     return [_polar(r/r.max(), a)]
 
 # %% ../../nbs/data/01_scenes.ipynb #8fd64360
-def rasterize(polygons:list, center, radius:float, angle:float, # outlines in the unit circle; pixels, pixels, radians
-              size:int,     # side of the image, pixels
-             )->np.ndarray: # alpha (size,size) float32 in 0..1
-    "Fill outlines; they are drawn at four times the size and then reduced, so that edges are smooth"
-    scale, rotation = 4, np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+def rasterize(
+    # outlines in the unit circle; pixels, pixels, radians
+    polygons:list, center, radius:float, angle:float,
+    size:int,  # side of the image, pixels
+)->np.ndarray:  # alpha (size,size) float32 in 0..1
+    """Fill outlines; they are drawn at four times the size and then reduced, so
+    that edges are smooth"""
+    scale, rotation = 4, np.array([(np.cos(angle), np.sin(angle)),
+                                   (-np.sin(angle), np.cos(angle))])
     canvas = Image.new('L', (size*scale, size*scale))
     draw = ImageDraw.Draw(canvas)
     for i,o in enumerate(polygons):
@@ -64,7 +73,8 @@ def texture_mask(texture:str,  # 'striped', 'checked', 'dotted' or 'plain'
     a, b = np.mod(u/period, 1), np.mod(v/period, 1)
     if texture == 'striped': return (a < .5).astype(np.float32)
     if texture == 'checked': return ((a < .5) ^ (b < .5)).astype(np.float32)
-    if texture == 'dotted':  return ((a-.5)**2 + (b-.5)**2 < .09).astype(np.float32)
+    if texture == 'dotted':
+        return ((a-.5)**2 + (b-.5)**2 < .09).astype(np.float32)
     return np.zeros_like(u, dtype=np.float32)
 
 # %% ../../nbs/data/01_scenes.ipynb #f0b34ea7
@@ -74,23 +84,34 @@ def sample_color(name:str, # 'red', 'yellow', 'blue' or 'neutral'
                  rng,      # NumPy generator; colors vary a little
                 )->np.ndarray: # (3,) RGB in 0..1
     "A random color, close to the named one"
-    if name in HUES: h, s, v = HUES[name] + rng.uniform(-.02, .02), rng.uniform(.8, 1), rng.uniform(.8, 1)
-    else: h, s, v = rng.choice((.37, .8)) + rng.uniform(-.04, .04), rng.uniform(.35, .65), rng.uniform(.55, .95)
+    if name in HUES:
+        h, s, v = (HUES[name] + rng.uniform(-.02, .02), rng.uniform(.8, 1),
+                   rng.uniform(.8, 1))
+    else:
+        h, s, v = (rng.choice((.37, .8)) + rng.uniform(-.04, .04),
+                   rng.uniform(.35, .65), rng.uniform(.55, .95))
     return np.array(colorsys.hsv_to_rgb(h%1, s, v), dtype=np.float32)
 
 # %% ../../nbs/data/01_scenes.ipynb #49a25f6f
-def _muted_color(rng): return np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, .2), rng.uniform(.25, .8)))
+def _muted_color(rng):
+    return np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, .2),
+                                        rng.uniform(.25, .8)))
 
-def background(size:int, clutter:float, rng)->np.ndarray: # (size,size,3) float32 in 0..1
-    "A random background: a muted color, soft patches of light, lines and specks"
-    soft = Image.fromarray(rng.uniform(-1, 1, (6, 6)).astype(np.float32)).resize((size, size), Image.BICUBIC)
+def background(size:int, clutter:float,
+               rng)->np.ndarray:  # (size,size,3) float32 in 0..1
+    """A random background: a muted color, soft patches of light, lines and
+    specks"""
+    soft = (Image.fromarray(rng.uniform(-1, 1, (6, 6)).astype(np.float32))
+            .resize((size, size), Image.BICUBIC))
     base = _muted_color(rng) + .18*clutter*np.asarray(soft)[..., None]
     img = Image.fromarray((base.clip(0, 1)*255).astype(np.uint8))
     draw = ImageDraw.Draw(img)
     for _ in range(int(clutter*rng.integers(4, 14))):
-        x, y, dx, dy = rng.uniform(0, size, 2).tolist() + rng.normal(0, size/5, 2).tolist()
+        x, y, dx, dy = (rng.uniform(0, size, 2)
+                        .tolist() + rng.normal(0, size/5, 2).tolist())
         rgb = tuple((_muted_color(rng)*255).astype(int).tolist())
-        if rng.uniform() < .5: draw.line((x, y, x+dx, y+dy), fill=rgb, width=1 + int(size*.012))
+        if rng.uniform() < .5:
+            draw.line((x, y, x+dx, y+dy), fill=rgb, width=1 + int(size*.012))
         else:
             r = size*rng.uniform(.01, .03)
             draw.ellipse((x-r, y-r, x+r, y+r), fill=rgb)
@@ -99,13 +120,16 @@ def background(size:int, clutter:float, rng)->np.ndarray: # (size,size,3) float3
 # %% ../../nbs/data/01_scenes.ipynb #0fc59630
 @dataclass
 class SceneObject:
-    "One object of a scene: its class, the factor that defines the class, and its mask"
+    """One object of a scene: its class, the factor that defines the class, and
+    its mask"""
     label: str          # one of `CLASSES`
-    factor: str         # 'shape', 'texture' or 'color': the factor that defines the class
+    # 'shape', 'texture' or 'color': the factor that defines the class
+    factor: str
     shape: str
     texture: str
     color: str
-    position: tuple     # center (x,y) as a share of the image, 0..1; independent of the class
+    # center (x,y) as a share of the image, 0..1; independent of the class
+    position: tuple
     radius: float       # as a share of the image
     angle: float        # radians
     mask: np.ndarray = field(repr=False) # (s,s) bool
@@ -123,42 +147,54 @@ class Scene:
 # %% ../../nbs/data/01_scenes.ipynb #6c4bfc0a
 def _place_circles(n, rng, large):
     "Centers and radii of `n` circles that don't touch, as shares of the image"
-    lo, hi = ((.17, .28) if n == 1 else (.15, .21)) if not large else ((.25, .32) if n == 1 else (.19, .23))
+    lo, hi = ((.17, .28) if n == 1 else (.15, .21)) if not large else (
+        (.25, .32) if n == 1 else (.19, .23))
     for _ in range(200):
         r = rng.uniform(lo, hi, n)
         xy = rng.uniform(r[:, None], 1-r[:, None], (n, 2))
-        gap = np.linalg.norm(xy[:, None] - xy[None], axis=-1) - (r[:, None] + r[None]) + 9*np.eye(n)
+        gap = np.linalg.norm(xy[:, None] - xy[None],
+                             axis=-1) - (r[:, None] + r[None]) + 9*np.eye(n)
         if gap.min() > .01: return xy, r
-    raise VitxError(f"there is no room for {n} objects in a scene: give n=4 or fewer")
+    raise VitxError(f"there is no room for {n} objects in a scene: give n=4 "
+                    f"or fewer")
 
 def _paint_object(img, label, xy, r, angle, rng):
     "Paint one object over `img` (s,s,3), in place"
     size, factor = len(img), FACTOR_OF[label]
     value = dict(NEUTRAL, color='neutral') | {factor: label}
-    rngs = [np.random.default_rng(s) for s in rng.integers(0, 2**32, 3)]  # one per factor, so that the draws of one don't change those of another
-    alpha = rasterize(shape_polygons(value['shape'], rngs[0]), xy*size, r*size, angle, size)
-    rgb, period = sample_color(value['color'], rngs[1]), size*rngs[2].uniform(.065, .085)
-    y, x = np.mgrid[:size, :size].astype(np.float32) - np.float32(xy[::-1]*size)[:, None, None]
+    # one per factor, so that the draws of one don't change those of another
+    rngs = [np.random.default_rng(s) for s in rng.integers(0, 2**32, 3)]
+    alpha = rasterize(shape_polygons(value['shape'], rngs[0]), xy*size, r*size,
+                      angle, size)
+    rgb, period = sample_color(value['color'],
+                               rngs[1]), size*rngs[2].uniform(.065, .085)
+    y, x = (np.mgrid[:size, :size].astype(np.float32) -
+            np.float32(xy[::-1]*size)[:, None, None])
     c, s = np.float32([np.cos(angle), np.sin(angle)])
     dark = texture_mask(value['texture'], c*x + s*y, c*y - s*x, period)
     img += alpha[..., None]*(rgb*(1 - .75*dark[..., None]) - img)
-    return SceneObject(label, factor, **value, position=tuple(xy.tolist()), radius=float(r), angle=float(angle), mask=alpha >= .5)
+    return SceneObject(label, factor, **value, position=tuple(xy.tolist()),
+                       radius=float(r), angle=float(angle), mask=alpha >= .5)
 
 # %% ../../nbs/data/01_scenes.ipynb #a483e7ff
-def scene(seed:int,         # the same seed gives the same scene
-          n:int=1,          # number of objects, each of a different class; at most 4
-          labels=None,      # their classes; None: drawn at random
-          size:int=96,      # side in pixels
-          clutter:float=1., # 0: none … 1: full
-          large:bool=False, # larger objects, which are easier to learn
-         )->Scene:
-    "Draw a scene from `seed`: an image, and the class, factors and mask of each object"
+def scene(
+    seed:int,  # the same seed gives the same scene
+    n:int=1,  # number of objects, each of a different class; at most 4
+    labels=None,  # their classes; None: drawn at random
+    size:int=96,  # side in pixels
+    clutter:float=1.,  # 0: none … 1: full
+    large:bool=False,  # larger objects, which are easier to learn
+)->Scene:
+    """Draw a scene from `seed`: an image, and the class, factors and mask of
+    each object"""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(CLASSES))
     n = n if labels is None else len(labels)
-    if n < 1: raise VitxError("a scene needs at least one object: give n=1 or more")
+    if n < 1:
+        raise VitxError("a scene needs at least one object: give n=1 or more")
     labels = [CLASSES[i] for i in order[:n]] if labels is None else list(labels)
-    if bad := [l for l in labels if l not in CLASSES]: raise VitxError(f"no class {bad[0]!r}; there are: {', '.join(CLASSES)}")
+    if bad := [l for l in labels if l not in CLASSES]:
+        raise VitxError(f"no class {bad[0]!r}; there are: {', '.join(CLASSES)}")
     xy, r = _place_circles(n, rng, large)
     angle = rng.uniform(0, 2*np.pi, n)
     img = background(size, clutter, rng)

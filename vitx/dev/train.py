@@ -25,22 +25,28 @@ from ..data.roads import *
 from ..data.scenes import *
 
 # %% ../../nbs/dev/01_train.ipynb #63459d65
-def difficulty(progress:float # 0 at the first step, 1 at the last
-              )->dict:        # clutter 0..1, share of large objects, share of scenes with two objects
+def difficulty(
+    progress:float  # 0 at the first step, 1 at the last
+    # clutter 0..1, share of large objects, share of scenes with two objects
+)->dict:
     "Difficulty of the scenes at this point of training"
     ramp = lambda a, b: min(1., max(0., (progress-a)/(b-a)))
-    return dict(clutter=ramp(0, .35), large=1-ramp(.05, .4), two_objects=.5*ramp(.2, .45))
+    return dict(clutter=ramp(0, .35), large=1-ramp(.05, .4),
+                two_objects=.5*ramp(.2, .45))
 
 # %% ../../nbs/dev/01_train.ipynb #4a00707c
 FIRST_TRAINING_SEED = 1_000_000
 
 class Batches(Dataset):
-    "Batches of a training run by index; the same index always gives the same batch"
-    def __init__(self, steps:int, batch:int, seed:int=0): self.steps, self.batch, self.seed = steps, batch, seed
+    """Batches of a training run by index; the same index always gives the same
+    batch"""
+    def __init__(self, steps:int, batch:int, seed:int=0):
+        self.steps, self.batch, self.seed = steps, batch, seed
     def __len__(self): return self.steps
     def __getitem__(self, i):
         first = FIRST_TRAINING_SEED + (self.seed*self.steps + i)*self.batch
-        return self.draw(i/self.steps, range(first, first + self.batch), np.random.default_rng((self.seed, i)))
+        return self.draw(i/self.steps, range(first, first + self.batch),
+                         np.random.default_rng((self.seed, i)))
 
 def stack_images(images)->torch.Tensor: # (b,3,s,s) uint8
     "Stack pictures (s,s,3) into a batch"
@@ -50,9 +56,12 @@ class SceneBatches(Batches):
     "Scenes: images (b,3,s,s) uint8 and targets (b,classes)"
     def draw(self, progress, seeds, rng):
         d = difficulty(progress)
-        scenes = [scene(s, n=1+(rng.random() < d['two_objects']), clutter=d['clutter'], large=rng.random() < d['large']) for s in seeds]
+        scenes = [scene(s, n=1+(rng.random() < d['two_objects']),
+                        clutter=d['clutter'], large=rng.random() < d['large'])
+                  for s in seeds]
         y = torch.zeros(len(scenes), len(CLASSES))
-        for row,s in zip(y, scenes): row[[CLASSES.index(l) for l in s.labels]] = 1/len(s.labels)
+        for row,s in zip(y, scenes):
+            row[[CLASSES.index(l) for l in s.labels]] = 1/len(s.labels)
         return stack_images([s.image for s in scenes]), y
 
 # %% ../../nbs/dev/01_train.ipynb #494fea66
@@ -68,19 +77,24 @@ def danger_of(seed:int)->str:
 class RoadBatches(Batches):
     "Roads: images (b,3,s,s) uint8 and class indices (b,)"
     def draw(self, progress, seeds, rng):
-        roads = [road(s, danger_of(s), calm=rng.random() < calm_fraction(progress)) for s in seeds]
-        return stack_images([r.image for r in roads]), torch.tensor([DANGERS.index(r.label) for r in roads])
+        roads = [road(s, danger_of(s), calm=rng.random() <
+                      calm_fraction(progress)) for s in seeds]
+        return (stack_images([r.image for r in roads]),
+                torch.tensor([DANGERS.index(r.label) for r in roads]))
 
 # %% ../../nbs/dev/01_train.ipynb #1d956531
 @torch.inference_mode()
-def scene_accuracy(model, seeds, n:int=1, # objects per scene
-                   batch:int=100,
-                  )->dict:               # class → share of its scenes that are classified correctly
-    "Accuracy for each class: share of scenes whose `n` classes are the model's top `n`"
+def scene_accuracy(
+    model, seeds, n:int=1,  # objects per scene
+    batch:int=100,
+)->dict:  # class → share of its scenes that are classified correctly
+    """Accuracy for each class: share of scenes whose `n` classes are the
+    model's top `n`"""
     correct = {c: [] for c in CLASSES}
     for part in torch.tensor(list(seeds)).split(batch):
         scenes = [scene(int(s), n=n) for s in part]
-        for s,top in zip(scenes, model(normalize_pixels(stack_images([s.image for s in scenes]))).topk(n).indices.tolist()):
+        for s,top in zip(scenes, model(normalize_pixels(
+            stack_images([s.image for s in scenes]))).topk(n).indices.tolist()):
             right = {CLASSES[i] for i in top} == set(s.labels)
             for l in s.labels: correct[l].append(right)
     return {c: float(np.mean(h)) for c,h in correct.items() if h}
@@ -97,21 +111,29 @@ def road_logits(model, seeds,
                 calm:bool=False, # remove everything but the danger
                 batch:int=100,
                )->torch.Tensor:  # (n,dangers)
-    "Logits of a model for the roads of these seeds, whose dangers are given by `danger_of`"
-    return torch.cat([model(normalize_pixels(stack_images([road(int(s), danger_of(int(s)), cleared=calm).image for s in part])))
+    """Logits of a model for the roads of these seeds, whose dangers are given
+    by `danger_of`"""
+    return torch.cat([model(normalize_pixels(stack_images(
+        [road(int(s), danger_of(int(s)), cleared=calm).image for s in part])))
                       for part in torch.tensor(list(seeds)).split(batch)])
 
-def road_accuracy(model, seeds, calm:bool=False)->dict: # danger → share of its roads that are classified correctly
-    "Accuracy for each danger: share of roads whose danger is the model's top class"
+def road_accuracy(
+    model, seeds, calm:bool=False
+)->dict:  # danger → share of its roads that are classified correctly
+    """Accuracy for each danger: share of roads whose danger is the model's top
+    class"""
     truth = torch.tensor([DANGERS.index(danger_of(s)) for s in seeds])
     right = (road_logits(model, seeds, calm).argmax(-1) == truth).float()
-    return {d: right[truth == i].mean().item() for i,d in enumerate(DANGERS) if (truth == i).any()}
+    return {d: right[truth == i].mean().item() for i,d in enumerate(DANGERS)
+            if (truth == i).any()}
 
 # %% ../../nbs/dev/01_train.ipynb #faea3d73
 def init_road_vit():
-    "A `road_vit` with the weights of the bundled `scene_vit`, resized position embeddings and a new head"
+    """A `road_vit` with the weights of the bundled `scene_vit`, resized
+    position embeddings and a new head"""
     model = scene_vit(pretrained=True)
-    model.set_input_size((ROAD_SIZE, ROAD_SIZE)); model.reset_classifier(len(DANGERS))
+    model.set_input_size((ROAD_SIZE, ROAD_SIZE))
+    model.reset_classifier(len(DANGERS))
     road_model = road_vit()
     road_model.load_state_dict(model.state_dict())
     return road_model
@@ -131,86 +153,120 @@ def _mean_score(scores): return round(float(np.mean(list(scores.values()))), 4)
 
 def evaluate_scenes(model)->dict:
     "Class names, and accuracy on 2,000 scenes of one object and 1,000 of two"
-    one_object, two_objects = scene_accuracy(model, range(2000)), scene_accuracy(model, range(2000, 3000), n=2)
-    return dict(classes=list(CLASSES), one_object=dict(scenes=2000, top1=_mean_score(one_object), per_class=_round_scores(one_object)),
-                two_objects=dict(scenes=1000, both_in_top2=_mean_score(two_objects), per_class=_round_scores(two_objects)))
+    one_object, two_objects = (scene_accuracy(model, range(2000)),
+                               scene_accuracy(model, range(2000, 3000), n=2))
+    return dict(classes=list(CLASSES), one_object=dict(scenes=2000,
+        top1=_mean_score(one_object), per_class=_round_scores(one_object)),
+                two_objects=dict(scenes=1000,
+                                 both_in_top2=_mean_score(two_objects),
+                                 per_class=_round_scores(two_objects)))
 
 def evaluate_roads(model)->dict:
     "Class names, and accuracy on 1,000 roads, complex and calm"
-    scores = {k: road_accuracy(model, range(1000), k == 'calm') for k in ('complex', 'calm')}
-    return dict(classes=list(DANGERS), **{k: dict(roads=1000, top1=_mean_score(s), per_class=_round_scores(s)) for k,s in scores.items()})
+    scores = {k: road_accuracy(model, range(1000), k == 'calm')
+              for k in ('complex', 'calm')}
+    return dict(classes=list(DANGERS), **{k: dict(roads=1000, top1=_mean_score(
+        s), per_class=_round_scores(s)) for k,s in scores.items()})
 
-TRAINING_CONFIGS = dict(scene_vit=TrainingConfig(scene_vit, SceneBatches, evaluate_scenes, steps=3200, lr=1e-3),
-               road_vit=TrainingConfig(init_road_vit, RoadBatches, evaluate_roads, steps=1200, lr=6e-4))
+TRAINING_CONFIGS = dict(scene_vit=TrainingConfig(scene_vit, SceneBatches,
+    evaluate_scenes, steps=3200, lr=1e-3), road_vit=TrainingConfig(
+        init_road_vit, RoadBatches, evaluate_roads, steps=1200, lr=6e-4))
 
 # %% ../../nbs/dev/01_train.ipynb #daa9d270
 def _load_state(path, model, opt, recipe):
     if not path.exists(): return 0
     state = torch.load(path, weights_only=True)
-    if state['recipe'] != recipe: raise VitxError(f"{path} is of another run ({state['recipe']}): give another --work folder, or delete the file")
+    if state['recipe'] != recipe:
+        raise VitxError(f"{path} is of another run ({state['recipe']}): give "
+                        f"another --work folder, or delete the file")
     model.load_state_dict(state['model']); opt.load_state_dict(state['opt'])
     return state['step']
 
 def _save_state(path, model, opt, recipe, step):
-    with atomic_path(path) as tmp: torch.save(dict(model=model.state_dict(), opt=opt.state_dict(), recipe=recipe, step=step), tmp)
+    with atomic_path(path) as tmp:
+        torch.save(dict(model=model.state_dict(), opt=opt.state_dict(),
+                        recipe=recipe, step=step), tmp)
 
-def training_recipe(name:str, steps:int=None, batch:int=64, lr:float=None, seed:int=0)->dict:
+def training_recipe(name:str, steps:int=None, batch:int=64, lr:float=None,
+                    seed:int=0)->dict:
     "All numbers of a run; defaults are those of the training configuration"
-    if name not in TRAINING_CONFIGS: raise VitxError(f"there is no training configuration for {name!r}: there are {', '.join(TRAINING_CONFIGS)}")
-    return dict(steps=steps or TRAINING_CONFIGS[name].steps, batch=batch, lr=lr or TRAINING_CONFIGS[name].lr, seed=seed)
+    if name not in TRAINING_CONFIGS:
+        raise VitxError(f"there is no training configuration for {name!r}: "
+                        f"there are {', '.join(TRAINING_CONFIGS)}")
+    return dict(steps=steps or TRAINING_CONFIGS[name].steps, batch=batch,
+                lr=lr or TRAINING_CONFIGS[name].lr, seed=seed)
 
 # %% ../../nbs/dev/01_train.ipynb #f235182e
-def fit(name:str='scene_vit',     # or 'road_vit'
-        steps:int=None,           # training steps; None: those of its configuration
-        batch:int=64,             # pictures per step
-        lr:float=None,            # highest learning rate; None: that of its configuration
-        seed:int=0,               # of the weights and the pictures
-        work='.train',            # folder for checkpoints, made if missing
-        checkpoint_every:int=100, # steps between checkpoints
-        stop_step:int=None,       # stop after this step; the next call continues
-       ):
-    "Train a bundled model, or continue an earlier run; returns the model in evaluation mode"
-    recipe, config, state = training_recipe(name, steps, batch, lr, seed), TRAINING_CONFIGS[name], Path(work)/f'{name}.pt'
+def fit(
+    name:str='scene_vit',  # or 'road_vit'
+    steps:int=None,  # training steps; None: those of its configuration
+    batch:int=64,  # pictures per step
+    lr:float=None,  # highest learning rate; None: that of its configuration
+    seed:int=0,  # of the weights and the pictures
+    work='.train',  # folder for checkpoints, made if missing
+    checkpoint_every:int=100,  # steps between checkpoints
+    stop_step:int=None,  # stop after this step; the next call continues
+):
+    """Train a bundled model, or continue an earlier run; returns the model in
+    evaluation mode"""
+    recipe, config, state = training_recipe(name, steps, batch, lr,
+        seed), TRAINING_CONFIGS[name], Path(work)/f'{name}.pt'
     steps, lr = recipe['steps'], recipe['lr']
     Path(work).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = config.init_model().to(memory_format=torch.channels_last).train()
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05)
-    start, stop = _load_state(state, model, opt, recipe), min(stop_step or steps, steps)
-    loader = DataLoader(config.make_batches(steps, batch, seed), batch_size=None, sampler=range(start, stop), num_workers=1, prefetch_factor=8)
-    bar, mean_loss = tqdm(loader, initial=start, total=steps, desc='training', unit='step'), None
+    start, stop = _load_state(state, model, opt, recipe), min(stop_step
+        or steps, steps)
+    loader = DataLoader(config.make_batches(steps, batch, seed),
+                        batch_size=None, sampler=range(start, stop),
+                        num_workers=1, prefetch_factor=8)
+    bar, mean_loss = tqdm(loader, initial=start, total=steps, desc='training',
+                          unit='step'), None
     for i,(x,y) in enumerate(bar, start):
         step_lr = lr*min(1, (i+1)/200)*.5*(1 + math.cos(math.pi*i/steps))
         for g in opt.param_groups: g['lr'] = step_lr
-        loss = F.cross_entropy(model(normalize_pixels(x).to(memory_format=torch.channels_last)), y)
+        loss = F.cross_entropy(
+            model(normalize_pixels(x).to(memory_format=torch.channels_last)), y)
         opt.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step()
-        mean_loss = loss.item() if mean_loss is None else .95*mean_loss + .05*loss.item()
+        mean_loss = (loss.item() if mean_loss is None
+                     else .95*mean_loss + .05*loss.item())
         bar.set_postfix(loss=f'{mean_loss:.3f}', refresh=False)
-        if (i+1)%checkpoint_every == 0 or i+1 == stop: _save_state(state, model, opt, recipe, i+1)
+        if (i+1)%checkpoint_every == 0 or i+1 == stop:
+            _save_state(state, model, opt, recipe, i+1)
     return model.eval()
 
 # %% ../../nbs/dev/01_train.ipynb #62fe555d
 def save_trained(model, out, name:str='scene_vit', **recipe):
-    "Evaluate a model, then write its weights and its training record; returns the record"
+    """Evaluate a model, then write its weights and its training record; returns
+    the record"""
     out = Path(out)
-    record = dict(recipe, torch=torch.__version__.split('+')[0], timm=timm.__version__, **TRAINING_CONFIGS[name].evaluate(model))
-    with atomic_path(out/f'{name}.safetensors') as tmp: save_file({k: v.contiguous() for k,v in model.state_dict().items()}, tmp)
-    with atomic_path(out/f'{name}.json') as tmp: tmp.write_text(json.dumps(record, indent=1) + '\n')
+    record = dict(recipe, torch=torch.__version__.split('+')[0],
+                  timm=timm.__version__,
+                  **TRAINING_CONFIGS[name].evaluate(model))
+    with atomic_path(out/f'{name}.safetensors') as tmp:
+        save_file({k: v.contiguous() for k,v in model.state_dict().items()},
+                  tmp)
+    with atomic_path(out/f'{name}.json') as tmp:
+        tmp.write_text(json.dumps(record, indent=1) + '\n')
     return record
 
 # %% ../../nbs/dev/01_train.ipynb #f54874db
 @call_parse
-def main(model:str='scene_vit', # scene_vit or road_vit
-         steps:int=None,        # training steps; default: those of the bundled model
-         batch:int=64,          # pictures per step
-         lr:float=None,         # highest learning rate; default: that of the bundled model
-         seed:int=0,            # seed of the weights and the pictures
-         work:str='.train',     # folder for checkpoints, from which a stopped run continues
-         out:str='.train',      # folder for NAME.safetensors and NAME.json
-        ):
+def main(
+    model:str='scene_vit',  # scene_vit or road_vit
+    steps:int=None,  # training steps; default: those of the bundled model
+    batch:int=64,  # pictures per step
+    lr:float=None,  # highest learning rate; default: that of the bundled model
+    seed:int=0,  # seed of the weights and the pictures
+    # folder for checkpoints, from which a stopped run continues
+    work:str='.train',
+    out:str='.train',  # folder for NAME.safetensors and NAME.json
+):
     "Train a bundled model again, or continue a stopped run"
     recipe = training_recipe(model, steps, batch, lr, seed)
     Path(out).mkdir(parents=True, exist_ok=True)
-    print(json.dumps(save_trained(fit(model, work=work, **recipe), out, model, **recipe), indent=1))
+    print(json.dumps(save_trained(fit(model, work=work, **recipe), out, model,
+                                  **recipe), indent=1))

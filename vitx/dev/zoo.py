@@ -27,16 +27,23 @@ import vitx.explain  # registers the methods
 
 # %% ../../nbs/dev/02_zoo.ipynb #2cf62376
 def reinit_degenerate(model:nn.Module, size:tuple, seed:int=0)->nn.Module:
-    "Draw weights that are all zero or tiny again, and give batch norms the statistics of one batch, in place"
+    """Draw weights that are all zero or tiny again, and give batch norms the
+    statistics of one batch, in place"""
     set_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
-            if p.numel() < 2 or not (p == p.flatten()[0]).all() or (value := p.flatten()[0].abs()) > .5: continue
+            if p.numel() < 2 or not (p == p.flatten()[0]).all() or (
+                value := p.flatten()[0].abs()) > .5:
+                continue
             if p.ndim > 1 and value == 0: p.normal_(std=p[0].numel()**-.5)
-            elif value > 0: p.uniform_(.5, 1.5)          # a layer scale, for example 1e-5
+            elif value > 0:
+                p.uniform_(.5, 1.5)  # a layer scale, for example 1e-5
         for m in model.modules():
-            if 'norm' in type(m).__name__.lower() and isinstance(getattr(m, 'weight', None), nn.Parameter) and not m.weight.any(): m.weight.uniform_(.5, 1.5)
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            if 'norm' in type(m).__name__.lower() and isinstance(getattr(m,
+                'weight', None), nn.Parameter) and not m.weight.any():
+                m.weight.uniform_(.5, 1.5)
+        norms = [m for m in model.modules()
+                 if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for m in norms:
             m.reset_running_stats()
             m.momentum = None
@@ -48,107 +55,159 @@ def reinit_degenerate(model:nn.Module, size:tuple, seed:int=0)->nn.Module:
 def noise_images(n:int, size:tuple, seed:int=0)->torch.Tensor: # (n,3,H,W)
     "Smooth noise plus rough noise, as preprocessed pictures"
     g = torch.Generator().manual_seed(seed)
-    return F.interpolate(torch.randn(n, 3, *(max(s//32, 2) for s in size), generator=g), size=size, mode='bicubic') + .3*torch.randn(n, 3, *size, generator=g)
+    return F.interpolate(
+        torch.randn(n, 3, *(max(s//32, 2) for s in size), generator=g),
+        size=size, mode='bicubic') + .3*torch.randn(n, 3, *size, generator=g)
 
 # %% ../../nbs/dev/02_zoo.ipynb #7d85e764
 @cache
 def param_millions(name:str, **options)->float:
     "Millions of parameters of a timm model"
-    with torch.device('meta'): return sum(p.numel() for p in timm.create_model(name, **options).parameters())/1e6
+    with torch.device('meta'):
+        return sum(p.numel() for p in timm.create_model(name, **options)
+                   .parameters())/1e6
 
-def build_model(name:str, full_size_limit:float=100., # larger models, in millions of parameters, are built with fewer blocks
-               )->tuple:                          # model in evaluation mode, its reduction or ''
+def build_model(
+    # larger models, in millions of parameters, are built with fewer blocks
+    name:str, full_size_limit:float=100.,
+)->tuple:  # model in evaluation mode, its reduction or ''
     "A timm model with five classes and random weights"
-    reductions = [{}] if param_millions(name) <= full_size_limit else [dict(depth=2), dict(depth=2, num_kv_heads=4), dict(depths=(2, 2, 2, 2)),
+    reductions = [{}] if param_millions(name) <= full_size_limit else [
+        dict(depth=2), dict(depth=2, num_kv_heads=4), dict(depths=(2, 2, 2, 2)),
         dict(stages=(1, 2, 3, 2)), {}]
     for reduction in reductions:
         try:
             set_seed(0)
             model = timm.create_model(name, num_classes=5, **reduction).eval()
-            is_useless = reduction and (param_millions(name, num_classes=5, **reduction) > .9*param_millions(name) or not any(map(is_attention, model.modules())))
-            if is_useless: continue   # no blocks were removed, or all attention blocks
+            is_useless = reduction and (param_millions(name, num_classes=5,
+                **reduction) > .9*param_millions(name) or not any(
+                    map(is_attention, model.modules())))
+            if is_useless: # no blocks were removed, or all attention blocks
+                continue
             return model, ', '.join(f'{k} {v}' for k,v in reduction.items())
-        except (TypeError, ValueError, AssertionError, IndexError, KeyError, RuntimeError, StopIteration):
+        except (TypeError, ValueError, AssertionError, IndexError, KeyError,
+                RuntimeError, StopIteration):
             if not reduction: raise
 
 # %% ../../nbs/dev/02_zoo.ipynb #ffd979d3
 def _require(condition, message):
     if not condition: raise AssertionError(message)
 
-def _check_places(model, anat, size)->str: # → note; tests the first layer of each kind of grid, and the last
+def _check_places(
+    model, anat, size
+)->str:  # → note; tests the first layer of each kind of grid, and the last
     first_layer = {}
-    for l,layer in enumerate(anat.layers): first_layer.setdefault((layer.cell_steps, str(layer.tokens.layout)), l)
+    for l,layer in enumerate(anat.layers):
+        first_layer.setdefault((layer.cell_steps, str(layer.tokens.layout)), l)
     notes = []
     for l in sorted({*first_layer.values(), len(anat.layers)-1}):
         offset = token_offset(model, anat, l, size)
-        if offset not in (None, (0, 0)): offset = token_offset(model, anat, l, size, cells=12)   # random kernels blur: use more cells
+        if offset not in (None, (0, 0)): # random kernels blur: use more cells
+            offset = token_offset(model, anat, l, size, cells=12)
         if offset is None: notes.append(f'layer {l}: position unclear')
         elif offset != (0, 0):
             # the layer before has it, too
-            is_inherited = l not in first_layer.values() or l > 0 and token_offset(model, anat, l-1, size, cells=12) not in (None, (0, 0))
-            _require(is_inherited and max(map(abs, offset)) == 1, f'tokens of layer {l} are {offset} cells from their place')
-            notes.append(f'layer {l}: shifted by {offset} cells')   # many convolutions with even or random kernels shift it
+            is_inherited = (l not in first_layer.values() or l > 0
+                            and token_offset(model, anat, l-1, size,
+                                cells=12) not in (None, (0, 0)))
+            _require(is_inherited and max(map(abs, offset)) == 1,
+                     f'tokens of layer {l} are {offset} cells from their place')
+            # many convolutions with even or random kernels shift it
+            notes.append(f'layer {l}: shifted by {offset} cells')
     return '; '.join(notes)
 
 # %% ../../nbs/dev/02_zoo.ipynb #e9cb9bad
 OPTIONAL_METHODS = ('attention', 'rollout', 'chefer', 'tokencut')
 
-def check_contract(model:nn.Module, size:tuple, # (H,W)
-                  )->dict:                     # layers, prefix, reads, grid, applicable optional methods, note
+def check_contract(
+    model:nn.Module, size:tuple,  # (H,W)
+)->dict:  # layers, prefix, reads, grid, applicable optional methods, note
     "Test all laws on a model; `AssertionError` names the broken law"
     with eval_mode(model): return _check_contract(model, size)
 
+# %% ../../nbs/dev/02_zoo.ipynb #54eb6a85
 def _check_contract(model, size):
     x = noise_images(2, size, 1)
-    with torch.no_grad(): model(x[:1])   # the first run of some models makes a table that stays
+    # the first run of some models makes a table that stays
+    with torch.no_grad():
+        model(x[:1])
     model.train()
     state_before, anat = model_state(model), anatomy(model, size)
     last = len(anat.layers) - 1
-    explain = lambda name, x, targets=(0, 1), layers=(last,): method[name](Capture(model, x, anat), list(targets), list(layers))
+    explain = lambda name, x, targets=(0, 1), layers=(last,): method[name](
+        Capture(model, x, anat), list(targets), list(layers))
     grid = tuple(layer_tokens(model, anat, last, x[:1])[1])
-    batch_maps, single, repeated = explain('rcut', x, layers=(last//2, last)), explain('rcut', x[:1], layers=(last//2, last)), explain('rcut', x[:1],
-        layers=(last//2, last))
+    batch_maps, single, repeated = explain('rcut',
+        x, layers=(last//2, last)), explain('rcut', x[:1],
+            layers=(last//2, last)), explain('rcut', x[:1],
+                layers=(last//2, last))
     _require(batch_maps.isfinite().all(), 'maps must be finite')
-    _require(batch_maps.flatten(-2).std(-1).min() > 0, 'maps must not be constant')
-    _require((batch_maps[:, 0] - batch_maps[:, 1]).abs().amax((-1, -2)).min() > 1e-3*batch_maps.abs().max(), 'maps must differ between classes')
-    _require(torch.equal(single, repeated), 'a second run must give the same maps')
-    _require((batch_maps[:1] - single).abs().max() < 2e-2*single.abs().max(), 'a batch must give the maps of its pictures')
+    _require(batch_maps.flatten(-2).std(-1).min() > 0,
+             'maps must not be constant')
+    _require((batch_maps[:, 0] - batch_maps[:, 1]).abs().amax((-1, -2)).min() >
+             1e-3*batch_maps.abs().max(), 'maps must differ between classes')
+    _require(torch.equal(single, repeated),
+             'a second run must give the same maps')
+    _require((batch_maps[:1] - single).abs().max() < 2e-2*single.abs().max(),
+             'a batch must give the maps of its pictures')
     for name in ('rout', 'cut', 'gradcam'):
         m = explain(name, x[:1])
-        _require(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0, f'{name}: maps must be finite and not constant')
+        _require(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0,
+                 f'{name}: maps must be finite and not constant')
         # large graphs are pooled
-        _require(tuple(m.shape[-2:]) == grid or name == 'cut' and grid[0]*grid[1] > MAX_CELLS, f'{name}: maps must have the grid of the layer')
+        _require(tuple(m.shape[-2:]) == grid or name == 'cut'
+                 and grid[0]*grid[1] > MAX_CELLS,
+                 f'{name}: maps must have the grid of the layer')
     applicable, too_large = [], grid[0]*grid[1] > 2000
-    for name in OPTIONAL_METHODS if not too_large else ():   # attention matrices of all heads and layers need too much memory
+    # attention matrices of all heads and layers need too much memory
+    for name in OPTIONAL_METHODS if not too_large else ():
         try:
-            _require(explain(name, x[:1]).isfinite().all(), f'{name}: maps must be finite')
+            _require(explain(name, x[:1]).isfinite().all(),
+                     f'{name}: maps must be finite')
             applicable.append(name)
         except VitxError: pass
-    note = '; '.join(filter(None, (_check_places(model, anat, size), too_large and f'{", ".join(OPTIONAL_METHODS)} not tried: {grid[0]*grid[1]} cells')))
+    note = '; '.join(filter(None, (_check_places(model, anat, size), too_large
+                                   and f'{", ".join(OPTIONAL_METHODS)} not '
+                                   f'tried: {grid[0]*grid[1]} cells')))
     _require(model_state(model) == state_before, 'the model must be unchanged')
-    return dict(layers=last+1, prefix=anat.num_prefix_tokens, reads=anat.num_pooled_prefix or 'patches', grid='×'.join(map(str, grid)),
-                methods=' '.join(applicable), note=note)
+    return dict(layers=last+1, prefix=anat.num_prefix_tokens,
+                reads=anat.num_pooled_prefix or 'patches',
+                grid='×'.join(map(str, grid)), methods=' '.join(applicable),
+                note=note)
 
 # %% ../../nbs/dev/02_zoo.ipynb #f067d359
-ZOO_COLUMNS = ('name', 'family', 'millions', 'layers', 'prefix', 'reads', 'grid', 'methods', 'note', 'result')
+ZOO_COLUMNS = ('name', 'family', 'millions', 'layers', 'prefix', 'reads',
+               'grid', 'methods', 'note', 'result')
 
 @cache
-def _family_by_name()->dict: return {n: m for m in timm.list_modules() for n in timm.list_models(module=m)}
+def _family_by_name()->dict:
+    return {n: m for m in timm.list_modules()
+            for n in timm.list_models(module=m)}
 
 def survey_model(name:str, full_size_limit:float=100.)->dict:
-    "Row of one model: build it, draw degenerate weights again, test the contract"
-    row = dict.fromkeys(ZOO_COLUMNS, '') | dict(name=name, family=_family_by_name()[name], millions=round(param_millions(name), 1))
+    """Row of one model: build it, draw degenerate weights again, test the
+    contract"""
+    row = dict.fromkeys(ZOO_COLUMNS, '') | dict(name=name,
+        family=_family_by_name()[name], millions=round(param_millions(name), 1))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             model, reduction = build_model(name, full_size_limit)
-            if getattr(model, 'num_classes', 0) != 5: return row | dict(result='no classifier')
+            if getattr(model, 'num_classes', 0) != 5:
+                return row | dict(result='no classifier')
             size = input_size(model)
             row |= check_contract(reinit_degenerate(model, size), size)
-        return row | dict(note='; '.join(filter(None, (reduction, row['note']))), result='pass')
-    except VitxError as e: return row | dict(result='no attention' if 'no attention blocks' in str(e) else f'refused: {e}'[:200])
+        return row | dict(note='; '.join(
+            filter(None, (reduction, row['note']))), result='pass')
+    except VitxError as e:
+        return row | dict(result='no attention'
+                          if 'no attention blocks' in str(e)
+                          else f'refused: {e}'[:200])
     except AssertionError as e: return row | dict(result=f'broken: {e}'[:200])
-    except Exception as e: return row | dict(result=f'error: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'[:200])
+    except Exception as e:
+        return row | dict(
+            result=f'error: {type(e).__name__}: '
+            f'{str(e).splitlines()[0] if str(e) else ""}'[:200])
 
 # %% ../../nbs/dev/02_zoo.ipynb #00a7b3de
 def attention_models(names=None)->list: # default: all of timm
@@ -158,18 +217,22 @@ def attention_models(names=None)->list: # default: all of timm
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             model = timm.create_model(n)
-        if any(is_attention(m) for m in model.modules()): with_attention.append(n)
+        if any(is_attention(m) for m in model.modules()):
+            with_attention.append(n)
     return with_attention
 
 def read_zoo(path=None)->list: # default: the bundled survey
     "Read the rows of a survey"
-    with open(path or asset_path('zoo.csv'), newline='') as f: return list(csv.DictReader(f))
+    with open(path or asset_path('zoo.csv'), newline='') as f:
+        return list(csv.DictReader(f))
 
 def survey(out, names:list=None, full_size_limit:float=100.)->list:
-    "Test models and append a row for each to the file `out`; skip names that are in it already"
+    """Test models and append a row for each to the file `out`; skip names that
+    are in it already"""
     out = writable_path(out)
     done = {r['name'] for r in read_zoo(out)} if out.exists() else set()
-    for name in track([n for n in names or attention_models() if n not in done], 'models'):
+    for name in track([n for n in names or attention_models() if n not in done],
+                      'models'):
         row = survey_model(name, full_size_limit)
         with open(out, 'a', newline='') as f:
             w = csv.DictWriter(f, ZOO_COLUMNS)
@@ -179,10 +242,12 @@ def survey(out, names:list=None, full_size_limit:float=100.)->list:
 
 # %% ../../nbs/dev/02_zoo.ipynb #f2e14748
 @call_parse
-def main(out:str='zoo.csv',          # file of rows; a second call continues it
-         names:str=None,             # separated by commas; default: all models with attention
-         full_size_limit:float=100., # larger models, in millions of parameters, are built with fewer blocks
-        ):
+def main(
+    out:str='zoo.csv',  # file of rows; a second call continues it
+    names:str=None,  # separated by commas; default: all models with attention
+    # larger models, in millions of parameters, are built with fewer blocks
+    full_size_limit:float=100.,
+):
     "Survey the transformers of the installed timm"
     rows = survey(out, names.split(',') if names else None, full_size_limit)
     print(f"{sum(r['result'] == 'pass' for r in rows)} of {len(rows)} pass")

@@ -21,22 +21,29 @@ from ..method.rcut import *
 from .factors import control_region, inpaint
 
 # %% ../../nbs/evidence/04_card.ipynb #af9768c1
-def confidence_drop(predict,                  # pixels (b,3,H,W) in 0..1 → logits (b,C)
-                    pixels:torch.Tensor,      # (3,H,W) in 0..1
-                    attribution:torch.Tensor, # (H,W) signed
-                    target:int,               # index of the class
-                   )->float:                  # at most 1; negative if the control region matters more
-    "Share of the class's probability that is lost by filling the marked region, minus the share lost by filling a control region of equal area"
-    threshold = attribution.flatten().sort().values[int(.55*attribution.numel())].clamp_min(0)   # at most 45 % of the image
+def confidence_drop(
+    predict,  # pixels (b,3,H,W) in 0..1 → logits (b,C)
+    pixels:torch.Tensor,  # (3,H,W) in 0..1
+    attribution:torch.Tensor,  # (H,W) signed
+    target:int,  # index of the class
+)->float:  # at most 1; negative if the control region matters more
+    """Share of the class's probability that is lost by filling the marked
+    region, minus the share lost by filling a control region of equal area"""
+    threshold = attribution.flatten().sort().values[int(
+        .55*attribution.numel())].clamp_min(0)  # at most 45 % of the image
     region = attribution > threshold
     if not region.any(): return 0.
     control = control_region(region, attribution)
-    p, hidden, control = predict_probs(predict, torch.stack([pixels, inpaint(pixels, region), inpaint(pixels, control)]).clamp(0, 1))[:, target].tolist()
-    return (min(control, p) - hidden)/max(abs(p), 1e-6)   # a control that raises the probability must not raise the score
+    p, hidden, control = predict_probs(predict, torch.stack(
+        [pixels, inpaint(pixels, region), inpaint(pixels, control)])
+                                       .clamp(0, 1))[:, target].tolist()
+    # a control that raises the probability must not raise the score
+    return (min(control, p) - hidden)/max(abs(p), 1e-6)
 
 # %% ../../nbs/evidence/04_card.ipynb #37d5bd32
 def relevance_variation(relevance:torch.Tensor)->float: # (n,) ≥ 0
-    "Coefficient of variation of the patch relevance: standard deviation ÷ mean; 0 if all patches are equally relevant"
+    """Coefficient of variation of the patch relevance: standard deviation ÷
+    mean; 0 if all patches are equally relevant"""
     return (relevance.std()/relevance.mean().clamp_min(1e-12)).item()
 
 # %% ../../nbs/evidence/04_card.ipynb #4cae616e
@@ -46,27 +53,44 @@ def similarity(a:torch.Tensor, b:torch.Tensor)->float: # maps of equal shape
 
 # %% ../../nbs/evidence/04_card.ipynb #57929027
 def border_share(m:torch.Tensor)->float: # (h,w) signed
-    "Share of the positive relevance that lies in the outermost cells, 0..1; 0 if nothing is positive"
+    """Share of the positive relevance that lies in the outermost cells, 0..1; 0
+    if nothing is positive"""
     m = m.clamp_min(0)
-    return (1 - m[1:-1, 1:-1].sum()/m.sum()).clamp_min(0).item() if m.sum() > 0 else 0.
+    return ((1 - m[1:-1, 1:-1].sum()/m.sum()).clamp_min(0).item() if m.sum() > 0
+            else 0.)
 
 # %% ../../nbs/evidence/04_card.ipynb #13f79b33
-WARNING_LIMITS = dict(prob=.25, confidence_drop=.35, variation=.5, center=.8, other_class=.95, randomized_model=.7, border_share=.6)
+WARNING_LIMITS = dict(prob=.25, confidence_drop=.35, variation=.5, center=.8,
+                      other_class=.95, randomized_model=.7, border_share=.6)
 
 @dataclass(eq=False)
 class Card:
-    "Measurements of one attribution map, and warnings where it should not be trusted"
+    """Measurements of one attribution map, and warnings where it should not be
+    trusted"""
     label: str
-    prob: float                  # of the class, 0..1; without `has_probs`, the number itself
-    margin: float                # prob minus that of the most likely other class; negative if that one is more likely
-    entropy: float               # of the predicted probabilities, as a share of the largest possible entropy, 0..1
-    confidence_drop: float       # share of the probability that is lost by hiding the marked region, minus that of a control region
-    variation: float             # standard deviation ÷ mean of the patch relevance
-    border_share: float          # share of the positive relevance in the outermost cells, 0..1
-    similarity: dict             # rank correlation with the maps 'center', 'noise', 'other_class', 'randomized_model'
-    other_class: str             # the class, among the model's top classes, with the least similar map
-    class_agnostic: bool = False # does the method draw the same map for all classes?
-    has_probs: bool = True       # is `prob` a probability? False: a number without a range, such as a regression's
+    prob: float  # of the class, 0..1; without `has_probs`, the number itself
+    # prob minus that of the most likely other class; negative if that one is
+    # more likely
+    margin: float
+    # of the predicted probabilities, as a share of the largest possible
+    # entropy, 0..1
+    entropy: float
+    # share of the probability that is lost by hiding the marked region, minus
+    # that of a control region
+    confidence_drop: float
+    variation: float  # standard deviation ÷ mean of the patch relevance
+    # share of the positive relevance in the outermost cells, 0..1
+    border_share: float
+    # rank correlation with the maps 'center', 'noise', 'other_class',
+    # 'randomized_model'
+    similarity: dict
+    # the class, among the model's top classes, with the least similar map
+    other_class: str
+    # does the method draw the same map for all classes?
+    class_agnostic: bool = False
+    # is `prob` a probability? False: a number without a range, such as a
+    # regression's
+    has_probs: bool = True
 
 # %% ../../nbs/evidence/04_card.ipynb #5ad27c31
 @patch(as_prop=True)
@@ -75,30 +99,51 @@ def warnings(self:Card)->list: # sentences
     limits, similarity, found = WARNING_LIMITS, self.similarity, []
     what = 'probability' if self.has_probs else 'value'
     if self.confidence_drop < limits['confidence_drop']:
-        found.append(f"The highlighted region has little effect: hiding it lowers the {what} of {self.label!r} by only {max(self.confidence_drop, 0):.0%} "
-                     "more than hiding an equally large region elsewhere. Every map has a brightest spot, so don't trust this one. "
-                     "If the object fills the image, show it with more room around it.")
+        found.append(f"The highlighted region has little effect: hiding it "
+                     f"lowers the {what} of {self.label!r} by only "
+                     f"{max(self.confidence_drop, 0):.0%} "
+                     "more than hiding an equally large region elsewhere. "
+                     "Every map has a brightest spot, so don't trust this one. "
+                     "If the object fills the image, show it with more room "
+                     "around it.")
     if self.has_probs and self.prob < limits['prob']:
-        found.append(f"The model is unsure (probability {format_prob(self.prob)}): the map explains a guess. "
-                     "Look at the other predictions, or explain a class that you know is there.")
+        found.append(f"The model is unsure (probability "
+                     f"{format_prob(self.prob)}): the map explains a guess. "
+                     "Look at the other predictions, or explain a class that "
+                     "you know is there.")
     if self.variation < limits['variation']:
-        found.append(f"No patch stands out (variation {self.variation:.2f}): all patches are about equally relevant, so their order may be chance. "
+        found.append(f"No patch stands out (variation {self.variation:.2f}): "
+                     f"all patches are about equally relevant, so their order "
+                     f"may be chance. "
                      "Explain another class or another image.")
-    if self.class_agnostic: found.append("This method draws the same map for every class: to explain one class, use rcut, chefer or gradcam.")
+    if self.class_agnostic:
+        found.append("This method draws the same map for every class: to "
+                     "explain one class, use rcut, chefer or gradcam.")
     elif similarity['other_class'] > limits['other_class']:
-        found.append(f"Even {self.other_class!r} has nearly the same map (rank correlation {similarity['other_class']:.2f}): "
-                     f"the map shows where something is, not why it is {self.label!r}. Compare the two classes with against={self.other_class!r}.")
+        found.append(f"Even {self.other_class!r} has nearly the same map "
+                     f"(rank correlation {similarity['other_class']:.2f}): "
+                     f"the map shows where something is, not why it is "
+                     f"{self.label!r}. Compare the two classes with "
+                     f"against={self.other_class!r}.")
     if similarity['randomized_model'] > limits['randomized_model']:
-        found.append(f"A model with shuffled weights gives nearly the same map (rank correlation {similarity['randomized_model']:.2f}): "
-                     "the map comes from image and architecture, not from what was learned. Try another method or a later layer.")
+        found.append(
+            f"A model with shuffled weights gives nearly the same map (rank "
+            f"correlation {similarity['randomized_model']:.2f}): "
+            "the map comes from image and architecture, not from what was "
+            "learned. Try another method or a later layer.")
     if similarity['center'] > limits['center']:
-        found.append(f"The map is nearly a blob in the center (rank correlation {similarity['center']:.2f}): "
-                     "crop the image so that the object is off the center, and check whether the map follows it.")
+        found.append(f"The map is nearly a blob in the center (rank "
+                     f"correlation {similarity['center']:.2f}): "
+                     "crop the image so that the object is off the center, and "
+                     "check whether the map follows it.")
     if self.border_share > limits['border_share']:
-        found.append(f"{self.border_share:.0%} of the relevance lies in the outermost cells: the object may be cut off, or the model may react to padding. "
+        found.append(f"{self.border_share:.0%} of the relevance lies in the "
+                     f"outermost cells: the object may be cut off, or the "
+                     f"model may react to padding. "
                      "Show the object with more room around it.")
     return found
 
+# %% ../../nbs/evidence/04_card.ipynb #cc8f0d5a
 @patch(as_prop=True)
 def ok(self:Card)->bool:
     "Is there no warning?"
@@ -107,67 +152,109 @@ def ok(self:Card)->bool:
 # %% ../../nbs/evidence/04_card.ipynb #d98a6dab
 @patch
 def _lines(self:Card): # (name, measurement), …
-    similarity, what = self.similarity, 'probability' if self.has_probs else 'value'
-    others = [f"center blob {similarity['center']:.2f}", f"noise {similarity['noise']:.2f}", f"randomized model {similarity['randomized_model']:.2f}"]
-    if self.other_class: others.append(f"{self.other_class} {similarity['other_class']:.2f}")
-    return [('probability', f'{format_prob(self.prob)}; margin to the most likely other class {self.margin:+.2f}; entropy {self.entropy:.2f} of 1') if self.has_probs else ('value', f'{self.prob:.3g}'),
-             ('confidence drop', f'{round(self.confidence_drop, 2)+0.:.2f} of the {what} is lost when the marked region is hidden (control subtracted)'),
-             ('variation', f'{self.variation:.2f}, standard deviation ÷ mean of the patch relevance'),
-             ('border share', f'{self.border_share:.2f} of the relevance lies in the outermost cells'),
-             ('similarity', 'rank correlation with ' + ', '.join(others))]
+    similarity, what = (self.similarity, 'probability' if self.has_probs
+                        else 'value')
+    others = [f"center blob {similarity['center']:.2f}",
+              f"noise {similarity['noise']:.2f}",
+              f"randomized model {similarity['randomized_model']:.2f}"]
+    if self.other_class:
+        others.append(f"{self.other_class} {similarity['other_class']:.2f}")
+    return [('probability', f'{format_prob(self.prob)}; margin to the most '
+                            f'likely other class {self.margin:+.2f}; entropy '
+                            f'{self.entropy:.2f} of 1') if self.has_probs
+            else ('value', f'{self.prob:.3g}'), ('confidence drop',
+                f'{round(self.confidence_drop, 2)+0.:.2f} of the {what} is '
+                f'lost when the marked region is hidden (control subtracted)'),
+            ('variation', f'{self.variation:.2f}, standard deviation ÷ '
+                          f'mean of the patch relevance'),
+            ('border share', f'{self.border_share:.2f} of the relevance lies '
+                             f'in the outermost cells'),
+            ('similarity', 'rank correlation with ' + ', '.join(others))]
 
 @patch
 def __repr__(self:Card):
-    return '\n'.join([f'Card of {self.label!r}', *(f'  {n:17s}{t}' for n,t in self._lines()), *([f'  ! {w}' for w in self.warnings] or ['  no warning'])])
+    return '\n'.join(
+        [f'Card of {self.label!r}', *(f'  {n:17s}{t}' for n,t in self._lines()),
+         *([f'  ! {w}' for w in self.warnings] or ['  no warning'])])
 
 @patch
 def show(self:Card):
     "Print the card"
     print(self)
 
+# %% ../../nbs/evidence/04_card.ipynb #c9520e65
 @patch
 def to_dict(self:Card)->dict:
     "All numbers, rounded to 6 digits, and the warnings"
     r = lambda v: round(v, 6)
-    return dict(label=self.label, prob=r(self.prob), margin=r(self.margin), entropy=r(self.entropy), confidence_drop=r(self.confidence_drop),
-                variation=r(self.variation), border_share=r(self.border_share), similarity={k: r(v) for k,v in self.similarity.items()},
-                other_class=self.other_class, ok=self.ok, warnings=self.warnings)
+    return dict(
+        label=self.label, prob=r(self.prob), margin=r(self.margin),
+        entropy=r(self.entropy), confidence_drop=r(self.confidence_drop),
+        variation=r(self.variation), border_share=r(self.border_share),
+        similarity={k: r(v) for k,v in self.similarity.items()},
+        other_class=self.other_class, ok=self.ok, warnings=self.warnings)
 
 # %% ../../nbs/evidence/04_card.ipynb #f051877e
 @patch
-def _repr_mimebundle_(self:Card, **kwargs): # in a notebook, a card is a table with its warnings
-    rows = ''.join(f'<tr><th style="text-align:left">{escape(n)}</th><td style="text-align:left">{escape(t)}</td></tr>' for n,t in self._lines())
+def _repr_mimebundle_(
+    self:Card, **kwargs):  # in a notebook, a card is a table with its warnings
+    rows = ''.join(f'<tr><th style="text-align:left">{escape(n)}</th><td '
+                   f'style="text-align:left">{escape(t)}</td></tr>'
+                   for n,t in self._lines())
     said = ''.join(f'<li>{escape(w)}</li>' for w in self.warnings)
-    return {'text/plain': repr(self), 'text/html': f'<table><caption style="text-align:left">Card of {escape(self.label)}</caption>{rows}</table>' + (f'<strong>Warnings</strong><ul>{said}</ul>' if said else '<p>No warning.</p>')}
+    return {'text/plain': repr(self), 'text/html': f'<table><caption '
+            f'style="text-align:left">Card of {escape(self.label)}</caption>'
+            f'{rows}</table>' + (f'<strong>Warnings</strong><ul>{said}</ul>'
+                                 if said else '<p>No warning.</p>')}
 
 # %% ../../nbs/evidence/04_card.ipynb #10ce7e1f
-def make_card(predict,                     # pixels (b,3,H,W) in 0..1 → logits (b,C)
-              pixels:torch.Tensor,         # (3,H,W) in 0..1
-              probs:torch.Tensor,          # (C,) predicted probabilities of the image
-              target:int,                  # index of the class
-              grid_map:torch.Tensor,       # (h,w) signed
-              relevance:torch.Tensor,      # (n,) patch relevance before standardizing, ≥ 0
-              other_maps:dict,             # label → (h,w), maps of other classes
-              randomized_map:torch.Tensor, # (h,w) map of a model with shuffled weights
-              label:str='',
-              class_agnostic:bool=False,
-              grid_geometry:tuple=None,    # where the map's cells lie on the pixels, as in `capture.grid_geometry`; None: they cover the image
-              task:str='multiclass',       # one of `TASKS`: says what `probs` are
-             )->Card:
-    "Compare a map with its controls: center blob, noise, other classes, a randomized model and a filled region"
+def make_card(
+    predict,  # pixels (b,3,H,W) in 0..1 → logits (b,C)
+    pixels:torch.Tensor,  # (3,H,W) in 0..1
+    probs:torch.Tensor,  # (C,) predicted probabilities of the image
+    target:int,  # index of the class
+    grid_map:torch.Tensor,  # (h,w) signed
+    relevance:torch.Tensor,  # (n,) patch relevance before standardizing, ≥ 0
+    other_maps:dict,  # label → (h,w), maps of other classes
+    randomized_map:torch.Tensor,  # (h,w) map of a model with shuffled weights
+    label:str='',
+    class_agnostic:bool=False,
+    # where the map's cells lie on the pixels, as in `capture.grid_geometry`;
+    # None: they cover the image
+    grid_geometry:tuple=None,
+    task:str='multiclass',  # one of `TASKS`: says what `probs` are
+)->Card:
+    """Compare a map with its controls: center blob, noise, other classes, a
+    randomized model and a filled region"""
     other_probs = torch.cat([probs[:target], probs[target+1:]])
-    attribution = upsample_map(grid_map[None].float(), pixels.shape[-2:], grid_geometry)[0].to(pixels)
+    attribution = upsample_map(grid_map[None].float(), pixels.shape[-2:],
+                               grid_geometry)[0].to(pixels)
     similarities = {n: similarity(grid_map, m) for n,m in other_maps.items()}
-    other_class = min(similarities, key=similarities.get) if similarities else ''
-    noise = torch.rand(grid_map.shape, generator=torch.Generator().manual_seed(0))
-    margin = (probs[target] - other_probs.max()).item() if len(other_probs) else 1.
+    other_class = min(similarities,
+                      key=similarities.get) if similarities else ''
+    noise = torch.rand(grid_map.shape,
+                       generator=torch.Generator().manual_seed(0))
+    margin = ((probs[target] - other_probs.max()).item() if len(other_probs)
+              else 1.)
     entropy = _entropy(probs, target, task)
-    similar = dict(center=similarity(grid_map, center_gaussian(*grid_map.shape)), noise=similarity(grid_map, noise),
-                   other_class=similarities.get(other_class, 0.), randomized_model=similarity(grid_map, randomized_map))
-    return Card(label, probs[target].item(), margin, entropy, confidence_drop(predict, pixels, attribution, target), relevance_variation(relevance),
-                border_share(grid_map), similar, other_class, class_agnostic, has_probs(task))
+    similar = dict(center=similarity(grid_map,
+                                     center_gaussian(*grid_map.shape)),
+                   noise=similarity(grid_map, noise),
+                   other_class=similarities.get(other_class, 0.),
+                   randomized_model=similarity(grid_map, randomized_map))
+    return Card(label, probs[target].item(), margin, entropy,
+                confidence_drop(predict, pixels, attribution, target),
+                relevance_variation(relevance), border_share(grid_map), similar,
+                other_class, class_agnostic, has_probs(task))
 
-def _entropy(probs, target, task): # as a share of the largest possible; of one yes or no, where classes don't exclude each other
+# %% ../../nbs/evidence/04_card.ipynb #6d476530
+def _entropy(
+    probs, target, task
+    # as a share of the largest possible; of one yes or no, where classes don't
+    # exclude each other
+):
     if not has_probs(task): return 0.
-    if task != 'multiclass': probs = torch.stack([probs[target], 1 - probs[target]])
-    return -(probs*probs.clamp_min(1e-12).log()).sum().item()/max(torch.tensor(float(len(probs))).log().item(), 1e-6)
+    if task != 'multiclass':
+        probs = torch.stack([probs[target], 1 - probs[target]])
+    return -(probs*probs.clamp_min(1e-12).log()).sum().item()/max(
+        torch.tensor(float(len(probs))).log().item(), 1e-6)

@@ -25,24 +25,33 @@ def silhouette(pixels:torch.Tensor,      # (3,H,W) in 0..1
                bins:int=16,              # of the histogram, per color channel
                rounds:int=5,             # updates of the histograms
               )->torch.Tensor:           # (H,W) bool
-    "The pixels of the marked object: their colors are common where the map is high and rare where it is low"
+    """The pixels of the marked object: their colors are common where the map is
+    high and rare where it is low"""
     positive = attribution.clamp(0, 1).to(pixels)
-    if not (positive > 0).any(): raise VitxError("the map shows no evidence for the class, so it has no region to edit: explain another class")
-    color_index = sum((c*(bins-1)).round().long()*bins**i for i,c in enumerate(pixels.clamp(0, 1)))   # (H,W) cell of the color cube
+    if not (positive > 0).any():
+        raise VitxError("the map shows no evidence for the class, so it has no "
+                        "region to edit: explain another class")
+    color_index = sum((c*(bins-1)).round().long()*bins**i for i,c in enumerate(
+        pixels.clamp(0, 1)))  # (H,W) cell of the color cube
     prior, W = positive.clamp(.02, .65).logit(), positive.shape[-1]
     nearby = F.max_pool2d(positive[None], 2*(W//24) + 1, 1, W//24)[0] > .05
     foreground = positive
     for _ in range(rounds):
-        log_odds = (_log_color_histogram(color_index, foreground, bins) - _log_color_histogram(color_index, 1-foreground, bins))[color_index]
-        foreground = (2*gaussian_blur(log_odds[None], W/96)[0] + prior).sigmoid()*nearby
+        log_odds = (_log_color_histogram(color_index, foreground, bins) -
+                    _log_color_histogram(color_index, 1-foreground,
+                                         bins))[color_index]
+        foreground = (2*gaussian_blur(log_odds[None], W/96)[0] +
+                      prior).sigmoid()*nearby
     region = foreground > .5
     return region if region.sum() > .02*(positive > .5).sum() else positive > .5
 
 def _log_color_histogram(color_index, weight, bins):
     "Log of a smoothed, weighted color histogram (bins³,)"
-    hist = torch.zeros(bins**3, device=color_index.device).index_add_(0, color_index.flatten(), weight.flatten().float())
+    hist = torch.zeros(bins**3, device=color_index.device).index_add_(0,
+        color_index.flatten(), weight.flatten().float())
     kernel = torch.tensor([.25, .5, .25], device=hist.device)
-    hist = F.conv3d(hist.view(1, 1, bins, bins, bins), torch.einsum('i,j,k->ijk', kernel, kernel, kernel)[None, None], padding=1).flatten()
+    hist = F.conv3d(hist.view(1, 1, bins, bins, bins), torch.einsum(
+        'i,j,k->ijk', kernel, kernel, kernel)[None, None], padding=1).flatten()
     return (hist/hist.sum().clamp_min(1e-9) + 1e-4).log()
 
 # %% ../../nbs/evidence/03_factors.ipynb #18eebb93
@@ -53,40 +62,52 @@ def _blend(pixels, new, m):
     a = gaussian_blur(m[None].to(pixels), m.shape[-1]/160)
     return pixels*(1-a) + new*a
 
-def invert_hue(pixels:torch.Tensor, m:torch.Tensor)->torch.Tensor: # (3,H,W), (H,W) bool → (3,H,W)
+def invert_hue(pixels:torch.Tensor,
+               m:torch.Tensor)->torch.Tensor:  # (3,H,W), (H,W) bool → (3,H,W)
     "Invert the hue inside the mask; luma stays"
-    y = (pixels*pixels.new_tensor(LUMA_WEIGHTS)[:, None, None]).sum(0, keepdim=True)
+    y = ((pixels*pixels.new_tensor(LUMA_WEIGHTS)[:, None, None])
+         .sum(0, keepdim=True))
     d = y - pixels
     headroom = torch.where(d > 0, 1-y, y)/d.abs().clamp_min(1e-6)
     return _blend(pixels, y + d*headroom.amin(0, keepdim=True).clamp(0, 1), m)
 
 # %% ../../nbs/evidence/03_factors.ipynb #8da20ffc
-def _equivalent_radius(m): return (m.sum().item()/np.pi)**.5   # of a disk of the same area
+def _equivalent_radius(m): # of a disk of the same area
+    return (m.sum().item()/np.pi)**.5
 def _masked_blur(pixels, m, sigma):
     "Gaussian blur of the pixels inside the mask, extended to all pixels"
     w = m[None].to(pixels)
-    return gaussian_blur(pixels*w, sigma)/gaussian_blur(w, sigma).clamp_min(1e-4)
+    return (gaussian_blur(pixels*w, sigma)/gaussian_blur(w, sigma)
+            .clamp_min(1e-4))
 
-def smooth_texture(pixels:torch.Tensor, m:torch.Tensor)->torch.Tensor: # (3,H,W), (H,W) bool → (3,H,W)
+def smooth_texture(
+    pixels:torch.Tensor,
+    m:torch.Tensor)->torch.Tensor:  # (3,H,W), (H,W) bool → (3,H,W)
     "Smooth the pattern inside the mask; outline and mean color stay"
     return _blend(pixels, _masked_blur(pixels, m, .35*_equivalent_radius(m)), m)
 
 # %% ../../nbs/evidence/03_factors.ipynb #11e8369e
-def shuffle_squares(pixels:torch.Tensor, # (3,H,W)
-                    m:torch.Tensor,      # (H,W) bool, the region
-                    generator,           # torch.Generator
-                    size:float,          # side of a square, in radii of the region
-                    protect=None,        # (H,W) bool: squares that touch it stay in place
-                   )->torch.Tensor:      # (3,H,W)
+def shuffle_squares(
+    pixels:torch.Tensor,  # (3,H,W)
+    m:torch.Tensor,  # (H,W) bool, the region
+    generator,  # torch.Generator
+    size:float,  # side of a square, in radii of the region
+    protect=None,  # (H,W) bool: squares that touch it stay in place
+)->torch.Tensor:  # (3,H,W)
     "Cut the region into squares and shuffle them"
     s = max(2, round(size*_equivalent_radius(m)))
-    (y0, x0), (y1, x1) = (v.tolist() for v in (m.nonzero().amin(0), m.nonzero().amax(0)))
+    (y0, x0), (y1, x1) = (v.tolist()
+                          for v in (m.nonzero().amin(0), m.nonzero().amax(0)))
     H, W = m.shape
     square = lambda t, y, x: t[..., y:y+s, x:x+s]
-    corners = [(y, x) for y in _square_starts(y0, y1, s, H) for x in _square_starts(x0, x1, s, W)]
-    corners = [p for p in corners if square(m, *p).float().mean() > .15 and (protect is None or not square(protect, *p).any())]
+    corners = [(y, x) for y in _square_starts(y0, y1, s, H)
+               for x in _square_starts(x0, x1, s, W)]
+    corners = [p for p in corners if square(m, *p).float().mean() > .15
+               and (protect is None or not square(protect, *p).any())]
     out = pixels.clone()
-    for p,i in zip(corners, torch.randperm(len(corners), generator=generator).tolist()): square(out, *p)[:] = square(pixels, *corners[i])
+    for p,i in zip(corners, torch.randperm(len(corners), generator=generator)
+                   .tolist()):
+        square(out, *p)[:] = square(pixels, *corners[i])
     return out
 
 def _square_starts(a, b, s, n):
@@ -94,125 +115,201 @@ def _square_starts(a, b, s, n):
     return range(max(0, a - (a-b-1)%s//2), min(b+1, n-s+1), s)
 
 # %% ../../nbs/evidence/03_factors.ipynb #ff4a654f
-def find_shifts(m:torch.Tensor,     # (H,W) bool
-                avoid:torch.Tensor, # (H,W) ≥ 0, weight of the pixels that should not be covered
-                n:int=1,            # number of shifts
-                generator=None,     # torch.Generator that varies shifts of similar quality; None: no variation
-               )->list:             # [(dy,dx)], best first
-    "Shifts that keep the mask's box inside the image and cover as little of `avoid` as possible"
-    (y0, x0), (y1, x1) = (v.tolist() for v in (m.nonzero().amin(0), m.nonzero().amax(0)))
+def find_shifts(
+    m:torch.Tensor,  # (H,W) bool
+    # (H,W) ≥ 0, weight of the pixels that should not be covered
+    avoid:torch.Tensor,
+    n:int=1,  # number of shifts
+    # torch.Generator that varies shifts of similar quality; None: no variation
+    generator=None,
+)->list:  # [(dy,dx)], best first
+    """Shifts that keep the mask's box inside the image and cover as little of
+    `avoid` as possible"""
+    (y0, x0), (y1, x1) = (v.tolist()
+                          for v in (m.nonzero().amin(0), m.nonzero().amax(0)))
     step = max(1, min(m.shape)//48)
     box = m[y0:y1+1, x0:x1+1].float()
-    overlap = F.conv2d(avoid[None, None].float(), box[None, None], stride=step)[0, 0]
-    noise = torch.rand(overlap.shape, generator=generator).to(overlap) if generator else torch.zeros_like(overlap)
-    best = (overlap/box.sum() + .02*noise).flatten().argsort(stable=True)[:n].tolist()
-    return [(i//overlap.shape[1]*step - y0, i%overlap.shape[1]*step - x0) for i in best]
+    overlap = F.conv2d(avoid[None, None].float(), box[None, None],
+                       stride=step)[0, 0]
+    noise = (torch.rand(overlap.shape, generator=generator).to(overlap)
+             if generator else torch.zeros_like(overlap))
+    best = ((overlap/box.sum() + .02*noise).flatten().argsort(stable=True)[:n]
+            .tolist())
+    return [(i//overlap.shape[1]*step - y0, i%overlap.shape[1]*step - x0)
+            for i in best]
 
-def inpaint(pixels:torch.Tensor, m:torch.Tensor)->torch.Tensor: # (3,H,W), (H,W) bool → (3,H,W)
+def inpaint(pixels:torch.Tensor,
+            m:torch.Tensor)->torch.Tensor:  # (3,H,W), (H,W) bool → (3,H,W)
     "Fill the region with a blur of its surroundings"
     return _blend(pixels, _masked_blur(pixels, ~m, .5*_equivalent_radius(m)), m)
 
-def move_region(pixels:torch.Tensor, m:torch.Tensor, shift:tuple)->torch.Tensor: # (3,H,W), (H,W) bool, (dy,dx) → (3,H,W)
+def move_region(
+    pixels:torch.Tensor, m:torch.Tensor,
+    shift:tuple)->torch.Tensor:  # (3,H,W), (H,W) bool, (dy,dx) → (3,H,W)
     "Move the region by (dy,dx) and fill the hole from its surroundings"
-    out = inpaint(pixels, gaussian_blur(m[None].float(), m.shape[-1]/96)[0] > .02)
+    out = inpaint(pixels, gaussian_blur(m[None].float(), m.shape[-1]/96)[0] >
+                  .02)
     return _blend(out, pixels.roll(shift, (1, 2)), m.roll(shift, (0, 1)))
 
 # %% ../../nbs/evidence/03_factors.ipynb #85d52ec5
 EDITS = dict(
-    shape    = lambda x, m, avoid, protect, generator: [shuffle_squares(x, m, generator, s, protect) for s in (.4, .55, .7)],
+    shape    = lambda x, m, avoid, protect, generator:
+    [shuffle_squares(x, m, generator, s, protect) for s in (.4, .55, .7)],
     texture  = lambda x, m, avoid, protect, generator: [smooth_texture(x, m)],
     color    = lambda x, m, avoid, protect, generator: [invert_hue(x, m)],
-    position = lambda x, m, avoid, protect, generator: [move_region(x, m, p) for p in find_shifts(m, avoid, 2, generator)])
+    position = lambda x, m, avoid, protect, generator: [move_region(x, m, p)
+        for p in find_shifts(m, avoid, 2, generator)])
 
 # %% ../../nbs/evidence/03_factors.ipynb #5b60323d
-def control_region(m:torch.Tensor, attribution:torch.Tensor)->torch.Tensor: # (H,W) bool, (H,W) signed → (H,W) bool
-    "Control region: the same outline where the map is lowest, or else equally many pixels with the lowest values"
+def control_region(
+    m:torch.Tensor, attribution:torch.Tensor
+)->torch.Tensor:  # (H,W) bool, (H,W) signed → (H,W) bool
+    """Control region: the same outline where the map is lowest, or else equally
+    many pixels with the lowest values"""
     shifted = m.roll(find_shifts(m, m + attribution.clamp_min(0))[0], (0, 1))
     if (shifted & m).sum() <= .1*m.sum(): return shifted & ~m
     cost = (attribution + 9*m).flatten()
     lowest = torch.zeros_like(m).flatten()
-    lowest[cost.argsort(stable=True)[:min(int(m.sum()), int((~m).sum()))]] = True
+    lowest[cost.argsort(stable=True)[:min(int(m.sum()),
+                                          int((~m).sum()))]] = True
     return lowest.view(m.shape)
 
+# %% ../../nbs/evidence/03_factors.ipynb #d37416e9
 @dataclass(eq=False)
 class Factors:
-    "The probability that a class loses when a factor of the marked region is changed"
+    """The probability that a class loses when a factor of the marked region is
+    changed"""
     label: str
-    prob: float                                      # of the class on the unedited image, 0..1; without `has_probs`, the number itself
-    drops: dict                                      # factor → loss of probability, mean over its edited images; largest first
-    control_drops: dict                              # factor → loss of probability if the control region is edited
-    pixels: torch.Tensor = field(repr=False)         # (3,H,W) in 0..1, the model's input
-    region: torch.Tensor = field(repr=False)         # (H,W) bool, the marked region
+    # of the class on the unedited image, 0..1; without `has_probs`, the number
+    # itself
+    prob: float
+    # factor → loss of probability, mean over its edited images; largest first
+    drops: dict
+    # factor → loss of probability if the control region is edited
+    control_drops: dict
+    # (3,H,W) in 0..1, the model's input
+    pixels: torch.Tensor = field(repr=False)
+    region: torch.Tensor = field(repr=False)  # (H,W) bool, the marked region
     control_region: torch.Tensor = field(repr=False) # (H,W) bool
-    edited: dict = field(repr=False)                 # factor → (3,H,W), its first edited image
-    has_probs: bool = True                           # is `prob` a probability? False: a number without a range, such as a regression's
+    edited: dict = field(repr=False)  # factor → (3,H,W), its first edited image
+    # is `prob` a probability? False: a number without a range, such as a
+    # regression's
+    has_probs: bool = True
     @property
     def strongest(self)->str:
         "The factor with the largest drop"
         return next(iter(self.drops))
     def to_dict(self)->dict:
         "Label, probability, area of the region and all drops, for JSON"
-        drops = {k: {f: round(v, 6) for f,v in getattr(self, k).items()} for k in ('drops', 'control_drops')}
-        return dict(label=self.label, prob=round(self.prob, 6), area=round(self.region.float().mean().item(), 4), **drops)
+        drops = {k: {f: round(v, 6) for f,v in getattr(self, k).items()}
+                 for k in ('drops', 'control_drops')}
+        return dict(label=self.label, prob=round(self.prob, 6),
+                    area=round(self.region.float().mean().item(), 4), **drops)
     def __repr__(self):
-        lines = [f'{f:10s}{round(c, 3)+0.:8.3f}{round(self.control_drops[f], 3)+0.:10.3f}' for f,c in self.drops.items()]
-        return '\n'.join([f'Factors of {self.label!r}, {format_answer(self.prob if self.has_probs else None, self.prob, 3)}', f"{'':10s}{'drop':>8s}{'control':>10s}", *lines])
+        lines = [f'{f:10s}{round(c, 3)+0.:8.3f}'
+                 f'{round(self.control_drops[f], 3)+0.:10.3f}'
+                 for f,c in self.drops.items()]
+        answer = format_answer(self.prob if self.has_probs else None, self.prob,
+                               3)
+        return '\n'.join([f'Factors of {self.label!r}, {answer}',
+                          f"{'':10s}{'drop':>8s}{'control':>10s}", *lines])
 
 # %% ../../nbs/evidence/03_factors.ipynb #22e45b95
-def measure_factors(predict,                  # pixels (b,3,H,W) in 0..1 → logits (b,C)
-                    pixels:torch.Tensor,      # (3,H,W) in 0..1, the model's input before normalization
-                    attribution:torch.Tensor, # (H,W) signed map of the class
-                    target:int,               # index of the class
-                    label:str='',
-                    region:torch.Tensor=None, # (H,W) bool; None: the silhouette computed from the map
-                    seed:int=0,
-                   )->Factors:
-    "Measure how much probability a class loses by changing each factor in the region, and in a control region"
+def measure_factors(
+    predict,  # pixels (b,3,H,W) in 0..1 → logits (b,C)
+    # (3,H,W) in 0..1, the model's input before normalization
+    pixels:torch.Tensor,
+    attribution:torch.Tensor,  # (H,W) signed map of the class
+    target:int,  # index of the class
+    label:str='',
+    # (H,W) bool; None: the silhouette computed from the map
+    region:torch.Tensor=None,
+    seed:int=0,
+)->Factors:
+    """Measure how much probability a class loses by changing each factor in the
+    region, and in a control region"""
     if attribution.shape != pixels.shape[-2:]:
-        raise VitxError(f"the map is {tuple(attribution.shape)}, but the image is {tuple(pixels.shape[-2:])}: resize the map with upsample_map first")
+        raise VitxError(f"the map is {tuple(attribution.shape)}, but the image "
+                        f"is {tuple(pixels.shape[-2:])}: resize the map with "
+                        f"upsample_map first")
     region = silhouette(pixels, attribution) if region is None else region
-    if not region.any() or region.all(): raise VitxError("the region is empty or covers the whole image: choose a region that covers a part of the image")
-    control, avoid = control_region(region, attribution), region.float() + attribution.clamp_min(0)
+    if not region.any() or region.all():
+        raise VitxError("the region is empty or covers the whole image: choose "
+                        "a region that covers a part of the image")
+    control, avoid = (control_region(region, attribution),
+                      region.float() + attribution.clamp_min(0))
     protect = gaussian_blur(region[None].float(), region.shape[-1]/96)[0] > .02
     regions = (('drops', region, None), ('control_drops', control, protect))
-    edited = {(f, k): edit(pixels, m, avoid, protected, torch.Generator().manual_seed(seed)) for f,edit in EDITS.items() for k,m,protected in regions}
-    for f in EDITS: edited[f, 'control_drops'] = [torch.where(protect, pixels, x) for x in edited[f, 'control_drops']]   # leave the marked region unchanged
-    p, *remaining = predict_probs(predict, torch.stack([pixels, *(x for xs in edited.values() for x in xs)]).clamp(0, 1))[:, target].tolist()
+    edited = {(f, k): edit(pixels, m, avoid, protected,
+                           torch.Generator().manual_seed(seed))
+              for f,edit in EDITS.items() for k,m,protected in regions}
+    for f in EDITS: # leave the marked region unchanged
+        edited[f, 'control_drops'] = [torch.where(protect, pixels, x)
+                                      for x in edited[f, 'control_drops']]
+    p, *remaining = predict_probs(predict, torch.stack(
+        [pixels, *(x for xs in edited.values() for x in xs)])
+                                  .clamp(0, 1))[:, target].tolist()
     remaining = iter(remaining)
-    drop = {k: p - float(np.mean([next(remaining) for _ in xs])) for k,xs in edited.items()}
+    drop = {k: p - float(np.mean([next(remaining) for _ in xs]))
+            for k,xs in edited.items()}
     order = sorted(EDITS, key=lambda f: -drop[f, 'drops'])
-    return Factors(label, p, *({f: drop[f, k] for f in order} for k in ('drops', 'control_drops')), pixels, region, control,
-                   {f: edited[f, 'drops'][0] for f in order}, has_probs(task_of(predict)))
+    return Factors(label, p, *({f: drop[f, k] for f in order} for k in ('drops',
+        'control_drops')), pixels, region, control, {f: edited[f, 'drops'][0]
+            for f in order}, has_probs(task_of(predict)))
 
 # %% ../../nbs/evidence/03_factors.ipynb #3e82faab
 @patch
 def show(self:Factors):
-    "Draw the image with its regions, one edited image per factor with the remaining probability, and all drops; return the axes"
+    """Draw the image with its regions, one edited image per factor with the
+    remaining probability, and all drops; return the axes"""
     import matplotlib.pyplot as plt
-    draw = lambda x: (x.clamp(0, 1).permute(1, 2, 0)*255).round().byte().cpu().numpy()
-    fig,axs = plt.subplots(1, 6, figsize=(7, 1.75), layout='constrained', width_ratios=[1]*5 + [1.1])
-    show_image(draw(self.pixels), axs[0], f'{self.label[:16]}  {format_answer(self.prob if self.has_probs else None, self.prob)}').contour(self.region.cpu(), [.5], colors='w', linewidths=.8)
-    axs[0].contour(self.control_region.cpu(), [.5], colors='w', linewidths=.8, linestyles='dotted')
-    for ax,(f,x) in zip(axs[1:], self.edited.items()): show_image(draw(x), ax, f'{f}  {self.prob - self.drops[f]:.2f}')
+    draw = (lambda x: (x.clamp(0, 1).permute(1, 2, 0)*255).round().byte().cpu()
+            .numpy())
+    fig,axs = plt.subplots(1, 6, figsize=(7, 1.75), layout='constrained',
+                           width_ratios=[1]*5 + [1.1])
+    (show_image(
+        draw(self.pixels), axs[0], f'{self.label[:16]}  '
+        f'{format_answer(self.prob if self.has_probs else None, self.prob)}')
+     .contour(self.region.cpu(), [.5], colors='w', linewidths=.8))
+    axs[0].contour(self.control_region.cpu(), [.5], colors='w', linewidths=.8,
+                   linestyles='dotted')
+    for ax,(f,x) in zip(axs[1:], self.edited.items()):
+        show_image(draw(x), ax, f'{f}  {self.prob - self.drops[f]:.2f}')
     y = np.arange(len(self.drops))
     axs[5].barh(y-.2, list(self.drops.values()), .38, color='#D55E00')
     axs[5].barh(y+.2, list(self.control_drops.values()), .38, color='#999999')
-    axs[5].set_yticks(y, self.drops, fontsize=7); axs[5].invert_yaxis(); axs[5].axvline(0, color='k', lw=.6)
-    axs[5].set_title('probability lost' if self.has_probs else 'value lost', fontsize=7); axs[5].tick_params(labelsize=7); axs[5].set_xlabel('region, control (gray)', fontsize=7)
+    axs[5].set_yticks(y, self.drops, fontsize=7)
+    axs[5].invert_yaxis()
+    axs[5].axvline(0, color='k', lw=.6)
+    axs[5].set_title('probability lost' if self.has_probs else 'value lost',
+                     fontsize=7)
+    axs[5].tick_params(labelsize=7)
+    axs[5].set_xlabel('region, control (gray)', fontsize=7)
     for ax in axs[:5]: ax.title.set_fontsize(7)
     return axs
 
 # %% ../../nbs/evidence/03_factors.ipynb #3c791632
-def _picture(pixels): return Image.fromarray((pixels.clamp(0, 1).permute(1, 2, 0)*255).round().byte().numpy())
+def _picture(pixels):
+    return Image.fromarray((pixels.clamp(0, 1).permute(1, 2, 0)*255).round()
+                           .byte().numpy())
 
 @patch
-def _repr_mimebundle_(self:Factors, **kwargs): # in a notebook, factors show themselves
-    pictures = [(_picture(self.pixels), 'The picture as the model sees it', f'{self.label} {format_answer(self.prob if self.has_probs else None, self.prob)}')]
+def _repr_mimebundle_(self:Factors,
+                      **kwargs):  # in a notebook, factors show themselves
+    pictures = [
+        (_picture(self.pixels), 'The picture as the model sees it',
+         f'{self.label} '
+         f'{format_answer(self.prob if self.has_probs else None, self.prob)}')]
     loss = lambda d: f'−{d:.2f}' if d >= .005 else '0.00'
-    pictures += [(_picture(self.edited[f]), f'The picture with another {f}', f'{f}: {loss(d)} (control {loss(self.control_drops[f])})') for f,d in self.drops.items()]
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'{"Probability" if self.has_probs else "Value"} that {self.label} loses when a factor of the marked region is changed', 140)}
+    pictures += [(_picture(self.edited[f]), f'The picture with another {f}',
+                  f'{f}: {loss(d)} (control {loss(self.control_drops[f])})')
+                 for f,d in self.drops.items()]
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures,
+        f'{"Probability" if self.has_probs else "Value"} that {self.label} '
+        f'loses when a factor of the marked region is changed', 140)}
 
 # %% ../../nbs/evidence/03_factors.ipynb #884bd9cb
 def normalized_black_white(transform)->tuple: # PIL image → (3,h,w); two (3,1,1)
     "Normalized pixel values of black and of white under a transform"
-    return tuple(transform(Image.new('RGB', (64, 64), c)).flatten(1).median(1).values[:, None, None] for c in ('black', 'white'))
+    return tuple(transform(Image.new('RGB', (64, 64), c)).flatten(1).median(1)
+                 .values[:, None, None] for c in ('black', 'white'))

@@ -20,18 +20,24 @@ from ..core import *
 from .metrics import *
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #e1a28143
-_BASELINE_IMAGES = {'zero': torch.zeros_like, 'mean': lambda x: x.mean((-2, -1), keepdim=True).expand_as(x),
+_BASELINE_IMAGES = {'zero': torch.zeros_like, 'mean':
+                    lambda x: x.mean((-2, -1), keepdim=True).expand_as(x),
                     'blur': lambda x: gaussian_blur(x, 10/224*x.shape[-1])}
 BASELINES = (*_BASELINE_IMAGES, 'imputed')
 
-def replace_pixels(x:torch.Tensor,       # (3,H,W), preprocessed
-                   removed:torch.Tensor, # (b,H,W) bool
-                   baseline='mean',      # one of `BASELINES`, or a tensor like x, for example (3,1,1)
-                  )->torch.Tensor:       # (b,3,H,W)
-    "Copies of a picture in which the removed pixels have the color of a baseline"
-    if torch.is_tensor(baseline): return torch.where(removed[:, None], baseline.to(x), x)
+def replace_pixels(
+    x:torch.Tensor,  # (3,H,W), preprocessed
+    removed:torch.Tensor,  # (b,H,W) bool
+    # one of `BASELINES`, or a tensor like x, for example (3,1,1)
+    baseline='mean',
+)->torch.Tensor:  # (b,3,H,W)
+    """Copies of a picture in which the removed pixels have the color of a
+    baseline"""
+    if torch.is_tensor(baseline):
+        return torch.where(removed[:, None], baseline.to(x), x)
     if baseline not in BASELINES:
-        raise VitxError(f"baseline {baseline!r} is unknown: use {', '.join(BASELINES)}, or a tensor")
+        raise VitxError(f"baseline {baseline!r} is unknown: use "
+                        f"{', '.join(BASELINES)}, or a tensor")
     if baseline == 'imputed': return noisy_linear_imputation(x, removed)
     return torch.where(removed[:, None], _BASELINE_IMAGES[baseline](x), x)
 
@@ -39,23 +45,30 @@ def replace_pixels(x:torch.Tensor,       # (3,H,W), preprocessed
 def rank_groups(m:torch.Tensor, # (H,W)
                 groups:int=10,
                )->torch.Tensor: # (groups,H,W) bool
-    "Equally large groups of pixels, from the highest values to the lowest; equal values in reading order"
+    """Equally large groups of pixels, from the highest values to the lowest;
+    equal values in reading order"""
     n, rank = m.numel(), pixel_ranks(m)
     if not 1 < groups <= n:
-        raise VitxError(f"groups={groups} divides nothing: set groups to 2 or more, at most {n}")
+        raise VitxError(f"groups={groups} divides nothing: set groups to 2 or "
+                        f"more, at most {n}")
     edges = [n*k//groups for k in range(groups+1)]
-    return torch.stack([(a <= rank) & (rank < b) for a,b in zip(edges, edges[1:])])
+    return torch.stack(
+        [(a <= rank) & (rank < b) for a,b in zip(edges, edges[1:])])
 
-def pair_agreement(salience:torch.Tensor,  # (K,) in decreasing order
-                   drop:torch.Tensor,      # (K,)
-                   tolerance:float=1e-6,   # drops that differ by less are equal
-                  )->torch.Tensor:         # -1..1, NaN if all saliences are equal
-    "Share of the differences in salience whose sign is that of the drops, minus the share of the others"
+def pair_agreement(
+    salience:torch.Tensor,  # (K,) in decreasing order
+    drop:torch.Tensor,  # (K,)
+    tolerance:float=1e-6,  # drops that differ by less are equal
+)->torch.Tensor:  # -1..1, NaN if all saliences are equal
+    """Share of the differences in salience whose sign is that of the drops,
+    minus the share of the others"""
     weight = (salience[:, None] - salience).triu(1)
     agrees = drop[:, None] - drop >= -tolerance
     return torch.where(agrees, weight, -weight).sum()/weight.sum()
 
-@metric('saco', better='higher', needs='model', range=(-1, 1), nan_reason='a flat map has no order')
+# %% ../../nbs/evidence/05_faithfulness.ipynb #02e8742d
+@metric('saco', better='higher', needs='model', range=(-1, 1),
+        nan_reason='a flat map has no order')
 def saco(m:torch.Tensor,    # (H,W) signed
          predict,           # images (b,3,H,W) → logits (b,C)
          x:torch.Tensor,    # (3,H,W), preprocessed
@@ -64,51 +77,69 @@ def saco(m:torch.Tensor,    # (H,W) signed
          baseline='mean',   # see `replace_pixels`
          batch:int=64,      # images per forward pass
         )->torch.Tensor:    # -1..1, NaN for a flat map
-    "SaCo (Wu et al., CVPR 2024): does the probability drop more without pixels of higher values?"
+    """SaCo (Wu et al., CVPR 2024): does the probability drop more without
+    pixels of higher values?"""
     check_map(m, x)
     regions = rank_groups(m, groups)
-    p = target_probs(predict, torch.cat([x[None], replace_pixels(x, regions, baseline)]), target, batch)
-    return pair_agreement(torch.stack([m[r].double().mean() for r in regions]), p[0] - p[1:]).float()
+    p = target_probs(predict, torch.cat(
+        [x[None], replace_pixels(x, regions, baseline)]), target, batch)
+    return pair_agreement(torch.stack([m[r].double().mean() for r in regions]),
+                          p[0] - p[1:]).float()
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #8d6eb0a4
-def most_influential_first(m:torch.Tensor, # (H,W) signed
-                           predict,        # images (b,3,H,W) → logits (b,C)
-                           x:torch.Tensor, # (3,H,W), preprocessed
-                           target:int,
-                           baseline='mean', # see `replace_pixels`
-                           steps:int=10,    # 1/steps, 2/steps, … of the pixels are replaced, never all
-                           batch:int=64,
-                          )->torch.Tensor:  # -1..1, higher is better
-    "Mean drop of the probability while the pixels with the highest values are replaced (MIF)"
+def most_influential_first(
+    m:torch.Tensor,  # (H,W) signed
+    predict,  # images (b,3,H,W) → logits (b,C)
+    x:torch.Tensor,  # (3,H,W), preprocessed
+    target:int,
+    baseline='mean',  # see `replace_pixels`
+    steps:int=10,  # 1/steps, 2/steps, … of the pixels are replaced, never all
+    batch:int=64,
+)->torch.Tensor:  # -1..1, higher is better
+    """Mean drop of the probability while the pixels with the highest values are
+    replaced (MIF)"""
     check_map(m, x)
-    if steps < 2: raise VitxError(f"steps={steps} replaces nothing or everything: set steps to 2 or more")
+    if steps < 2:
+        raise VitxError(f"steps={steps} replaces nothing or everything: set "
+                        f"steps to 2 or more")
     rank = pixel_ranks(m)
-    removed = torch.stack([rank < round(rank.numel()*k/steps) for k in range(1, steps)])
-    p = target_probs(predict, torch.cat([x[None], replace_pixels(x, removed, baseline)]), target, batch)
+    removed = torch.stack(
+        [rank < round(rank.numel()*k/steps) for k in range(1, steps)])
+    p = target_probs(predict, torch.cat(
+        [x[None], replace_pixels(x, removed, baseline)]), target, batch)
     return p[0] - p[1:].mean()
 
-def least_influential_first(m:torch.Tensor, predict, x:torch.Tensor, target:int, baseline='mean',
-                            steps:int=10, batch:int=64,
-                           )->torch.Tensor: # -1..1, lower is better
-    "Mean drop of the probability while the pixels with the lowest values are replaced (LIF)"
-    return most_influential_first(-m, predict, x, target, baseline, steps, batch)
+def least_influential_first(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int, baseline='mean',
+    steps:int=10, batch:int=64,)->torch.Tensor:  # -1..1, lower is better
+    """Mean drop of the probability while the pixels with the lowest values are
+    replaced (LIF)"""
+    return most_influential_first(-m, predict, x, target, baseline, steps,
+                                  batch)
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #e6fcdf37
 def _register_influence(baseline, color):
     def mif(m, predict, x, target, steps:int=10, batch:int=64):
-        return most_influential_first(m, predict, x, target, baseline, steps, batch)
+        return most_influential_first(m, predict, x, target, baseline, steps,
+                                      batch)
     def lif(m, predict, x, target, steps:int=10, batch:int=64):
-        return least_influential_first(m, predict, x, target, baseline, steps, batch)
+        return least_influential_first(m, predict, x, target, baseline, steps,
+                                       batch)
     def srg(mif, lif): return mif - lif
-    text = "Mean drop of the probability while the {} influential 10, 20, … 90 % of pixels become " + color
+    text = ("Mean drop of the probability while the {} influential 10, 20, … "
+            "90 % of pixels become " + color)
     mif.__doc__, lif.__doc__ = text.format('most'), text.format('least')
-    srg.__doc__ = f"Symmetric relevance gain: mif-{baseline} minus lif-{baseline}; about 0 for a random map"
-    metric(f'mif-{baseline}', better='higher', needs='model', range=(-1, 1))(mif)
+    srg.__doc__ = (f"Symmetric relevance gain: mif-{baseline} minus "
+                   f"lif-{baseline}; about 0 for a random map")
+    metric(f'mif-{baseline}', better='higher', needs='model',
+           range=(-1, 1))(mif)
     metric(f'lif-{baseline}', better='lower', needs='model', range=(-1, 1))(lif)
     inputs = f'mif-{baseline}', f'lif-{baseline}'
-    metric(f'srg-{baseline}', better='higher', needs='scores', inputs=inputs, range=(-2, 2))(srg)
+    metric(f'srg-{baseline}', better='higher', needs='scores', inputs=inputs,
+           range=(-2, 2))(srg)
 
-_COLORS = dict(mean="the picture's mean color", blur='blurred', imputed='noisy means of their neighbors')
+_COLORS = dict(mean="the picture's mean color", blur='blurred',
+               imputed='noisy means of their neighbors')
 for _baseline,_color in _COLORS.items():
     _register_influence(_baseline, _color)
 
@@ -116,38 +147,48 @@ for _baseline,_color in _COLORS.items():
 def grid_cells(h:int, w:int,     # size of the picture
                cells:int=4,      # rows and columns
               )->torch.Tensor:   # (cells²,h,w) bool, in reading order
-    "Cells of a regular grid; if a side isn't divisible, cells differ by one pixel"
-    if not 0 < cells <= min(h, w): raise VitxError(f"cells={cells} doesn't fit {h}×{w}: use fewer cells")
+    """Cells of a regular grid; if a side isn't divisible, cells differ by one
+    pixel"""
+    if not 0 < cells <= min(h, w):
+        raise VitxError(f"cells={cells} doesn't fit {h}×{w}: use fewer cells")
     rows, cols = torch.arange(h)*cells//h, torch.arange(w)*cells//w
     return rows[:, None]*cells + cols == torch.arange(cells**2)[:, None, None]
 
-def target_logits(predict, xs:torch.Tensor, target:int, batch:int=64)->torch.Tensor: # (n,3,H,W) → (n,)
+def target_logits(predict, xs:torch.Tensor, target:int,
+                  batch:int=64)->torch.Tensor:  # (n,3,H,W) → (n,)
     "Logit of the target for each image, `batch` images per forward pass"
-    return torch.cat([predict(part)[:, target] for part in xs.split(batch)]).float()
+    return (torch.cat([predict(part)[:, target] for part in xs.split(batch)])
+            .float())
 
 _NO_ORDER = "a flat map, or a model that doesn't react, has no order"
 
-@metric('single-deletion', better='higher', needs='model', range=(-1, 1), nan_reason=_NO_ORDER)
+@metric('single-deletion', better='higher', needs='model', range=(-1, 1),
+        nan_reason=_NO_ORDER)
 def single_deletion(m:torch.Tensor, predict, x:torch.Tensor, target:int,
                     cells:int=4,      # rows and columns of the grid
                     baseline='zero',  # see `replace_pixels`
                     batch:int=64,
                    )->torch.Tensor:   # -1..1, NaN if all cells are equal
-    "Single-deletion score (Hesse et al., NeurIPS 2024): rank correlation of cells' sums and logit drops"
+    """Single-deletion score (Hesse et al., NeurIPS 2024): rank correlation of
+    cells' sums and logit drops"""
     check_map(m, x)
     regions = grid_cells(*m.shape, cells).to(m.device)
-    y = target_logits(predict, torch.cat([x[None], replace_pixels(x, regions, baseline)]), target, batch)
-    return rank_correlation((regions*m.double()).sum((1, 2))[None], (y[0] - y[1:])[None])
+    y = target_logits(predict, torch.cat(
+        [x[None], replace_pixels(x, regions, baseline)]), target, batch)
+    return rank_correlation((regions*m.double()).sum((1, 2))[None],
+                            (y[0] - y[1:])[None])
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #7d354761
 def hide_random_cells(xs:torch.Tensor,       # (B,3,H,W), preprocessed
                       cells:int=4,           # rows and columns of the grid
                       generator=None,        # `torch.Generator` on the CPU
                      )->torch.Tensor:        # (B,3,H,W)
-    "Set a random cell of about half of the pictures to 0, to finetune a model for IDSDS (Hesse et al., 2024)"
+    """Set a random cell of about half of the pictures to 0, to finetune a model
+    for IDSDS (Hesse et al., 2024)"""
     regions = grid_cells(*xs.shape[-2:], cells)
     cell = torch.randint(len(regions), (len(xs),), generator=generator)
-    hidden = regions[cell] & (torch.rand(len(xs), generator=generator) < .5)[:, None, None]
+    hidden = regions[cell] & (torch.rand(len(xs), generator=generator) <
+                              .5)[:, None, None]
     return xs.masked_fill(hidden[:, None].to(xs.device), 0)
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #b7e601c7
@@ -159,13 +200,17 @@ def random_cells(h:int, w:int,     # size of the picture
     "Random subsets of the cells of a grid; all have the same number of cells"
     count = round(share*cells**2)
     if not 0 < count < cells**2:
-        raise VitxError(f"share={share} takes {count} of {cells**2} cells: choose another share")
-    order = torch.rand(samples, cells**2, generator=torch.Generator().manual_seed(seed)).argsort(1)
-    chosen = order.argsort(1) < count                      # the first `count` of each random order
-    place = grid_cells(h, w, cells).long().argmax(0)       # (h,w): the cell of each pixel
+        raise VitxError(f"share={share} takes {count} of {cells**2} cells: "
+                        f"choose another share")
+    order = torch.rand(samples, cells**2,
+                       generator=torch.Generator().manual_seed(seed)).argsort(1)
+    chosen = order.argsort(1) < count  # the first `count` of each random order
+    # (h,w): the cell of each pixel
+    place = grid_cells(h, w, cells).long().argmax(0)
     return chosen[:, place]
 
-@metric('mu-fidelity', better='higher', needs='model', range=(-1, 1), nan_reason=_NO_ORDER)
+@metric('mu-fidelity', better='higher', needs='model', range=(-1, 1),
+        nan_reason=_NO_ORDER)
 def mu_fidelity(m:torch.Tensor, predict, x:torch.Tensor, target:int,
                 cells:int=9,      # rows and columns of the grid
                 share:float=.2,   # share of the cells that is replaced
@@ -173,12 +218,15 @@ def mu_fidelity(m:torch.Tensor, predict, x:torch.Tensor, target:int,
                 baseline='zero',  # see `replace_pixels`
                 batch:int=64, seed:int=0,
                )->torch.Tensor:   # -1..1
-    "MuFidelity (Bhatt et al., IJCAI 2020): rank correlation of random cells' sums and drops of the logit"
+    """MuFidelity (Bhatt et al., IJCAI 2020): rank correlation of random cells'
+    sums and drops of the logit"""
     check_map(m, x)
     removed = random_cells(*m.shape, cells, share, samples, seed).to(m.device)
     logits = lambda xs: target_logits(predict, xs, target, batch)
-    y = torch.cat([logits(replace_pixels(x, part, baseline)) for part in removed.split(batch)])
-    return rank_correlation((removed*m.double()).sum((1, 2))[None], (logits(x[None]) - y)[None])
+    y = torch.cat([logits(replace_pixels(x, part, baseline))
+                   for part in removed.split(batch)])
+    return rank_correlation((removed*m.double()).sum((1, 2))[None],
+                            (logits(x[None]) - y)[None])
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #74d0ebab
 def compressed_size(rgb:np.ndarray)->int: # uint8 (H,W,3) → bytes
@@ -187,82 +235,119 @@ def compressed_size(rgb:np.ndarray)->int: # uint8 (H,W,3) → bytes
     Image.fromarray(rgb).save(buffer, format='webp', lossless=True, quality=100)
     return buffer.tell()
 
-def interpolate_unknown(x:torch.Tensor, known:torch.Tensor)->torch.Tensor: # (3,H,W), (H,W) bool → (3,H,W)
-    "Fill unknown pixels by linear interpolation between known ones; the corners are always known"
+def interpolate_unknown(
+    x:torch.Tensor,
+    known:torch.Tensor)->torch.Tensor:  # (3,H,W), (H,W) bool → (3,H,W)
+    """Fill unknown pixels by linear interpolation between known ones; the
+    corners are always known"""
     try: from scipy.interpolate import griddata
-    except ImportError: raise VitxError("sic and aic interpolate with SciPy: run pip install scipy") from None
+    except ImportError:
+        raise VitxError("sic and aic interpolate with SciPy: run pip "
+                        "install scipy") from None
     known = known.cpu().numpy().copy()
     known[[0, 0, -1, -1], [0, -1, 0, -1]] = True
     if known.all(): return x
     values = x.float().cpu().permute(1, 2, 0).numpy()
     mean, out = values.mean((0, 1)), values.copy()
-    found = griddata(np.argwhere(known), values[known], np.argwhere(~known), method='linear')
+    found = griddata(np.argwhere(known), values[known], np.argwhere(~known),
+                     method='linear')
     out[~known] = np.where(np.isnan(found), mean, found)
     return torch.from_numpy(out).permute(2, 0, 1).to(x)
 
-def _to_bytes(xs): # (n,3,H,W) → uint8 (n,H,W,3); the channels' ranges are those of the last image
-    low, high = xs[-1].amin((1, 2), keepdim=True), xs[-1].amax((1, 2), keepdim=True)
-    scaled = ((xs - low)/(high - low).clamp_min(1e-12)*255).round().clamp(0, 255)
+def _to_bytes(
+    xs
+    # (n,3,H,W) → uint8 (n,H,W,3); the channels' ranges are those of the last
+    # image
+):
+    low, high = (xs[-1].amin((1, 2), keepdim=True),
+                 xs[-1].amax((1, 2), keepdim=True))
+    scaled = (((xs - low)/(high - low).clamp_min(1e-12)*255).round()
+              .clamp(0, 255))
     return scaled.byte().permute(0, 2, 3, 1).cpu().numpy()
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #32b8eeac
-INFORMATION_SHARES = (.005, .01, .02, .03, .04, .05, .07, .1, .13, .21, .34, .5, .75)
+INFORMATION_SHARES = (.005, .01, .02, .03, .04, .05, .07, .1, .13, .21, .34, .5,
+                      .75)
 
-def revealed_images(m:torch.Tensor,              # (H,W)
-                    x:torch.Tensor,              # (3,H,W)
-                    shares=INFORMATION_SHARES,   # of the pixels that are revealed
-                    known:float=.01,             # share of the pixels that is known from the start
-                    seed:int=0,
-                   )->torch.Tensor:              # (2+shares,3,H,W)
-    "The blurred picture, pictures in which more and more pixels are revealed, and the picture itself"
-    order = torch.randperm(m.numel(), generator=torch.Generator().manual_seed(seed)).view(m.shape)
+def revealed_images(
+    m:torch.Tensor,  # (H,W)
+    x:torch.Tensor,  # (3,H,W)
+    shares=INFORMATION_SHARES,  # of the pixels that are revealed
+    known:float=.01,  # share of the pixels that is known from the start
+    seed:int=0,
+)->torch.Tensor:  # (2+shares,3,H,W)
+    """The blurred picture, pictures in which more and more pixels are revealed,
+    and the picture itself"""
+    order = torch.randperm(m.numel(), generator=torch.Generator()
+                           .manual_seed(seed)).view(m.shape)
     start, high = order < int(known*m.numel()), m.double().cpu()
     revealed = [start | (high >= high.quantile(1 - s)) for s in shares]
-    return torch.stack([*[interpolate_unknown(x, r) for r in (start, *revealed)], x])
+    return torch.stack(
+        [*[interpolate_unknown(x, r) for r in (start, *revealed)], x])
 
-def information_curve(sizes,       # (n,) of the blurred picture, the revealed ones, and the picture
-                      performance, # (n,)
-                     )->tuple:     # (n,), (n,), 0..1
-    "Points of a performance information curve: both axes run from the blurred picture to the original"
+def information_curve(
+    sizes,  # (n,) of the blurred picture, the revealed ones, and the picture
+    performance,  # (n,)
+)->tuple:  # (n,), (n,), 0..1
+    """Points of a performance information curve: both axes run from the blurred
+    picture to the original"""
     scale = lambda v: ((np.asarray(v, float) - v[0])/(v[-1] - v[0])).clip(0, 1)
-    information, performance = scale(sizes), np.maximum.accumulate(scale(performance)[:-1])
+    information, performance = scale(sizes), np.maximum.accumulate(
+        scale(performance)[:-1])
     order = np.argsort([*information[1:-1], 0, 1], kind='stable')
-    return np.array([*information[1:-1], 0, 1])[order], np.array([*performance[1:], 0, 1])[order]
+    return (np.array([*information[1:-1], 0, 1])[order],
+            np.array([*performance[1:], 0, 1])[order])
 
+# %% ../../nbs/evidence/05_faithfulness.ipynb #35d98ae7
 def _information_area(m, x, performance, min_performance, batch, **settings):
     check_map(m, x)
     xs = revealed_images(m, x, **settings)
-    sizes, y = [compressed_size(b) for b in _to_bytes(xs)], performance(xs, batch).double().cpu().numpy()
-    if y[-1] < min_performance or y[0] >= y[-1] or sizes[0] >= sizes[-1]: return torch.tensor(torch.nan)
+    sizes, y = ([compressed_size(b) for b in _to_bytes(xs)],
+                performance(xs, batch).double().cpu().numpy())
+    if y[-1] < min_performance or y[0] >= y[-1] or sizes[0] >= sizes[-1]:
+        return torch.tensor(torch.nan)
     a, b = information_curve(sizes, y)
     return torch.tensor(((b[1:] + b[:-1])/2*np.diff(a)).sum()).float()
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #730853c5
-_UNSURE = 'the model gives the class less than 0.8, or a blurred picture tells it as much'
-_UNCHANGED = "the class isn't the top class, or it is that of the blurred picture as well"
+_UNSURE = ('the model gives the class less than 0.8, or a blurred picture '
+           'tells it as much')
+_UNCHANGED = ("the class isn't the top class, or it is that of the blurred "
+              "picture as well")
 
 @metric('sic', better='higher', needs='model', range=(0, 1), nan_reason=_UNSURE)
-def sic(m:torch.Tensor, predict, x:torch.Tensor, target:int,
-        min_prob:float=.8,                # smaller probabilities of the class have no value
-        batch:int=64, seed:int=0,
-        shares:tuple=INFORMATION_SHARES,  # of the pixels that are revealed
-       )->torch.Tensor:                   # 0..1 or NaN
-    "Softmax information curve (Kapishnikov et al., ICCV 2019): probability by the compressed size"
+def sic(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int,
+    min_prob:float=.8,  # smaller probabilities of the class have no value
+    batch:int=64, seed:int=0,
+    shares:tuple=INFORMATION_SHARES,  # of the pixels that are revealed
+)->torch.Tensor:  # 0..1 or NaN
+    """Softmax information curve (Kapishnikov et al., ICCV 2019): probability by
+    the compressed size"""
     probs = lambda xs, batch: target_probs(predict, xs, target, batch)
-    return _information_area(m, x, probs, min_prob, batch, shares=shares, seed=seed)
+    return _information_area(m, x, probs, min_prob, batch, shares=shares,
+                             seed=seed)
 
-@metric('aic', better='higher', needs='model', range=(0, 1), nan_reason=_UNCHANGED)
-def aic(m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64, seed:int=0,
-        shares:tuple=INFORMATION_SHARES,  # of the pixels that are revealed
-       )->torch.Tensor:                   # 0..1 or NaN
-    "Accuracy information curve (Kapishnikov et al., ICCV 2019): top-1 correctness by the compressed size"
-    top = lambda xs, batch: torch.cat([predict(part).argmax(1) == target for part in xs.split(batch)]).float()
+@metric('aic', better='higher', needs='model', range=(0, 1),
+        nan_reason=_UNCHANGED)
+def aic(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64,
+    seed:int=0,
+    shares:tuple=INFORMATION_SHARES,  # of the pixels that are revealed
+)->torch.Tensor:  # 0..1 or NaN
+    """Accuracy information curve (Kapishnikov et al., ICCV 2019): top-1
+    correctness by the compressed size"""
+    top = lambda xs, batch: torch.cat(
+        [predict(part).argmax(1) == target for part in xs.split(batch)]).float()
     return _information_area(m, x, top, 1, batch, shares=shares, seed=seed)
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #e9905e7b
-def completeness_error(m:torch.Tensor,         # (…,h,w) relevance, neither scaled nor averaged over pixels
-                       value:torch.Tensor,     # (…) output that is explained, usually a logit
-                       reference=0.,           # (…) output for the baseline, for methods that have one
-                      )->torch.Tensor:         # (…) ≥ 0, in the unit of the output
-    "Absolute difference between a map's sum and the output that it should add up to (LibraGrad, CVPR 2025)"
+def completeness_error(
+    # (…,h,w) relevance, neither scaled nor averaged over pixels
+    m:torch.Tensor,
+    value:torch.Tensor,  # (…) output that is explained, usually a logit
+    reference=0.,  # (…) output for the baseline, for methods that have one
+)->torch.Tensor:  # (…) ≥ 0, in the unit of the output
+    """Absolute difference between a map's sum and the output that it should add
+    up to (LibraGrad, CVPR 2025)"""
     return (m.double().sum((-2, -1)) - (value - reference)).abs().float()

@@ -12,17 +12,22 @@ from ..core import *
 from .metrics import *
 
 # %% ../../nbs/evidence/07_interventions.ipynb #d906d744
-def part_deletion(m:torch.Tensor, # (H,W) signed, at the size of the sample's image
-                    sample,         # `PartSample`
-                    score,          # list of k images → k scores of the class, such as logits
-                    margin:int=2,   # the mask of a part grows by so many pixels on each side
-                   )->float:        # -1..1; NaN if all drops or all sums are equal
-    "Rank correlation, over parts, of the map's sums and the score's drops: FunnyBirds' single deletion"
+def part_deletion(
+    m:torch.Tensor,  # (H,W) signed, at the size of the sample's image
+    sample,  # `PartSample`
+    score,  # list of k images → k scores of the class, such as logits
+    margin:int=2,  # the mask of a part grows by so many pixels on each side
+)->float:  # -1..1; NaN if all drops or all sums are equal
+    """Rank correlation, over parts, of the map's sums and the score's drops:
+    FunnyBirds' single deletion"""
     size = sample.image.size[::-1]
     if tuple(m.shape) != size:
-        raise VitxError(f"the map is {tuple(m.shape)}, but the image is {size}: resize the map")
-    scores = torch.as_tensor(score([sample.image, *map(sample.without, sample.parts)])).double()
+        raise VitxError(f"the map is {tuple(m.shape)}, but the image is "
+                        f"{size}: resize the map")
+    scores = torch.as_tensor(
+        score([sample.image, *map(sample.without, sample.parts)])).double()
     masks = torch.from_numpy(np.stack([*sample.parts.values()])).double()
-    grown = torch.nn.functional.max_pool2d(masks[None], 2*margin + 1, stride=1, padding=margin)[0]
+    grown = torch.nn.functional.max_pool2d(masks[None], 2*margin + 1, stride=1,
+        padding=margin)[0]
     drops, sums = scores[:1] - scores[1:], (grown*m.cpu()).sum((-2, -1))
     return rank_correlation(drops[None].cpu(), sums[None]).item()

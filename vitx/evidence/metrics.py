@@ -23,9 +23,15 @@ from ..targets import *
 # %% ../../nbs/evidence/01_metrics.ipynb #a909eaeb
 def _flatten_checked(m, mask):
     "Map and mask, checked, with their pixels in one dimension"
-    if m.shape[-2:] != mask.shape[-2:]: raise VitxError(f"map {tuple(m.shape)} and mask {tuple(mask.shape)} must be of one size: resize one of them first")
-    if not mask.flatten(-2).any(-1).all(): raise VitxError("the mask is empty: leave this sample out, or give a mask with at least one pixel")
-    if not m.isfinite().all(): raise VitxError("the map holds NaN or infinite values: check the method and the precision of the model")
+    if m.shape[-2:] != mask.shape[-2:]:
+        raise VitxError(f"map {tuple(m.shape)} and mask {tuple(mask.shape)} "
+                        f"must be of one size: resize one of them first")
+    if not mask.flatten(-2).any(-1).all():
+        raise VitxError("the mask is empty: leave this sample out, or give a "
+                        "mask with at least one pixel")
+    if not m.isfinite().all():
+        raise VitxError("the map holds NaN or infinite values: check the "
+                        "method and the precision of the model")
     m = m.float().flatten(-2)
     return m, mask.bool().flatten(-2).expand(m.shape)
 
@@ -33,37 +39,48 @@ def _flatten_checked(m, mask):
 def pointing_game(m:torch.Tensor,    # (…,H,W) signed
                   mask:torch.Tensor, # (…,H,W) bool
                  )->torch.Tensor:    # (…) 0 or 1
-    "Pointing game (Zhang et al., 2018): 1 if a largest value of the map lies inside the mask, else 0"
+    """Pointing game (Zhang et al., 2018): 1 if a largest value of the map lies
+    inside the mask, else 0"""
     m, mask = _flatten_checked(m, mask)
     return ((m == m.amax(-1, keepdim=True)) & mask).any(-1).float()
 
-@metric('pointing-game-small', better='higher', needs='mask', range=(0, 1), nan_reason='the object covers half of the picture or more')
+@metric('pointing-game-small', better='higher', needs='mask', range=(0, 1),
+        nan_reason='the object covers half of the picture or more')
 def pointing_game_small(m:torch.Tensor,    # (…,H,W) signed
                         mask:torch.Tensor, # (…,H,W) bool
                         max_area:float=.5, # share of the image
                        )->torch.Tensor:    # (…) 0, 1 or NaN
-    "Pointing game on objects that cover less than half of the image, where a blob in the center does not succeed by itself; NaN for larger objects"
-    return torch.where(mask.bool().flatten(-2).float().mean(-1) < max_area, pointing_game(m, mask), torch.nan)
+    """Pointing game on objects that cover less than half of the image, where a
+    blob in the center does not succeed by itself; NaN for larger objects"""
+    return torch.where(mask.bool().flatten(-2).float().mean(-1) < max_area,
+                       pointing_game(m, mask), torch.nan)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #847c7b7b
 @metric('energy-pointing-game', better='higher', needs='mask', range=(0, 1))
-def energy_pointing_game(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W) → (…)
-    "Energy-based pointing game (Wang et al., 2020): share of the positive values that lies inside the mask; 0 if nothing is positive"
+def energy_pointing_game(
+    m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:  # (…,H,W), (…,H,W) → (…)
+    """Energy-based pointing game (Wang et al., 2020): share of the positive
+    values that lies inside the mask; 0 if nothing is positive"""
     m, mask = _flatten_checked(m, mask)
     m = m.clamp_min(0)
     return (m*mask).sum(-1)/m.sum(-1).clamp_min(1e-12)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #9933c21d
 def _cumulative_counts(m, mask):
-    "For pixels sorted by value: the number of object pixels and of all pixels at or above it, and whether it is the last of its value"
+    """For pixels sorted by value: the number of object pixels and of all pixels
+    at or above it, and whether it is the last of its value"""
     order = m.argsort(-1, descending=True)
     m, inside = m.gather(-1, order), mask.gather(-1, order)
-    last = torch.cat([m[..., 1:] != m[..., :-1], torch.ones_like(m[..., :1], dtype=torch.bool)], -1)
-    return inside.double().cumsum(-1), torch.arange(1, m.shape[-1]+1, device=m.device).double(), last
+    last = torch.cat([m[..., 1:] != m[..., :-1],
+                      torch.ones_like(m[..., :1], dtype=torch.bool)], -1)
+    return inside.double().cumsum(-1), torch.arange(1, m.shape[-1]+1,
+        device=m.device).double(), last
 
 @metric('ap', better='higher', needs='mask', range=(0, 1))
-def ap(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W) → (…)
-    "Average precision of the map as a detector of the mask's pixels: Σ (R_k − R_k−1) P_k over distinct values"
+def ap(m:torch.Tensor,
+       mask:torch.Tensor)->torch.Tensor:  # (…,H,W), (…,H,W) → (…)
+    """Average precision of the map as a detector of the mask's pixels: Σ (R_k −
+    R_k−1) P_k over distinct values"""
     return _ap(*_flatten_checked(m, mask))
 
 def _ap(m, mask): # (…,n), (…,n)
@@ -74,8 +91,10 @@ def _ap(m, mask): # (…,n), (…,n)
     return ((recall - before)*precision*last).sum(-1).float()
 
 @metric('iou', better='higher', needs='mask', range=(0, 1))
-def iou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W) → (…)
-    "Intersection over union at the best threshold of each map, an upper bound for all thresholds"
+def iou(m:torch.Tensor,
+        mask:torch.Tensor)->torch.Tensor:  # (…,H,W), (…,H,W) → (…)
+    """Intersection over union at the best threshold of each map, an upper bound
+    for all thresholds"""
     tp, k, last = _cumulative_counts(*_flatten_checked(m, mask))
     return (tp/(k + tp[..., -1:] - tp)*last).amax(-1).float()
 
@@ -83,8 +102,10 @@ def iou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W)
 def _iou(on, mask): return (on & mask).sum(-1)/(on | mask).sum(-1).clamp_min(1)
 
 @metric('iou-0.2', better='higher', needs='mask', range=(0, 1))
-def iou_at_threshold(m:torch.Tensor, mask:torch.Tensor, threshold:float=.2)->torch.Tensor:
-    "Intersection over union of the pixels above 0.2 × the map's maximum; 0 if nothing is positive"
+def iou_at_threshold(m:torch.Tensor, mask:torch.Tensor,
+                     threshold:float=.2)->torch.Tensor:
+    """Intersection over union of the pixels above 0.2 × the map's maximum; 0 if
+    nothing is positive"""
     m, mask = _flatten_checked(m, mask)
     return _iou(m > threshold*m.amax(-1, keepdim=True).clamp_min(0), mask)
 
@@ -94,50 +115,63 @@ def iou_mean(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
     m, mask = _flatten_checked(m, mask)
     return _iou(m > m.mean(-1, keepdim=True), mask)
 
-def seg_counts(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W) → (…,2,2)
-    "Pixels in the intersection and in the union, for background and object, of a map with its mean as threshold (Chefer et al., 2021)"
+def seg_counts(m:torch.Tensor,
+               mask:torch.Tensor)->torch.Tensor:  # (…,H,W), (…,H,W) → (…,2,2)
+    """Pixels in the intersection and in the union, for background and object,
+    of a map with its mean as threshold (Chefer et al., 2021)"""
     m, mask = _flatten_checked(m, mask)
     on = m > m.mean(-1, keepdim=True)
-    return torch.stack([torch.stack([(a & b).sum(-1), (a | b).sum(-1)], -1) for a,b in ((~on, ~mask), (on, mask))], -2)
+    return torch.stack([torch.stack([(a & b).sum(-1), (a | b).sum(-1)], -1)
+                        for a,b in ((~on, ~mask), (on, mask))], -2)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #cf1137f7
 @metric('seg-acc', better='higher', needs='mask', range=(0, 1))
 def seg_acc(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
-    "Share of correct pixels if the mean of the signed map is the threshold (segmentation, Chefer et al., 2021)"
+    """Share of correct pixels if the mean of the signed map is the threshold
+    (segmentation, Chefer et al., 2021)"""
     return seg_counts(m, mask)[..., 0].sum(-1)/(m.shape[-2]*m.shape[-1])
 
 @metric('seg-miou', better='higher', needs='mask', range=(0, 1))
 def seg_miou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
-    "Mean intersection over union of background and object with the map's mean as threshold, per image (after Chefer et al., 2021)"
+    """Mean intersection over union of background and object with the map's mean
+    as threshold, per image (after Chefer et al., 2021)"""
     counts = seg_counts(m, mask)
     return (counts[..., 0]/counts[..., 1].clamp_min(1)).mean(-1)
 
 def _register_count(i, j, side, quantity):
     def count(m, mask): return seg_counts(m, mask)[..., i, j].float()
-    count.__doc__ = f"Pixels in the {quantity} of the {side} and its prediction, with the map's mean as threshold; to be added up over a data set, not a score"
-    return metric(f'seg-{side}-{quantity}', better='higher', needs='mask', range=(0, float('inf')), is_count=True)(count)
+    count.__doc__ = (
+        f"Pixels in the {quantity} of the {side} and its prediction, with the "
+        f"map's mean as threshold; to be added up over a data set, not a score")
+    return metric(f'seg-{side}-{quantity}', better='higher', needs='mask',
+                  range=(0, float('inf')), is_count=True)(count)
 for i,side in enumerate(('background', 'object')):
-    for j,quantity in enumerate(('intersection', 'union')): _register_count(i, j, side, quantity)
+    for j,quantity in enumerate(('intersection', 'union')):
+        _register_count(i, j, side, quantity)
 SEG_COUNTS = tuple(k for k,f in metric.items() if f.meta.get('is_count'))
 
 @metric('seg-map', better='higher', needs='mask', range=(0, 1))
 def seg_map(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
-    "Average precision of [1−R, R] for [background, object] in one ranking; R is the signed map scaled to 0..1 (Chefer et al., 2021)"
+    """Average precision of [1−R, R] for [background, object] in one ranking; R
+    is the signed map scaled to 0..1 (Chefer et al., 2021)"""
     m, mask = _flatten_checked(m, mask)
     low, high = m.aminmax(dim=-1, keepdim=True)
     r = (m - low)/(high - low).clamp_min(1e-12)
     return _ap(torch.cat([1-r, r], -1), torch.cat([~mask, mask], -1))
 
 # %% ../../nbs/evidence/01_metrics.ipynb #352bdcdb
-def connected_components(on:torch.Tensor,    # (H,W) bool
-                         diagonal:bool=True, # are pixels that touch at a corner connected?
-                        )->torch.Tensor:     # (H,W) long: a number for each connected part, 0 outside
+def connected_components(
+    on:torch.Tensor,  # (H,W) bool
+    diagonal:bool=True,  # are pixels that touch at a corner connected?
+)->torch.Tensor:  # (H,W) long: a number for each connected part, 0 outside
     "Number the connected parts of a mask"
     pool, on = torch.nn.functional.max_pool2d, on.long()
     label = torch.arange(1, on.numel()+1, device=on.device).view(on.shape)*on
     while True:
-        d = label[None, None].double()   # GPUs can't pool integers; doubles are exact up to 2**53
-        d = pool(d, 3, 1, 1) if diagonal else torch.maximum(pool(d, (3, 1), 1, (1, 0)), pool(d, (1, 3), 1, (0, 1)))
+        # GPUs can't pool integers; doubles are exact up to 2**53
+        d = label[None, None].double()
+        d = pool(d, 3, 1, 1) if diagonal else torch.maximum(
+            pool(d, (3, 1), 1, (1, 0)), pool(d, (1, 3), 1, (0, 1)))
         new = d[0, 0].long()*on
         new = torch.cat([new.new_zeros(1), new.flatten()])[new]
         if (new == label).all(): return label
@@ -145,56 +179,74 @@ def connected_components(on:torch.Tensor,    # (H,W) bool
 
 # %% ../../nbs/evidence/01_metrics.ipynb #ef7538ba
 def fill_holes(on:torch.Tensor)->torch.Tensor: # (H,W) bool → (H,W) bool
-    "Fill the holes of a mask: background that is not connected to the image border"
-    outside = connected_components(torch.nn.functional.pad(~on, (1, 1, 1, 1), value=True), diagonal=False)
+    """Fill the holes of a mask: background that is not connected to the image
+    border"""
+    outside = connected_components(torch.nn.functional.pad(~on, (1, 1, 1, 1),
+        value=True), diagonal=False)
     return (outside != outside[0, 0])[1:-1, 1:-1]
 
 def component_boxes(mask:torch.Tensor)->torch.Tensor: # (H,W) bool → (H,W) bool
     "Union of the bounding boxes of a mask's connected parts"
-    label, out = connected_components(mask), torch.zeros_like(mask, dtype=torch.bool)
+    label, out = connected_components(mask), torch.zeros_like(mask,
+        dtype=torch.bool)
     for part in label.unique()[1 if (label == 0).any() else 0:]:
         y, x = (label == part).nonzero().T
         out[y.min():y.max()+1, x.min():x.max()+1] = True
     return out
 
 @metric('box-iou', better='higher', needs='mask', range=(0, 1))
-def box_iou(m:torch.Tensor, mask:torch.Tensor, threshold:float=.2)->torch.Tensor:
-    "Intersection over union of the pixels above 0.2 × maximum, with holes filled, and the boxes of the mask's parts (released R-Cut code)"
+def box_iou(m:torch.Tensor, mask:torch.Tensor,
+            threshold:float=.2)->torch.Tensor:
+    """Intersection over union of the pixels above 0.2 × maximum, with holes
+    filled, and the boxes of the mask's parts (released R-Cut code)"""
     _flatten_checked(m, mask)
     mask, batch_shape = mask.bool().expand(m.shape), m.shape[:-2]
     pairs = zip(m.reshape(-1, *m.shape[-2:]), mask.reshape(-1, *m.shape[-2:]))
     predicted = lambda a: fill_holes(a > threshold*a.max().clamp_min(0))
-    return torch.stack([_iou(predicted(a).flatten(), component_boxes(b).flatten()) for a,b in pairs]).reshape(batch_shape)
+    return torch.stack([_iou(predicted(a).flatten(), component_boxes(b)
+                             .flatten()) for a,b in pairs]).reshape(batch_shape)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #c9f52793
 def otsu_threshold(values:torch.Tensor, bins:int=256)->float:
-    "Threshold that maximizes the variance between the values below and above it (Otsu, 1979)"
+    """Threshold that maximizes the variance between the values below and above
+    it (Otsu, 1979)"""
     values = values.double().flatten()
     low, high = (v.item() for v in values.aminmax())
-    if low == high: return low                                                             # nothing lies above
+    if low == high: return low  # nothing lies above
     counts = torch.histc(values, bins, low, high)
     centers = low + (torch.arange(bins) + .5)*(high - low)/bins
     sums = counts*centers
-    n_below, n_above = counts.cumsum(0)[:-1], (counts.sum() - counts.cumsum(0))[:-1]
-    mean_below, mean_above = sums.cumsum(0)[:-1]/n_below.clamp_min(1), (sums.sum() - sums.cumsum(0))[:-1]/n_above.clamp_min(1)
-    return centers[(n_below*n_above*(mean_below - mean_above)**2).argmax()].item()
+    n_below, n_above = (counts.cumsum(0)[:-1],
+                        (counts.sum() - counts.cumsum(0))[:-1])
+    mean_below, mean_above = sums.cumsum(0)[:-1]/n_below.clamp_min(1), (
+        sums.sum() - sums.cumsum(0))[:-1]/n_above.clamp_min(1)
+    return (centers[(n_below*n_above*(mean_below - mean_above)**2).argmax()]
+            .item())
 
 @metric('otsu-box-iou', better='higher', needs='mask', range=(0, 1))
-def otsu_box_iou(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), bool (…,H,W) → (…)
-    "Intersection over union of the box around the largest region above Otsu's threshold and the box around the mask: how good a weak label is"
+def otsu_box_iou(
+    m:torch.Tensor,
+    mask:torch.Tensor)->torch.Tensor:  # (…,H,W), bool (…,H,W) → (…)
+    """Intersection over union of the box around the largest region above Otsu's
+    threshold and the box around the mask: how good a weak label is"""
     _flatten_checked(m, mask)
     mask, batch_shape = mask.bool().expand(m.shape), m.shape[:-2]
-    pairs = zip(m.clamp_min(0).reshape(-1, *m.shape[-2:]), mask.reshape(-1, *m.shape[-2:]))
-    return torch.stack([_box_overlap(_largest_box(a > otsu_threshold(a)), _bounding_box(b)) for a,b in pairs]).reshape(batch_shape)
+    pairs = zip(m.clamp_min(0).reshape(-1, *m.shape[-2:]),
+                mask.reshape(-1, *m.shape[-2:]))
+    return torch.stack(
+        [_box_overlap(_largest_box(a > otsu_threshold(a)), _bounding_box(b))
+         for a,b in pairs]).reshape(batch_shape)
 
 def _largest_box(on): # y0, x0, y1, x1
     label = connected_components(on)
     parts, counts = label[on].unique(return_counts=True)
-    return _bounding_box(label == parts[counts.argmax()]) if len(parts) else (0, 0, 0, 0)
+    return (_bounding_box(label == parts[counts.argmax()]) if len(parts)
+            else (0, 0, 0, 0))
 
 def _bounding_box(mask): # y0, x0, y1, x1
     rows, cols = mask.any(1).nonzero(), mask.any(0).nonzero()
-    return (rows[0].item(), cols[0].item(), rows[-1].item() + 1, cols[-1].item() + 1) if len(rows) else (0, 0, 0, 0)
+    return (rows[0].item(), cols[0].item(), rows[-1].item() + 1,
+            cols[-1].item() + 1) if len(rows) else (0, 0, 0, 0)
 
 def _box_overlap(a, b):
     area = lambda y0, x0, y1, x1: max(0, y1-y0)*max(0, x1-x0)
@@ -203,38 +255,53 @@ def _box_overlap(a, b):
 
 # %% ../../nbs/evidence/01_metrics.ipynb #87b00649
 def _probability_curve(predict, start, end, m, target, steps, batch):
-    "Probabilities (steps+1,) of the target while pixels of `end` replace those of `start`, in decreasing order of `m`"
+    """Probabilities (steps+1,) of the target while pixels of `end` replace
+    those of `start`, in decreasing order of `m`"""
     check_map(m, start)
-    if steps < 1: raise VitxError(f"steps={steps} gives no curve: set steps to 1 or more")
+    if steps < 1:
+        raise VitxError(f"steps={steps} gives no curve: set steps to 1 or more")
     rank = pixel_ranks(m)
-    xs = torch.stack([torch.where(rank < c, end, start) for c in torch.linspace(0, rank.numel(), steps+1, device=m.device)])
+    xs = torch.stack([torch.where(rank < c, end, start) for c in torch.linspace(
+        0, rank.numel(), steps+1, device=m.device)])
     return target_probs(predict, xs, target, batch)
 
 def pixel_ranks(m:torch.Tensor)->torch.Tensor: # (H,W) → (H,W) long
     "Rank of each pixel: 0 for the largest value; equal values in reading order"
     order = m.flatten().argsort(descending=True, stable=True)
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=m.device)).view(m.shape)
+    return torch.empty_like(order).scatter_(0, order,
+        torch.arange(len(order), device=m.device)).view(m.shape)
 
-def target_probs(predict, xs:torch.Tensor, target:int, batch:int=64)->torch.Tensor: # images (n,3,H,W) → (n,), 0..1
-    "Softmax probability of the target for each image, `batch` images per forward pass"
-    return torch.cat([predict_probs(predict, part)[:, target] for part in xs.split(batch)])
+def target_probs(predict, xs:torch.Tensor, target:int,
+                 batch:int=64)->torch.Tensor:  # images (n,3,H,W) → (n,), 0..1
+    """Softmax probability of the target for each image, `batch` images per
+    forward pass"""
+    return torch.cat([predict_probs(predict, part)[:, target]
+                      for part in xs.split(batch)])
 
 def check_map(m:torch.Tensor, x:torch.Tensor): # (H,W), (3,H,W)
     "Raise a VitxError unless the map fits the image and is finite"
-    if m.shape != x.shape[-2:]: raise VitxError(f"the map is {tuple(m.shape)}, but the image is {tuple(x.shape[-2:])}: resize the map with upsample_map first")
-    if not m.isfinite().all(): raise VitxError("the map holds NaN or infinite values: check the method and the precision of the model")
+    if m.shape != x.shape[-2:]:
+        raise VitxError(f"the map is {tuple(m.shape)}, but the image is "
+                        f"{tuple(x.shape[-2:])}: resize the map with "
+                        f"upsample_map first")
+    if not m.isfinite().all():
+        raise VitxError("the map holds NaN or infinite values: check the "
+                        "method and the precision of the model")
 
 def _area_under_curve(p): return ((p[1:] + p[:-1])/2).mean()
 
-def gaussian_blur(x:torch.Tensor, sigma:float)->torch.Tensor: # (3,H,W) → (3,H,W)
+def gaussian_blur(x:torch.Tensor,
+                  sigma:float)->torch.Tensor:  # (3,H,W) → (3,H,W)
     "Gaussian blur with reflected borders; sigma in pixels"
     if sigma <= 0: return x
     r = min(int(3*sigma), min(x.shape[-2:])-1)
     k = torch.exp(-torch.arange(-r, r+1, device=x.device)**2/(2*sigma**2)).to(x)
     k, x = k/k.sum(), x[:, None]
     pad = torch.nn.functional.pad
-    x = torch.nn.functional.conv2d(pad(x, (r, r, 0, 0), mode='reflect'), k[None, None, None])
-    return torch.nn.functional.conv2d(pad(x, (0, 0, r, r), mode='reflect'), k[None, None, :, None])[:, 0]
+    x = torch.nn.functional.conv2d(pad(x, (r, r, 0, 0), mode='reflect'),
+                                   k[None, None, None])
+    return torch.nn.functional.conv2d(pad(x, (0, 0, r, r), mode='reflect'),
+                                      k[None, None, :, None])[:, 0]
 
 # %% ../../nbs/evidence/01_metrics.ipynb #49d158aa
 @metric('deletion', better='lower', needs='model', range=(0, 1))
@@ -245,41 +312,56 @@ def deletion(m:torch.Tensor, # (H,W) signed, on the model's input
              steps:int=28,   # of the curve
              batch:int=64,   # images per forward pass
             )->torch.Tensor: # 0..1
-    "Area under the target's probability while pixels are set to 0 after normalization, highest first, in 28 equal steps (RISE)"
-    return _area_under_curve(_probability_curve(predict, x, torch.zeros_like(x), m, target, steps, batch))
+    """Area under the target's probability while pixels are set to 0 after
+    normalization, highest first, in 28 equal steps (RISE)"""
+    return _area_under_curve(_probability_curve(predict, x, torch.zeros_like(x),
+        m, target, steps, batch))
 
 @metric('insertion', better='higher', needs='model', range=(0, 1))
-def insertion(m:torch.Tensor, predict, x:torch.Tensor, target:int, steps:int=28, batch:int=64,
-              sigma:float=10/224, # of the blur, as a share of the width
-             )->torch.Tensor:     # 0..1
-    "Area under the target's probability while pixels replace those of a blurred image, highest first, in 28 equal steps (RISE)"
-    return _area_under_curve(_probability_curve(predict, gaussian_blur(x, sigma*x.shape[-1]), x, m, target, steps, batch))
+def insertion(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int, steps:int=28,
+    batch:int=64,
+    sigma:float=10/224,  # of the blur, as a share of the width
+)->torch.Tensor:  # 0..1
+    """Area under the target's probability while pixels replace those of a
+    blurred image, highest first, in 28 equal steps (RISE)"""
+    return _area_under_curve(_probability_curve(predict,
+        gaussian_blur(x, sigma*x.shape[-1]), x, m, target, steps, batch))
 
-@metric('insertion-deletion', better='higher', needs='scores', inputs=('insertion', 'deletion'), range=(-1, 1))
+@metric('insertion-deletion', better='higher', needs='scores',
+        inputs=('insertion', 'deletion'), range=(-1, 1))
 def insertion_deletion(insertion, deletion):
     "Insertion minus deletion"
     return insertion - deletion
 
 # %% ../../nbs/evidence/01_metrics.ipynb #e29eda6a
 def _perturbation_area(m, predict, x, target, black):
-    "Area (0..90) under top-1 correctness while 0, 10, … 90 % of the pixels turn black, in decreasing order of `m`"
+    """Area (0..90) under top-1 correctness while 0, 10, … 90 % of the pixels
+    turn black, in decreasing order of `m`"""
     check_map(m, x)
     black = torch.zeros(3, 1, 1).to(x) if black is None else black.to(x)
     rank = pixel_ranks(m)
-    xs = torch.stack([torch.where(rank < round(rank.numel()*k/10), black, x) for k in range(10)])
+    xs = torch.stack([torch.where(rank < round(rank.numel()*k/10), black, x)
+                      for k in range(10)])
     is_correct = (predict(xs).argmax(-1) == target).float()
     return 10*((is_correct[1:] + is_correct[:-1])/2).sum()
 
-@metric('positive-perturbation', better='lower', needs='model', range=(0, 90), black=True)
-def positive_perturbation(m:torch.Tensor, predict, x:torch.Tensor, target:int,
-                          black:torch.Tensor=None, # (3,1,1) black after normalization; None: 0
-                         )->torch.Tensor:          # 0..90
-    "Area under top-1 correctness while the most important 0, 10, … 90 % of pixels turn black before normalization (Chefer et al., 2021)"
+@metric('positive-perturbation', better='lower', needs='model', range=(0, 90),
+        black=True)
+def positive_perturbation(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int,
+    black:torch.Tensor=None,  # (3,1,1) black after normalization; None: 0
+)->torch.Tensor:  # 0..90
+    """Area under top-1 correctness while the most important 0, 10, … 90 % of
+    pixels turn black before normalization (Chefer et al., 2021)"""
     return _perturbation_area(m, predict, x, target, black)
 
-@metric('negative-perturbation', better='higher', needs='model', range=(0, 90), black=True)
-def negative_perturbation(m:torch.Tensor, predict, x:torch.Tensor, target:int, black:torch.Tensor=None)->torch.Tensor:
-    "Area under top-1 correctness while the least important 0, 10, … 90 % of pixels turn black before normalization (Chefer et al., 2021)"
+@metric('negative-perturbation', better='higher', needs='model', range=(0, 90),
+        black=True)
+def negative_perturbation(m:torch.Tensor, predict, x:torch.Tensor, target:int,
+                          black:torch.Tensor=None)->torch.Tensor:
+    """Area under top-1 correctness while the least important 0, 10, … 90 % of
+    pixels turn black before normalization (Chefer et al., 2021)"""
     return _perturbation_area(-m, predict, x, target, black)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #b24ba24c
@@ -290,49 +372,65 @@ def _neighbor_sum(v):
     return (s[..., :-2] + 2*s[..., 1:-1] + s[..., 2:] - 4*v[..., 1:-1, 1:-1])/12
 
 def _conjugate_gradients(x, removed, v, steps):
-    "Solve for removed pixels that equal the mean of their neighbors, from a first guess `v`; x is 0 where removed, v elsewhere"
-    total, dot = _neighbor_sum(torch.ones_like(removed[:1])), lambda a, b: (a*b).sum((-2, -1), keepdim=True)
+    """Solve for removed pixels that equal the mean of their neighbors, from a
+    first guess `v`; x is 0 where removed, v elsewhere"""
+    total, dot = (_neighbor_sum(torch.ones_like(removed[:1])),
+                  lambda a, b: (a*b).sum((-2, -1), keepdim=True))
     residual = removed*(_neighbor_sum(x + v) - total*v)
     direction, residual_norm = residual, dot(residual, residual)
     for _ in range(steps):
         product = removed*(total*direction - _neighbor_sum(direction))
         step = residual_norm/dot(direction, product).clamp_min(1e-20)
-        v, residual, previous_norm = v + step*direction, residual - step*product, residual_norm
+        v, residual, previous_norm = (v + step*direction,
+                                      residual - step*product, residual_norm)
         residual_norm = dot(residual, residual)
-        direction = residual + residual_norm/previous_norm.clamp_min(1e-20)*direction
+        direction = (residual +
+                     residual_norm/previous_norm.clamp_min(1e-20)*direction)
     return v
 
 # %% ../../nbs/evidence/01_metrics.ipynb #eee1a9a9
 def _fill_missing(x, removed, steps):
     "Fill x (b,3,H,W), 0 where removed (b,1,H,W) is 1"
-    known, pool = 1-removed, partial(torch.nn.functional.avg_pool2d, kernel_size=2, ceil_mode=True, count_include_pad=False)
-    if min(x.shape[-2:]) <= 8: v = (x.sum((-2, -1), keepdim=True)/known.sum((-2, -1), keepdim=True).clamp_min(1)).expand_as(x)
+    known, pool = 1-removed, partial(torch.nn.functional.avg_pool2d,
+                                     kernel_size=2, ceil_mode=True,
+                                     count_include_pad=False)
+    if min(x.shape[-2:]) <= 8:
+        v = (x.sum((-2, -1), keepdim=True)/known.sum((-2, -1), keepdim=True)
+             .clamp_min(1)).expand_as(x)
     else:
         known_share = pool(known)
-        half = _fill_missing(pool(x)/known_share.clamp_min(1e-6), (known_share == 0).to(x), steps)
-        v = torch.nn.functional.interpolate(half, size=x.shape[-2:], mode='bilinear')
+        half = _fill_missing(pool(x)/known_share.clamp_min(1e-6),
+                             (known_share == 0).to(x), steps)
+        v = torch.nn.functional.interpolate(half, size=x.shape[-2:],
+            mode='bilinear')
     return x + _conjugate_gradients(x, removed, removed*v, steps)
 
-def noisy_linear_imputation(x:torch.Tensor,       # (3,H,W)
-                            removed:torch.Tensor, # (b,H,W) bool, pixels to fill
-                            noise:float=.01,      # standard deviation
-                            seed:int=0,
-                            steps:int=40,         # of conjugate gradients, per resolution
-                           )->torch.Tensor:       # (b,3,H,W) float32
-    "Noisy linear imputation (Rong et al., 2022): each removed pixel is the weighted mean of its neighbors, plus noise"
-    x = x.float()                                  # half precision is too coarse for the solver
+def noisy_linear_imputation(
+    x:torch.Tensor,  # (3,H,W)
+    removed:torch.Tensor,  # (b,H,W) bool, pixels to fill
+    noise:float=.01,  # standard deviation
+    seed:int=0,
+    steps:int=40,  # of conjugate gradients, per resolution
+)->torch.Tensor:  # (b,3,H,W) float32
+    """Noisy linear imputation (Rong et al., 2022): each removed pixel is the
+    weighted mean of its neighbors, plus noise"""
+    x = x.float()  # half precision is too coarse for the solver
     lost = removed[:, None].to(x)
     filled = _fill_missing(x*(1-lost), lost, steps)
-    return filled + lost*noise*torch.randn(filled.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    return filled + lost*noise*torch.randn(filled.shape,
+        generator=torch.Generator().manual_seed(seed)).to(x)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #79fb8e80
 @metric('road', better='higher', needs='model', range=(-1, 1))
-def road(m:torch.Tensor, predict, x:torch.Tensor, target:int, batch:int=64)->torch.Tensor:
-    "ROAD (Rong et al., ICML 2022): (LeRF − MoRF)/2, each the target's mean softmax with 10, 20, … 90 % of pixels replaced by noisy linear imputation"
+def road(m:torch.Tensor, predict, x:torch.Tensor, target:int,
+         batch:int=64)->torch.Tensor:
+    """ROAD (Rong et al., ICML 2022): (LeRF − MoRF)/2, each the target's mean
+    softmax with 10, 20, … 90 % of pixels replaced by noisy linear imputation"""
     check_map(m, x)
     n, rank = m.numel(), pixel_ranks(m)
     shares = [round(n*k/10) for k in range(1, 10)]
-    p = target_probs(predict, noisy_linear_imputation(x, torch.stack([rank >= n-s for s in shares] + [rank < s for s in shares])), target, batch)
+    p = target_probs(predict, noisy_linear_imputation(x, torch.stack([rank >=
+        n-s for s in shares] + [rank < s for s in shares])), target, batch)
     return (p[:9].mean() - p[9:].mean())/2
 
 # %% ../../nbs/evidence/01_metrics.ipynb #0cde0b97
@@ -340,17 +438,22 @@ def _masked_probs(m, predict, x, target):
     "The target's probability for the image, and for the image times the map"
     check_map(m, x)
     m = m.clamp_min(0)
-    return target_probs(predict, torch.stack([x, x*(m/m.max().clamp_min(1e-12)).to(x)]), target, 2)
+    return target_probs(predict, torch.stack(
+        [x, x*(m/m.max().clamp_min(1e-12)).to(x)]), target, 2)
 
 @metric('average-drop', better='lower', needs='model', range=(0, 1))
-def average_drop(m:torch.Tensor, predict, x:torch.Tensor, target:int)->torch.Tensor:
-    "max(0, p − q)/p, with the target's softmax p for the image and q for image × map after normalization (Chattopadhyay et al., 2018)"
+def average_drop(m:torch.Tensor, predict, x:torch.Tensor,
+                 target:int)->torch.Tensor:
+    """max(0, p − q)/p, with the target's softmax p for the image and q for
+    image × map after normalization (Chattopadhyay et al., 2018)"""
     p, q = _masked_probs(m, predict, x, target)
     return (p - q).clamp_min(0)/p.clamp_min(1e-12)
 
 @metric('increase-in-confidence', better='higher', needs='model', range=(0, 1))
-def increase_in_confidence(m:torch.Tensor, predict, x:torch.Tensor, target:int)->torch.Tensor:
-    "1 if the target's softmax is higher for image × map than for the image, else 0 (Chattopadhyay et al., 2018)"
+def increase_in_confidence(m:torch.Tensor, predict, x:torch.Tensor,
+                           target:int)->torch.Tensor:
+    """1 if the target's softmax is higher for image × map than for the image,
+    else 0 (Chattopadhyay et al., 2018)"""
     p, q = _masked_probs(m, predict, x, target)
     return (q > p).float()
 
@@ -358,84 +461,120 @@ def increase_in_confidence(m:torch.Tensor, predict, x:torch.Tensor, target:int)-
 def compose_grid(xs:torch.Tensor, # (4,3,H,W)
                 )->torch.Tensor:  # (3,H,W)
     "Tile four images two by two at half size, in reading order"
-    half = torch.nn.functional.interpolate(xs, size=(xs.shape[-2]//2, xs.shape[-1]//2), mode='bilinear', antialias=True)
-    return torch.cat([torch.cat([half[0], half[1]], -1), torch.cat([half[2], half[3]], -1)], -2)
+    half = torch.nn.functional.interpolate(xs, size=(xs.shape[-2]//2,
+        xs.shape[-1]//2), mode='bilinear', antialias=True)
+    return torch.cat([torch.cat([half[0], half[1]], -1),
+                      torch.cat([half[2], half[3]], -1)], -2)
 
 def quadrant_masks(h:int, w:int)->torch.Tensor: # (4,h,w) bool
     "Masks of the four cells of a composite, in reading order"
     top, left = (torch.arange(h) < h//2)[:, None], torch.arange(w) < w//2
     return torch.stack([top & left, top & ~left, ~top & left, ~top & ~left])
 
-def grid_pointing_scores(m:torch.Tensor, # (4,H,W) signed, maps of the composite for the class of each cell
-                        )->torch.Tensor: # (4,) 0..1
-    "Share of each map's positive values in its own cell (grid pointing game; Böhle et al., 2021)"
+def grid_pointing_scores(
+    # (4,H,W) signed, maps of the composite for the class of each cell
+    m:torch.Tensor,
+)->torch.Tensor:  # (4,) 0..1
+    """Share of each map's positive values in its own cell (grid pointing game;
+    Böhle et al., 2021)"""
     return energy_pointing_game(m, quadrant_masks(*m.shape[-2:]).to(m.device))
 
-@metric('grid-pointing-game', better='higher', needs='mask', data='grid', range=(0, 1))
-def grid_pointing_game(m:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # (…,H,W), (…,H,W) → (…)
-    "Grid pointing game (Böhle et al., 2021): share of the positive values in the cell of the class; chance is 1/4; 0 if nothing is positive"
-    if not (mask.bool()[..., None, :, :] == quadrant_masks(*mask.shape[-2:]).to(mask.device)).all((-2, -1)).any(-1).all():
-        raise VitxError("grid-pointing-game needs composites, with one of four cells as the mask: use the dataset grid")
+@metric('grid-pointing-game', better='higher', needs='mask', data='grid',
+        range=(0, 1))
+def grid_pointing_game(
+    m:torch.Tensor, mask:torch.Tensor)->torch.Tensor:  # (…,H,W), (…,H,W) → (…)
+    """Grid pointing game (Böhle et al., 2021): share of the positive values in
+    the cell of the class; chance is 1/4; 0 if nothing is positive"""
+    if not (mask.bool()[..., None, :, :] == quadrant_masks(*mask.shape[-2:])
+            .to(mask.device)).all((-2, -1)).any(-1).all():
+        raise VitxError("grid-pointing-game needs composites, with one of four "
+                        "cells as the mask: use the dataset grid")
     return energy_pointing_game(m, mask)
 
 # %% ../../nbs/evidence/01_metrics.ipynb #f673d72a
 def _layer_name(name):
     "Layer of a parameter, for example 'blocks.3.attn.proj.weight' → 'blocks.3'"
     names = name.split('.')
-    return '.'.join(names[:1 + next((i for i,w in enumerate(names) if w.isdigit()), 0)])
+    return '.'.join(
+        names[:1 + next((i for i,w in enumerate(names) if w.isdigit()), 0)])
 
 def cascade_layers(model)->list:
-    "Names of the layers with parameters, from the head to the input: single blocks, other modules, bare parameters"
-    return list(dict.fromkeys(_layer_name(n) for n in reversed([n for n,_ in model.named_parameters()])))
+    """Names of the layers with parameters, from the head to the input: single
+    blocks, other modules, bare parameters"""
+    return list(dict.fromkeys(_layer_name(n) for n in reversed(
+        [n for n,_ in model.named_parameters()])))
 
-def randomize_model(model,
-                    seed:int=0,
-                    num_layers:int=None, # number of layers to randomize, from the head down; None: all
-                   ):
-    "Copy the model and shuffle the entries of each tensor, including norms, bare parameters and running statistics"
+def randomize_model(
+    model,
+    seed:int=0,
+    # number of layers to randomize, from the head down; None: all
+    num_layers:int=None,
+):
+    """Copy the model and shuffle the entries of each tensor, including norms,
+    bare parameters and running statistics"""
     model_copy, g = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     layers = cascade_layers(model)[:num_layers]
-    running = ((n, b) for n,b in model_copy.named_buffers() if n.split('.')[-1].startswith('running_'))
+    running = ((n, b) for n,b in model_copy.named_buffers() if n.split('.')[-1]
+               .startswith('running_'))
     tensors = [*reversed(list(model_copy.named_parameters())), *running]
     with torch.no_grad():
         for name,t in tensors:
-            if _layer_name(name) in layers: t.copy_(t.flatten()[torch.randperm(t.numel(), generator=g).to(t.device)].view_as(t))
+            if _layer_name(name) in layers:
+                t.copy_(t.flatten()[torch.randperm(t.numel(),
+                    generator=g).to(t.device)].view_as(t))
     return model_copy
 
 # %% ../../nbs/evidence/01_metrics.ipynb #3158265d
-def rank_correlation(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,h,w), (…,h,w) → (…)
-    "Spearman's rank correlation of two maps, -1..1; equal values get their mean rank; NaN if a map is constant"
+def rank_correlation(a:torch.Tensor,
+                     b:torch.Tensor)->torch.Tensor:  # (…,h,w), (…,h,w) → (…)
+    """Spearman's rank correlation of two maps, -1..1; equal values get their
+    mean rank; NaN if a map is constant"""
     ranks = []
     for v in (a, b):
         v = v.double().flatten(-2).contiguous()
         s = v.sort(-1).values
-        r = (torch.searchsorted(s, v) + torch.searchsorted(s, v, right=True)).double()  # twice the mean rank
+        r = ((torch.searchsorted(s, v) + torch.searchsorted(s, v, right=True))
+             .double())  # twice the mean rank
         ranks.append(r - r.mean(-1, keepdim=True))
     a, b = ranks
     return ((a*b).sum(-1)/(a.norm(dim=-1)*b.norm(dim=-1))).float()
 
-@metric('randomization', better='lower', needs='method', range=(0, 1), randomized_models=True, nan_reason='a flat map has no order')
-def randomization(explain,                     # model, images (b,3,H,W) → signed maps (b,h,w) of one class by one method
-                  model,
-                  x:torch.Tensor,              # (3,H,W), preprocessed
-                  randomized_models:list=None, # randomized copies of the model; None: three, with seeds 0, 1, 2
-                 )->torch.Tensor:              # 0..1, NaN if a map is constant
-    "Mean |rank correlation| on the patch grid with the maps of three models with shuffled weights (after Adebayo et al., 2018)"
-    randomized_models = [randomize_model(model, s) for s in range(3)] if randomized_models is None else randomized_models
+@metric('randomization', better='lower', needs='method', range=(0, 1),
+        randomized_models=True, nan_reason='a flat map has no order')
+def randomization(
+    # model, images (b,3,H,W) → signed maps (b,h,w) of one class by one method
+    explain,
+    model,
+    x:torch.Tensor,  # (3,H,W), preprocessed
+    # randomized copies of the model; None: three, with seeds 0, 1, 2
+    randomized_models:list=None,
+)->torch.Tensor:  # 0..1, NaN if a map is constant
+    """Mean |rank correlation| on the patch grid with the maps of three models
+    with shuffled weights (after Adebayo et al., 2018)"""
+    randomized_models = ([randomize_model(model, s) for s in range(3)]
+                         if randomized_models is None else randomized_models)
     m = explain(model, x[None])
-    return torch.stack([rank_correlation(m, explain(t, x[None])).abs() for t in randomized_models]).mean()
+    return torch.stack([rank_correlation(m, explain(t, x[None])).abs()
+                        for t in randomized_models]).mean()
 
 # %% ../../nbs/evidence/01_metrics.ipynb #23808b4f
-@metric('max-sensitivity', better='lower', needs='method', range=(0, float('inf')))
-def max_sensitivity(explain, model, x:torch.Tensor, radius:float=.02, samples:int=10, seed:int=0)->torch.Tensor:
-    "Largest ‖map(x+δ) − map(x)‖/‖map(x)‖ on the patch grid over 10 draws of δ, uniform in ±0.02 after normalization (Yeh et al., 2019)"
-    noise = (torch.rand(samples, *x.shape, generator=torch.Generator().manual_seed(seed))*2 - 1)*radius
+@metric('max-sensitivity', better='lower', needs='method',
+        range=(0, float('inf')))
+def max_sensitivity(explain, model, x:torch.Tensor, radius:float=.02,
+                    samples:int=10, seed:int=0)->torch.Tensor:
+    """Largest ‖map(x+δ) − map(x)‖/‖map(x)‖ on the patch grid over 10 draws of
+    δ, uniform in ±0.02 after normalization (Yeh et al., 2019)"""
+    noise = (torch.rand(samples, *x.shape, generator=torch.Generator()
+                        .manual_seed(seed))*2 - 1)*radius
     m, perturbed = explain(model, x[None]), explain(model, x + noise.to(x))
-    return (perturbed - m).flatten(1).norm(dim=1).max()/m.norm().clamp_min(1e-12)
+    return ((perturbed - m).flatten(1).norm(dim=1).max()/m.norm()
+            .clamp_min(1e-12))
 
-@metric('relative-cost', better='lower', needs='method', range=(0, float('inf')))
+@metric('relative-cost', better='lower', needs='method',
+        range=(0, float('inf')))
 def relative_cost(explain, model, x:torch.Tensor, repeats:int=3)->float:
-    "Time of one map ÷ time of one forward pass; medians of three alternating runs each, after one warm-up run"
+    """Time of one map ÷ time of one forward pass; medians of three alternating
+    runs each, after one warm-up run"""
     def seconds(f):
         if x.is_cuda: torch.cuda.synchronize()
         start = time.perf_counter()
@@ -444,6 +583,8 @@ def relative_cost(explain, model, x:torch.Tensor, repeats:int=3)->float:
         return time.perf_counter() - start
     def forward():
         with torch.no_grad(): model(x[None])
-    pairs = [(seconds(lambda: explain(model, x[None])), seconds(forward)) for _ in range(repeats+1)][1:]
-    map_time, forward_time = torch.tensor(pairs, dtype=torch.double).median(0).values
+    pairs = [(seconds(lambda: explain(model, x[None])), seconds(forward))
+             for _ in range(repeats+1)][1:]
+    map_time, forward_time = torch.tensor(pairs,
+                                          dtype=torch.double).median(0).values
     return map_time/forward_time

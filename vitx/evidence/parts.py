@@ -28,71 +28,97 @@ from ..method.rcut import *
 def artifact_free_keys(run,    # activations with `required_sites` of layer l
                        l:int,  # layer of the map
                       )->list: # per block of the second half: (B,n,d)
-    "Keys of the patches with heads concatenated, or else the input of attention; artifact tokens are replaced by the mean of their neighbors"
+    """Keys of the patches with heads concatenated, or else the input of
+    attention; artifact tokens are replaced by the mean of their neighbors"""
     fill = artifact_filler(run, l)[1]
     return [affinity_features(run, b, fill) for b in late_blocks(l)]
 
 # %% ../../nbs/evidence/02_parts.ipynb #11783881
-def part_affinity(keys:list,              # per block: (n,d), of the cells in the region
-                  weight:torch.Tensor,    # (n,) positive relevance
-                  positions:torch.Tensor, # (n,2) row and column of each cell
-                  reach:float=.3,         # σ of the Gaussian over distances, as a share of the side of a square with n cells
-                 )->torch.Tensor:         # (n,n) symmetric, > 0
-    "Affinity of the cells of a region: squared cosine of keys centered by their weighted mean, times a Gaussian of the distance"
+def part_affinity(
+    keys:list,  # per block: (n,d), of the cells in the region
+    weight:torch.Tensor,  # (n,) positive relevance
+    positions:torch.Tensor,  # (n,2) row and column of each cell
+    # σ of the Gaussian over distances, as a share of the side of a square with
+    # n cells
+    reach:float=.3,
+)->torch.Tensor:  # (n,n) symmetric, > 0
+    """Affinity of the cells of a region: squared cosine of keys centered by
+    their weighted mean, times a Gaussian of the distance"""
     mean = lambda k: (k*weight[:, None]).sum(0)/weight.sum()
-    similarity = torch.stack([pairwise_cosine(k - mean(k)).clamp_min(0)**2 for k in keys]).mean(0)
-    proximity = torch.exp(-torch.cdist(positions, positions)**2/(2*reach**2*len(positions)))
-    return (similarity + .1)*(proximity + .001)      # never exactly 0, so that the graph stays connected
+    similarity = torch.stack([pairwise_cosine(k - mean(k)).clamp_min(0)**2
+                              for k in keys]).mean(0)
+    proximity = torch.exp(
+        -torch.cdist(positions, positions)**2/(2*reach**2*len(positions)))
+    # never exactly 0, so that the graph stays connected
+    return (similarity + .1)*(proximity + .001)
 
 # %% ../../nbs/evidence/02_parts.ipynb #0a4d3e2a
 def cluster_points(z:torch.Tensor,      # (n,d) points
                    weight:torch.Tensor, # (n,) ≥ 0
                    k:int,               # number of clusters
                   )->torch.Tensor:      # (n,) 0 … k−1
-    "Weighted k-means without randomness: the best of up to 16 runs, each started at one of the heaviest points"
+    """Weighted k-means without randomness: the best of up to 16 runs, each
+    started at one of the heaviest points"""
     def run_from(start):
         first = [start]
-        for _ in range(k-1): first.append((torch.cdist(z, z[first]).amin(1)**2*weight).argmax().item())
+        for _ in range(k-1):
+            first.append((torch.cdist(z, z[first]).amin(1)**2*weight).argmax()
+                         .item())
         centers, group = kmeans(z, z[first], weight, 50)
         return ((z - centers[group])**2).sum(1) @ weight, group
-    return min(map(run_from, weight.topk(min(16, len(z))).indices.tolist()), key=lambda result: result[0])[1]
+    return min(map(run_from, weight.topk(min(16, len(z))).indices.tolist()),
+               key=lambda result: result[0])[1]
 
 def spectral_clustering(A:torch.Tensor,      # (n,n) affinity, symmetric
                         weight:torch.Tensor, # (n,) positive relevance
                         k:int,               # number of clusters
                        )->torch.Tensor:      # (n,) 0 … k−1, some may be empty
     "Normalized spectral clustering of a weighted graph into k clusters"
-    if k < 2 or len(A) <= k: return torch.arange(len(A), device=A.device).clamp(max=k-1)
+    if k < 2 or len(A) <= k:
+        return torch.arange(len(A), device=A.device).clamp(max=k-1)
     A = A*(weight[:, None]*weight[None]).sqrt()
     d, v = A.sum(1), ncut(A, k-1).T
-    return cluster_points(v/((v**2*d[:, None]).sum(0)/d.sum()).sqrt().clamp_min(1e-12), d, k)
+    return cluster_points(v/((v**2*d[:, None]).sum(0)/d.sum()).sqrt()
+                          .clamp_min(1e-12), d, k)
 
 # %% ../../nbs/evidence/02_parts.ipynb #6ed89b07
-PART_COLORS = ('#E69F00', '#56B4E9', '#009E73', '#CC79A7', '#F0E442', '#0072B2', '#D55E00', '#999999')   # Okabe & Ito (2008): safe for color-blind readers
+# Okabe & Ito (2008): safe for color-blind readers
+PART_COLORS = ('#E69F00', '#56B4E9', '#009E73', '#CC79A7', '#F0E442', '#0072B2',
+               '#D55E00', '#999999')
 
 # %% ../../nbs/evidence/02_parts.ipynb #ea040e4a
 def check_num_parts(k):
     "Raise a VitxError unless k is an integer from 1 to 8"
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(PART_COLORS):
-        raise VitxError(f"k is the number of parts: set it to an integer from 1 to {len(PART_COLORS)}, not {k!r}")
+    if isinstance(k, bool) or not isinstance(k,
+        int) or not 1 <= k <= len(PART_COLORS):
+        raise VitxError(f"k is the number of parts: set it to an integer from "
+                        f"1 to {len(PART_COLORS)}, not {k!r}")
 
-def cut_parts(keys:list,             # per block: (n,d) keys of all patches
-              grid_map:torch.Tensor, # (h,w) signed, maximum 1
-              k:int=4,               # number of parts, 1 to 8; the result may have fewer
-              threshold:float=.1,    # cells below this share of the maximum belong to no part
-              min_share:float=.04,   # a part has at least this share of the relevance
-             )->tuple:               # labels (h,w) long, −1 is no part; shares (k',), decreasing, sum 1
+# %% ../../nbs/evidence/02_parts.ipynb #03d54937
+def cut_parts(
+    keys:list,  # per block: (n,d) keys of all patches
+    grid_map:torch.Tensor,  # (h,w) signed, maximum 1
+    k:int=4,  # number of parts, 1 to 8; the result may have fewer
+    # cells below this share of the maximum belong to no part
+    threshold:float=.1,
+    min_share:float=.04,  # a part has at least this share of the relevance
+)->tuple:  # labels (h,w) long, −1 is no part; shares (k',), decreasing, sum 1
     "Split the positive region of a map into parts"
     check_num_parts(k)
     cells = (grid_map.flatten() > threshold*grid_map.max()).nonzero()[:, 0]
     if grid_map.max() <= 0 or not grid_map.isfinite().all():
-        raise VitxError("the map shows no evidence for the class, so it has no parts: explain another class")
-    weight, positions = grid_map.flatten()[cells], torch.stack([cells//grid_map.shape[1], cells%grid_map.shape[1]], 1).float()
-    A, k = part_affinity([t[cells] for t in keys], weight, positions), min(k, max(1, len(cells)//3))
-    core, part = torch.ones(len(cells), dtype=torch.bool), torch.zeros(len(cells), dtype=torch.long)
+        raise VitxError("the map shows no evidence for the class, so it has no "
+                        "parts: explain another class")
+    weight, positions = grid_map.flatten()[cells], torch.stack(
+        [cells//grid_map.shape[1], cells%grid_map.shape[1]], 1).float()
+    A, k = part_affinity([t[cells] for t in keys], weight, positions), min(k,
+        max(1, len(cells)//3))
+    core, part = (torch.ones(len(cells), dtype=torch.bool),
+                  torch.zeros(len(cells), dtype=torch.long))
     while True:
         part[core] = spectral_clustering(A[core][:, core], weight[core], k)
-        share = torch.zeros(k).index_add_(0, part[core], weight[core])/weight.sum()
+        share = torch.zeros(k).index_add_(0, part[core],
+                                          weight[core])/weight.sum()
         small = core & (share < min_share)[part]
         if not small.any(): break
         core &= ~small
@@ -103,9 +129,16 @@ def cut_parts(keys:list,             # per block: (n,d) keys of all patches
     labels[cells] = order.argsort()[part]
     return labels.view(grid_map.shape), share[order]
 
-def _merge_small_parts(A, weight, part, core): # cells set aside join the part with the highest mean affinity, weighted by relevance
+# %% ../../nbs/evidence/02_parts.ipynb #3c4e3100
+def _merge_small_parts(
+    A, weight, part, core
+    # cells set aside join the part with the highest mean affinity, weighted by
+    # relevance
+):
     ids, part[core] = part[core].unique(return_inverse=True)
-    affinity = torch.stack([(A[:, core & (part == i)]*weight[core & (part == i)]).sum(1)/weight[core & (part == i)].sum() for i in range(len(ids))], 1)
+    affinity = torch.stack(
+        [(A[:, core & (part == i)]*weight[core & (part == i)])
+         .sum(1)/weight[core & (part == i)].sum() for i in range(len(ids))], 1)
     return len(ids), torch.where(core, part, affinity.argmax(1))
 
 # %% ../../nbs/evidence/02_parts.ipynb #91eb775f
@@ -113,119 +146,174 @@ def _merge_small_parts(A, weight, part, core): # cells set aside join the part w
 class Parts:
     "The parts of an attribution map, with their shares and masks"
     image: Image.Image = field(repr=False)
-    labels: torch.Tensor = field(repr=False) # (h,w) on the patch grid: 0 is the part with the largest share, −1 is no part
-    shares: torch.Tensor                     # (k,) of the positive relevance, decreasing, sum 1
-    place: CropGeometry = field(repr=False)  # where the model's input lies on the image
+    # (h,w) on the patch grid: 0 is the part with the largest share, −1 is no
+    # part
+    labels: torch.Tensor = field(repr=False)
+    shares: torch.Tensor  # (k,) of the positive relevance, decreasing, sum 1
+    # where the model's input lies on the image
+    place: CropGeometry = field(repr=False)
     label: str
-    prob: float                              # of the class, 0..1; None for a number that isn't a probability, such as a regression's
-    num_requested: int                       # number of parts that was requested
-    pixel_map: torch.Tensor = field(default=None, repr=False) # (h',w') the map on the pixels of the model's input; it gives the parts their edges
-    grid_geometry: tuple = field(default=None, repr=False)    # where the cells lie on these pixels; None: they cover them
+    # of the class, 0..1; None for a number that isn't a probability, such as a
+    # regression's
+    prob: float
+    num_requested: int  # number of parts that was requested
+    # (h',w') the map on the pixels of the model's input; it gives the parts
+    # their edges
+    pixel_map: torch.Tensor = field(default=None, repr=False)
+    # where the cells lie on these pixels; None: they cover them
+    grid_geometry: tuple = field(default=None, repr=False)
     value: float = None                      # the number that was explained
 
     @property
     def grid_masks(self)->torch.Tensor: # (k,h,w) bool
         "The cells of each part"
-        return self.labels[None] == torch.arange(len(self.shares))[:, None, None]
+        return (self.labels[None] ==
+                torch.arange(len(self.shares))[:, None, None])
     @property
     def masks(self)->torch.Tensor: # (k,H,W) bool
         "The pixels of each part on the image; parts do not overlap"
-        return _part_masks(self.labels, self.place, self.pixel_map, self.grid_geometry)
+        return _part_masks(self.labels, self.place, self.pixel_map,
+                           self.grid_geometry)
     @property
     def note(self)->str:
-        "A sentence if there are fewer parts than requested, else an empty string"
-        return '' if len(self.shares) == self.num_requested else f'{len(self.shares)} of the {self.num_requested} requested parts: the region has no more'
+        """A sentence if there are fewer parts than requested, else an empty
+        string"""
+        return ('' if len(self.shares) == self.num_requested
+                else f'{len(self.shares)} of the {self.num_requested} '
+                f'requested parts: the region has no more')
     def __repr__(self):
-        return f'Parts of {self.label!r} {format_answer(self.prob, self.value, 3)}: ' + ', '.join(f'{s:.0%}' for s in self.shares.tolist()) + (f' ({self.note})' if self.note else '')
+        return (f'Parts of {self.label!r} '
+                f'{format_answer(self.prob, self.value, 3)}: ' +
+                ', '.join(f'{s:.0%}' for s in self.shares.tolist()) +
+                (f' ({self.note})' if self.note else ''))
     def to_dict(self)->dict:
         "Label, probability, value, shares and part numbers, for JSON"
-        return dict(label=self.label, prob=None if self.prob is None else round(self.prob, 6), value=None if self.value is None else round(self.value, 6), num_requested=self.num_requested,
-                    shares=[round(s, 6) for s in self.shares.tolist()], labels=self.labels.tolist())
+        return dict(label=self.label, prob=None if self.prob is None
+                    else round(self.prob, 6), value=None if self.value is None
+                    else round(self.value, 6), num_requested=self.num_requested,
+                    shares=[round(s, 6) for s in self.shares.tolist()],
+                    labels=self.labels.tolist())
 
 # %% ../../nbs/evidence/02_parts.ipynb #3e87a3f2
-def _labels_on_pixels(labels, pixel_map, grid_geometry=None, threshold=.1): # (h,w), (H,W) → (H,W)
-    "The part of the nearest cell that has one; −1 where the map is below the threshold"
+def _labels_on_pixels(labels, pixel_map, grid_geometry=None,
+                      threshold=.1):  # (h,w), (H,W) → (H,W)
+    """The part of the nearest cell that has one; −1 where the map is below the
+    threshold"""
     cells = (labels >= 0).nonzero()
     a, b = torch.tensor(grid_geometry or ((1., 0.),)*2).T
-    centers = (a*(cells+.5)/torch.tensor(labels.shape) + b)*torch.tensor(pixel_map.shape)
-    pixels = torch.cartesian_prod(*(torch.arange(n)+.5 for n in pixel_map.shape))
-    nearest = labels[tuple(cells.T)][torch.cdist(pixels, centers).argmin(1)].view(pixel_map.shape)
+    centers = (a*(cells+.5)/torch.tensor(labels.shape) +
+               b)*torch.tensor(pixel_map.shape)
+    pixels = torch.cartesian_prod(
+        *(torch.arange(n)+.5 for n in pixel_map.shape))
+    nearest = (labels[tuple(cells.T)][torch.cdist(pixels, centers).argmin(1)]
+               .view(pixel_map.shape))
     return torch.where(pixel_map > threshold, nearest, -1)
 
-def sort_parts(labels:torch.Tensor,      # (h,w) part numbers of cells, −1 is no part
-               pixel_map:torch.Tensor,   # (H,W) the map on pixels
-               grid_geometry:tuple=None, # where the cells lie on the pixels; None: they cover them
-              )->tuple:                  # labels (h,w) numbered by decreasing share; shares (k,), sum 1
-    "Renumber the parts by their share of the map on pixels, instead of on cells"
+def sort_parts(
+    labels:torch.Tensor,  # (h,w) part numbers of cells, −1 is no part
+    pixel_map:torch.Tensor,  # (H,W) the map on pixels
+    # where the cells lie on the pixels; None: they cover them
+    grid_geometry:tuple=None,
+)->tuple:  # labels (h,w) numbered by decreasing share; shares (k,), sum 1
+    """Renumber the parts by their share of the map on pixels, instead of on
+    cells"""
     drawn_labels = _labels_on_pixels(labels, pixel_map, grid_geometry)
-    share = torch.stack([pixel_map[drawn_labels == i].clamp_min(0).sum() for i in range(int(labels.max())+1)])
+    share = torch.stack([pixel_map[drawn_labels == i].clamp_min(0).sum()
+                         for i in range(int(labels.max())+1)])
     order = share.argsort(descending=True, stable=True)
-    return torch.where(labels >= 0, order.argsort()[labels.clamp_min(0)], -1), share[order]/share.sum()
+    return torch.where(labels >= 0, order.argsort()[labels.clamp_min(0)],
+                       -1), share[order]/share.sum()
 
 def _part_masks(labels, place, pixel_map=None, grid_geometry=None):
-    labels = labels if pixel_map is None else _labels_on_pixels(labels, pixel_map, grid_geometry)
+    labels = labels if pixel_map is None else _labels_on_pixels(labels,
+        pixel_map, grid_geometry)
     ids = torch.arange(-1, int(labels.max())+1)
     one_hot = (labels == ids[:, None, None]).float()
-    if pixel_map is None and grid_geometry is not None: one_hot = upsample_map(one_hot, place.input_size, grid_geometry)
+    if pixel_map is None and grid_geometry is not None:
+        one_hot = upsample_map(one_hot, place.input_size, grid_geometry)
     on_image = map_on_image(one_hot, place).argmax(0) - 1
     return (on_image[None] == ids[1:, None, None]) & place.visible
 
 # %% ../../nbs/evidence/02_parts.ipynb #c57419ab
-def paint_parts(img,                         # PIL image
-                labels:torch.Tensor,         # (h,w) part numbers of cells, −1 is no part
-                place:CropGeometry,          # where the model's input lies on the image
-                pixel_map:torch.Tensor=None, # (h',w') the map on the pixels of the model's input
-                grid_geometry:tuple=None,    # where the cells lie on these pixels; None: they cover them
-               )->np.ndarray:                # (H,W,3) float32 in 0..1
+def paint_parts(
+    img,  # PIL image
+    labels:torch.Tensor,  # (h,w) part numbers of cells, −1 is no part
+    place:CropGeometry,  # where the model's input lies on the image
+    # (h',w') the map on the pixels of the model's input
+    pixel_map:torch.Tensor=None,
+    # where the cells lie on these pixels; None: they cover them
+    grid_geometry:tuple=None,
+)->np.ndarray:  # (H,W,3) float32 in 0..1
     "Draw the parts in color over the dimmed image"
     img = np.asarray(img, dtype=np.float32)/255
     painted = dim_image(img)
-    for m,c in zip(_part_masks(labels, place, pixel_map, grid_geometry).numpy(), PART_COLORS):
-        painted[m] = .45*img[m] + .55*np.array([int(c[i:i+2], 16)/255 for i in (1, 3, 5)], dtype=np.float32)
+    for m,c in zip(_part_masks(labels, place, pixel_map, grid_geometry).numpy(),
+                   PART_COLORS):
+        painted[m] = .45*img[m] + .55*np.array(
+            [int(c[i:i+2], 16)/255 for i in (1, 3, 5)], dtype=np.float32)
     return painted
 
+# %% ../../nbs/evidence/02_parts.ipynb #d8345d00
 @patch
 def show(self:Parts, fig=None):
-    "Draw the image and the image with its parts and their shares; return the two axes"
+    """Draw the image and the image with its parts and their shares; return the
+    two axes"""
     from matplotlib.patches import Patch
     if fig is None:
         import matplotlib.pyplot as plt
         fig = plt.figure(figsize=_figsize(self), layout='constrained')
     img = shrink_image(self.image)
     axs = fig.subplots(1, 2)
-    show_image(img, axs[0], f'{truncate_label(self.label)}  {format_answer(self.prob, self.value)}')
-    show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry), axs[1])
-    axs[1].legend([Patch(color=c) for _,c in zip(self.shares, PART_COLORS)], [f'{s:.0%}' for s in self.shares.tolist()],
-                  title='share', fontsize=8, title_fontsize=8, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    show_image(img, axs[0], f'{truncate_label(self.label)}  '
+                            f'{format_answer(self.prob, self.value)}')
+    show_image(paint_parts(img, self.labels, self.place.scaled(img.size[::-1]),
+                           self.pixel_map, self.grid_geometry), axs[1])
+    axs[1].legend([Patch(color=c) for _,c in zip(self.shares, PART_COLORS)],
+                  [f'{s:.0%}' for s in self.shares.tolist()], title='share',
+                  fontsize=8, title_fontsize=8, loc='center left',
+                  bbox_to_anchor=(1, .5), frameon=False)
     if self.note: fig.supxlabel(self.note, fontsize=8)
     return axs
 
-def _figsize(parts): return 6.4, min(max(2.5*parts.image.height/parts.image.width, 1.4), 6)
+def _figsize(parts):
+    return 6.4, min(max(2.5*parts.image.height/parts.image.width, 1.4), 6)
 
 @patch
 def figure(self:Parts, dpi:int=110): # matplotlib.figure.Figure
-    "The figure that `show` draws, without pyplot: to log it in an experiment tracker, or to save it"
+    """The figure that `show` draws, without pyplot: to log it in an experiment
+    tracker, or to save it"""
     from matplotlib.figure import Figure
-    self.show(fig := Figure(figsize=_figsize(self), dpi=dpi, layout='constrained'))
+    self.show(fig := Figure(figsize=_figsize(self), dpi=dpi,
+                            layout='constrained'))
     return fig
 
 # %% ../../nbs/evidence/02_parts.ipynb #b24ad455
 @patch
 def save(self:Parts, path)->Path:
-    "Save the figure (.png, .jpg, .webp, .pdf, .svg), the part number of each pixel (.npy, −1 is no part) or all numbers (.json), by suffix"
+    """Save the figure (.png, .jpg, .webp, .pdf, .svg), the part number of each
+    pixel (.npy, −1 is no part) or all numbers (.json), by suffix"""
     kinds = ('.png', '.jpg', '.jpeg', '.webp', '.pdf', '.svg', '.npy', '.json')
     path = writable_path(path)
-    if path.suffix.lower() not in kinds: raise VitxError(f"unknown file type {path.name!r}: end it in {', '.join(kinds)}")
+    if path.suffix.lower() not in kinds:
+        raise VitxError(
+            f"unknown file type {path.name!r}: end it in {', '.join(kinds)}")
     with atomic_path(path) as tmp:
-        if path.suffix.lower() == '.npy': np.save(tmp, torch.where(self.masks.any(0), self.masks.int().argmax(0), -1).numpy())
-        elif path.suffix.lower() == '.json': tmp.write_text(json.dumps(self.to_dict()))
+        if path.suffix.lower() == '.npy':
+            np.save(tmp, torch.where(self.masks.any(0),
+                                     self.masks.int().argmax(0), -1).numpy())
+        elif path.suffix.lower() == '.json':
+            tmp.write_text(json.dumps(self.to_dict()))
         else: self.figure().savefig(tmp, format=path.suffix[1:].lower())
     return path
 
 # %% ../../nbs/evidence/02_parts.ipynb #9b1159f1
 @patch
-def _repr_mimebundle_(self:Parts, **kwargs): # in a notebook, parts show themselves
+def _repr_mimebundle_(self:Parts,
+                      **kwargs):  # in a notebook, parts show themselves
     img = shrink_image(self.image, 360)
-    painted = paint_parts(img, self.labels, self.place.scaled(img.size[::-1]), self.pixel_map, self.grid_geometry)
+    painted = paint_parts(img, self.labels, self.place.scaled(img.size[::-1]),
+                          self.pixel_map, self.grid_geometry)
     painted = Image.fromarray((painted*255).round().astype(np.uint8))
-    return {'text/plain': repr(self), 'text/html': pictures_html([(img, 'The picture that was explained', ''), (painted, 'The parts, each in a color of its own', '')], repr(self))}
+    return {'text/plain': repr(self), 'text/html': pictures_html(
+        [(img, 'The picture that was explained', ''),
+         (painted, 'The parts, each in a color of its own', '')], repr(self))}

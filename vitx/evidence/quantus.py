@@ -24,7 +24,8 @@ def import_quantus():
             warnings.simplefilter('ignore')
             import quantus
     except ImportError as e:
-        raise VitxError(f"Quantus can't be imported ({e}): run pip install 'vitx[quantus]'") from None
+        raise VitxError(f"Quantus can't be imported ({e}): run pip install "
+                        f"'vitx[quantus]'") from None
     return quantus
 
 class _Predictor(nn.Module):
@@ -36,50 +37,62 @@ class _Predictor(nn.Module):
 
 @contextmanager
 def numpy_seed(seed:int):
-    "Context with seeded global random numbers of NumPy; the state before comes back at the end"
+    """Context with seeded global random numbers of NumPy; the state before
+    comes back at the end"""
     state = np.random.get_state()
     np.random.seed(seed)
     try: yield
     finally: np.random.set_state(state)
 @contextmanager
 def _without_warnings(name):
-    "Context in which Quantus doesn't warn, and its failed assertions are a `VitxError`"
+    """Context in which Quantus doesn't warn, and its failed assertions are a
+    `VitxError`"""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     except AssertionError as e:
-        raise VitxError(f"Quantus's {name} refuses this map or these settings: {e}") from None
+        raise VitxError(f"Quantus's {name} refuses this map or these "
+                        f"settings: {e}") from None
 
 # %% ../../nbs/evidence/06_quantus.ipynb #5b1ec048
 def quantus_metric(name:str,  # class of Quantus, for example 'Sparseness'
                    **settings # arguments of its constructor
                   ):
-    "A metric of Quantus without warnings; raises `VitxError` for unknown names and settings"
+    """A metric of Quantus without warnings; raises `VitxError` for unknown
+    names and settings"""
     quantus = import_quantus()
-    classes = {k: c for k,c in vars(quantus).items() if inspect.isclass(c) and issubclass(c, quantus.Metric)}
-    classes.pop('Metric', None)                                       # the base class
+    classes = {k: c for k,c in vars(quantus).items() if inspect.isclass(c)
+               and issubclass(c, quantus.Metric)}
+    classes.pop('Metric', None)  # the base class
     if name not in classes:
         close = close_matches(name, classes) or classes
-        raise VitxError(f"Quantus has no metric {name!r}: use {', '.join(close)}")
-    known = [k for k,p in inspect.signature(classes[name]).parameters.items() if p.kind is not p.VAR_KEYWORD]
+        raise VitxError(
+            f"Quantus has no metric {name!r}: use {', '.join(close)}")
+    known = [k for k,p in inspect.signature(classes[name]).parameters.items()
+             if p.kind is not p.VAR_KEYWORD]
     if odd := [k for k in settings if k not in known]:
-        raise VitxError(f"Quantus's {name} has no setting {odd[0]!r}: use {', '.join(known)}")
-    quiet = dict(disable_warnings=True, display_progressbar=False, return_aggregate=False)
-    return classes[name](**{k: v for k,v in quiet.items() if k in known}, **settings)
+        raise VitxError(f"Quantus's {name} has no setting {odd[0]!r}: use "
+                        f"{', '.join(known)}")
+    quiet = dict(disable_warnings=True, display_progressbar=False,
+                 return_aggregate=False)
+    return classes[name](**{k: v for k,v in quiet.items() if k in known},
+                         **settings)
 
 # %% ../../nbs/evidence/06_quantus.ipynb #d0ad434c
-def quantus_score(name:str,               # class of Quantus, for example 'Sparseness'
-                  m:torch.Tensor,         # (H,W) signed
-                  predict,                # images (b,3,H,W) → logits (b,C)
-                  x:torch.Tensor,         # (3,H,W), preprocessed
-                  target:int,             # index of the class
-                  mask:torch.Tensor=None, # (H,W) bool, for metrics of localization
-                  explain=None,           # images (b,3,H,W), classes (b,) → maps (b,H,W), to explain again
-                  softmax:bool=False,     # explain probabilities instead of logits
-                  seed:int=0,             # of NumPy's random numbers
-                  **settings              # of the metric
-                 )->float:                # NaN for a constant map, which Quantus refuses
+def quantus_score(
+    name:str,  # class of Quantus, for example 'Sparseness'
+    m:torch.Tensor,  # (H,W) signed
+    predict,  # images (b,3,H,W) → logits (b,C)
+    x:torch.Tensor,  # (3,H,W), preprocessed
+    target:int,  # index of the class
+    mask:torch.Tensor=None,  # (H,W) bool, for metrics of localization
+    # images (b,3,H,W), classes (b,) → maps (b,H,W), to explain again
+    explain=None,
+    softmax:bool=False,  # explain probabilities instead of logits
+    seed:int=0,  # of NumPy's random numbers
+    **settings  # of the metric
+)->float:  # NaN for a constant map, which Quantus refuses
     "Value of a metric of Quantus for one map"
     evaluate = quantus_metric(name, **settings)
     check_map(m, x)
@@ -87,54 +100,78 @@ def quantus_score(name:str,               # class of Quantus, for example 'Spars
     array = lambda t: t.detach().cpu().float().numpy()
     def explain_again(model, inputs, targets, **_):
         return array(explain(torch.as_tensor(inputs).to(x), targets))[:, None]
-    inputs = dict(x_batch=array(x)[None], y_batch=np.array([int(target)]), a_batch=array(m)[None, None],
-                  s_batch=None if mask is None else mask.cpu().numpy()[None, None])
+    inputs = dict(x_batch=array(x)[None], y_batch=np.array([int(target)]),
+                  a_batch=array(m)[None, None], s_batch=None if mask is None
+                  else mask.cpu().numpy()[None, None])
     with numpy_seed(seed), _without_warnings(name):
-        found = evaluate(model=_Predictor(predict).eval(), **inputs, channel_first=True, softmax=softmax,
-                         explain_func=explain and explain_again, device=str(x.device))
+        found = evaluate(model=_Predictor(predict).eval(), **inputs,
+                         channel_first=True, softmax=softmax,
+                         explain_func=explain and explain_again,
+                         device=str(x.device))
     if np.size(found) == 1: return float(np.ravel(found)[0])
-    raise VitxError(f"Quantus's {name} gives {np.size(found)} numbers: choose settings that give one")
+    raise VitxError(f"Quantus's {name} gives {np.size(found)} numbers: choose "
+                    f"settings that give one")
 
 # %% ../../nbs/evidence/06_quantus.ipynb #96067b6b
 _CONSTANT = 'all values of the map are equal'
 
-@metric('quantus-faithfulness-correlation', better='higher', needs='model', range=(-1, 1),
-        nan_reason="a flat map, or a model that doesn't react, has no correlation")
-def quantus_faithfulness_correlation(m:torch.Tensor, predict, x:torch.Tensor, target:int,
-                                     runs:int=100,    # random subsets
-                                     subset:int=224,  # values per subset; a color pixel has three
-                                     seed:int=0,
-                                    )->float:         # -1..1
-    "Faithfulness correlation (Bhatt et al., IJCAI 2020): sums of random values and logit drops if they are 0"
+@metric('quantus-faithfulness-correlation', better='higher', needs='model',
+        range=(-1, 1), nan_reason="a flat map, or a model that doesn't react, "
+        "has no correlation")
+def quantus_faithfulness_correlation(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int,
+    runs:int=100,  # random subsets
+    subset:int=224,  # values per subset; a color pixel has three
+    seed:int=0,
+)->float:  # -1..1
+    """Faithfulness correlation (Bhatt et al., IJCAI 2020): sums of random
+    values and logit drops if they are 0"""
     settings = dict(nr_runs=runs, subset_size=subset, perturb_baseline=0.)
-    return quantus_score('FaithfulnessCorrelation', m, predict, x, target, seed=seed, **settings)
+    return quantus_score('FaithfulnessCorrelation', m, predict, x, target,
+                         seed=seed, **settings)
 
-@metric('quantus-sparseness', better='higher', needs='model', range=(0, 1), nan_reason=_CONSTANT)
-def quantus_sparseness(m:torch.Tensor, predict, x:torch.Tensor, target:int)->float: # 0..1
-    "Sparseness (Chalasani et al., ICML 2020): Gini index of the map's absolute values"
+@metric('quantus-sparseness', better='higher', needs='model', range=(0, 1),
+        nan_reason=_CONSTANT)
+def quantus_sparseness(m:torch.Tensor, predict, x:torch.Tensor,
+                       target:int)->float:  # 0..1
+    """Sparseness (Chalasani et al., ICML 2020): Gini index of the map's
+    absolute values"""
     return quantus_score('Sparseness', m, predict, x, target)
 
-@metric('quantus-complexity', better='lower', needs='model', range=(0, float('inf')), nan_reason=_CONSTANT)
-def quantus_complexity(m:torch.Tensor, predict, x:torch.Tensor, target:int)->float: # 0..ln(H·W)
-    "Complexity (Bhatt et al., IJCAI 2020): entropy of the shares of the map's absolute values, in nats"
+@metric('quantus-complexity', better='lower', needs='model',
+        range=(0, float('inf')), nan_reason=_CONSTANT)
+def quantus_complexity(m:torch.Tensor, predict, x:torch.Tensor,
+                       target:int)->float:  # 0..ln(H·W)
+    """Complexity (Bhatt et al., IJCAI 2020): entropy of the shares of the map's
+    absolute values, in nats"""
     return quantus_score('Complexity', m, predict, x, target)
 
 # %% ../../nbs/evidence/06_quantus.ipynb #640c4c30
-@metric('quantus-random-logit', better='lower', needs='model', range=(-1, 1), explain_target=True,
-        nan_reason='a flat map has no order')
-def quantus_random_logit(m:torch.Tensor, predict, x:torch.Tensor, target:int,
-                         explain_target=None, # images (b,3,H,W), class → maps (b,h,w) of one method
-                         seed:int=0,
-                        )->float:             # -1..1
-    "Random-logit test (Sixt et al., ICML 2020): rank correlation with the map of a random other class"
+@metric('quantus-random-logit', better='lower', needs='model', range=(-1, 1),
+        explain_target=True, nan_reason='a flat map has no order')
+def quantus_random_logit(
+    m:torch.Tensor, predict, x:torch.Tensor, target:int,
+    explain_target=None,  # images (b,3,H,W), class → maps (b,h,w) of one method
+    seed:int=0,
+)->float:  # -1..1
+    """Random-logit test (Sixt et al., ICML 2020): rank correlation with the map
+    of a random other class"""
     if explain_target is None:
-        raise VitxError("the random-logit test needs explain_target=, a function (images, class) → maps")
+        raise VitxError("the random-logit test needs explain_target=, a "
+                        "function (images, class) → maps")
     num_classes = predict(x[None]).shape[1]
     if num_classes < 2:
-        raise VitxError("the random-logit test needs two classes: choose another metric for this model")
-    def explain(xs, classes): # maps of the picture's size: each cell of the grid becomes a block
-        maps = torch.cat([explain_target(v[None], int(c)) for v,c in zip(xs, classes)])
-        return nn.functional.interpolate(maps[:, None].float(), size=x.shape[-2:], mode='nearest')[:, 0]
+        raise VitxError("the random-logit test needs two classes: choose "
+                        "another metric for this model")
+    def explain(
+        xs, classes
+    ):  # maps of the picture's size: each cell of the grid becomes a block
+        maps = torch.cat(
+            [explain_target(v[None], int(c)) for v,c in zip(xs, classes)])
+        return nn.functional.interpolate(
+            maps[:, None].float(), size=x.shape[-2:], mode='nearest')[:, 0]
     m = explain(x[None], [target])[0]
-    return quantus_score('RandomLogit', m, predict, x, target, explain=explain, num_classes=num_classes, seed=seed,
-                         similarity_func=import_quantus().similarity_func.correlation_spearman)
+    return quantus_score('RandomLogit', m, predict, x, target, explain=explain,
+                         num_classes=num_classes,
+                         seed=seed, similarity_func=import_quantus()
+                         .similarity_func.correlation_spearman)

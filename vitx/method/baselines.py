@@ -17,111 +17,171 @@ from .cut import hard_affinity, ncut, orient_by_max
 
 # %% ../../nbs/method/03_baselines.ipynb #5c0a8530
 def center_gaussian(h:int, w:int, sigma:float=.25)->torch.Tensor: # (h,w)
-    "Gaussian in the middle of a grid, with standard deviation `sigma` in units of each side"
-    profile = lambda n: torch.exp(-((torch.arange(n)+.5)/n - .5)**2/(2*sigma**2))
+    """Gaussian in the middle of a grid, with standard deviation `sigma` in
+    units of each side"""
+    profile = lambda n: torch.exp(
+        -((torch.arange(n)+.5)/n - .5)**2/(2*sigma**2))
     return profile(h)[:, None]*profile(w)
 
 
-@method('center', source='a control without information', terms='this package: Apache 2.0', class_agnostic=True)
+@method('center', source='a control without information',
+        terms='this package: Apache 2.0', class_agnostic=True)
 def center(capture, targets, layers, sigma=.25):
-    "Gaussian in the middle of the picture, with standard deviation `sigma` in units of each side"
+    """Gaussian in the middle of the picture, with standard deviation `sigma` in
+    units of each side"""
     run = capture(targets)   # for the grid and the targets
-    return center_gaussian(*run.grid, sigma).expand(*run.targets.shape, len(layers), *run.grid)
+    return center_gaussian(*run.grid, sigma).expand(*run.targets.shape,
+        len(layers), *run.grid)
 
-@method('random', source='a control without information', terms='this package: Apache 2.0')
+@method('random', source='a control without information',
+        terms='this package: Apache 2.0')
 def random(capture, targets, layers):
     "Uniform noise, seeded by the class and the layer"
     run = capture(targets)   # for the grid and the targets
-    noise = lambda c, l: torch.rand(run.grid, generator=torch.Generator().manual_seed(1000*c + l))
-    return torch.stack([torch.stack([torch.stack([noise(c, l) for l in layers]) for c in row]) for row in run.targets.tolist()])
+    noise = lambda c, l: torch.rand(run.grid, generator=torch.Generator()
+                                    .manual_seed(1000*c + l))
+    return torch.stack(
+        [torch.stack([torch.stack([noise(c, l) for l in layers]) for c in row])
+         for row in run.targets.tolist()])
 
 # %% ../../nbs/method/03_baselines.ipynb #bf39ada9
-def _repeat_targets(maps, run): return run.on_grid(torch.stack(maps, 1))[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
+def _repeat_targets(maps, run):
+    return run.on_grid(torch.stack(maps, 1))[:, None].expand(-1,
+        run.targets.shape[1], -1, -1, -1)
 
-@method('attention', source='attention of block ℓ, averaged over heads', terms='this package: Apache 2.0', class_agnostic=True)
+@method('attention', source='attention of block ℓ, averaged over heads',
+        terms='this package: Apache 2.0', class_agnostic=True)
 def attention(capture, targets, layers):
-    "Attention from the token that the head reads to each patch in block ℓ, averaged over heads; the same for every class"
+    """Attention from the token that the head reads to each patch in block ℓ,
+    averaged over heads; the same for every class"""
     run = capture(targets, attn=layers)
-    return _repeat_targets([run.pooled_row(run.values['attn', l].mean(1)) for l in layers], run)
+    return _repeat_targets([run.pooled_row(run.values['attn', l].mean(1))
+                            for l in layers], run)
 
-@method('rollout', source='Abnar & Zuidema, ACL 2020', terms="authors' code: no license found", class_agnostic=True)
+@method('rollout', source='Abnar & Zuidema, ACL 2020',
+        terms="authors' code: no license found", class_agnostic=True)
 def rollout(capture, targets, layers):
-    "Product of the attention of blocks 0 … ℓ, each averaged with the identity (the skip connection); the same for every class"
+    """Product of the attention of blocks 0 … ℓ, each averaged with the identity
+    (the skip connection); the same for every class"""
     run = capture(targets, attn=range(max(layers)+1))
     eye, R, by_layer = None, None, {}
     for l in range(max(layers)+1):
         A = run.values['attn', l].mean(1)
-        if R is None: R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
+        if R is None:
+            R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
         by_layer[l] = R = (A + eye)/2 @ R
     return _repeat_targets([run.pooled_row(by_layer[l]) for l in layers], run)
 
 # %% ../../nbs/method/03_baselines.ipynb #abacfaaf
-@method('tokencut', source='Wang et al., CVPR 2022: the normalized cut of keys', terms="authors' code: MIT license", class_agnostic=True)
+@method('tokencut', source='Wang et al., CVPR 2022: the normalized cut of keys',
+        terms="authors' code: MIT license", class_agnostic=True)
 def tokencut(capture, targets, layers, tau=.2, eps=1e-5):
-    "Normalized cut of the keys of block ℓ, positive in the foreground; the same for every class"
+    """Normalized cut of the keys of block ℓ, positive in the foreground; the
+    same for every class"""
     run = capture(targets, keys=layers)
-    keys = [run.patches(run.values['keys', l]).transpose(1, 2).flatten(2) for l in layers]   # (B,n,heads·d)
-    cuts = [orient_by_max(ncut(hard_affinity(k, tau, eps))[..., 0, :]) for k in keys]
+    keys = [run.patches(run.values['keys', l]).transpose(1, 2).flatten(2)
+            for l in layers]  # (B,n,heads·d)
+    cuts = [orient_by_max(ncut(hard_affinity(k, tau, eps))[..., 0, :])
+            for k in keys]
     return _repeat_targets([v - v.mean(-1, keepdim=True) for v in cuts], run)
 
 # %% ../../nbs/method/03_baselines.ipynb #97acc42f
 def _cam(capture, targets, layers, cam):
-    "Maps from `cam(t, g)`: input of attention (B,1,n,D) and its gradient (B,T,n,D) → (B,T,n)"
+    """Maps from `cam(t, g)`: input of attention (B,1,n,D) and its gradient
+    (B,T,n,D) → (B,T,n)"""
     run = capture(targets, attn_input=layers, grad='attn_input')
-    return run.on_grid(torch.stack([cam(run.patches(run.values['attn_input', l])[:, None], run.patches(run.grads['attn_input', l])) for l in layers], 2))
+    return run.on_grid(torch.stack(
+        [cam(run.patches(run.values['attn_input', l])[:, None],
+             run.patches(run.grads['attn_input', l])) for l in layers], 2))
 
-@method('gradcam', source='Selvaraju et al., ICCV 2017, on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
+@method('gradcam', source='Selvaraju et al., ICCV 2017, on the norm before '
+                          'attention', terms='from the paper; compared with '
+                          'the library grad-cam (MIT license)')
 def gradcam(capture, targets, layers):
-    "Sum of the channels of the attention input of block ℓ, weighted by their mean gradient"
-    return _cam(capture, targets, layers, lambda t, g: (t*gradient_weights(g)[..., None, :]).sum(-1))
+    """Sum of the channels of the attention input of block ℓ, weighted by their
+    mean gradient"""
+    return _cam(capture, targets, layers,
+                lambda t, g: (t*gradient_weights(g)[..., None, :]).sum(-1))
 
 # %% ../../nbs/method/03_baselines.ipynb #c0b16b35
-@method('hirescam', source='Draelos & Carin, 2020 (HiResCAM), on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
+@method('hirescam', source='Draelos & Carin, 2020 (HiResCAM), on the norm '
+                           'before attention', terms='from the paper; compared '
+                           'with the library grad-cam (MIT license)')
 def hirescam(capture, targets, layers):
     "Sum over channels of the attention input of block ℓ times its gradient"
     return _cam(capture, targets, layers, lambda t, g: (t*g).sum(-1))
 
-@method('layercam', source='Jiang et al., TIP 2021, on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
+@method(
+    'layercam', source='Jiang et al., TIP 2021, on the norm before attention',
+    terms='from the paper; compared with the library grad-cam (MIT license)')
 def layercam(capture, targets, layers):
-    "Sum over channels of the attention input of block ℓ times its positive gradient"
-    return _cam(capture, targets, layers, lambda t, g: (t*g.clamp_min(0)).sum(-1))
+    """Sum over channels of the attention input of block ℓ times its positive
+    gradient"""
+    return _cam(capture, targets, layers, lambda t, g: (t*g.clamp_min(0))
+                .sum(-1))
 
-@method('gradcam++', source='Chattopadhyay et al., WACV 2018 (eq. 19, without the exponential), on the norm before attention', terms='from the paper; compared with the library grad-cam (MIT license)')
+@method('gradcam++', source='Chattopadhyay et al., WACV 2018 (eq. 19, without '
+                            'the exponential), on the norm before attention',
+                            terms='from the paper; compared with the library '
+                            'grad-cam (MIT license)')
 def gradcam_pp(capture, targets, layers, eps=1e-6):
-    "Sum of the channels of the attention input of block ℓ, weighted by their positive gradients, with weights α of patches"
+    """Sum of the channels of the attention input of block ℓ, weighted by their
+    positive gradients, with weights α of patches"""
     def cam(t, g):
         alpha = g**2/(2*g**2 + t.sum(-2, keepdim=True)*g**3 + eps)
         return (t*(alpha*g.clamp_min(0)).sum(-2, keepdim=True)).sum(-1)
     return _cam(capture, targets, layers, cam)
 
 # %% ../../nbs/method/03_baselines.ipynb #6c564ab6
-@method('chefer', source='Chefer, Gur & Wolf, ICCV 2021 (generic attention explainability)', terms="authors' code: MIT license")
+@method('chefer', source='Chefer, Gur & Wolf, ICCV 2021 (generic attention '
+                         'explainability)', terms="authors' code: MIT license")
 def chefer(capture, targets, layers):
-    "Positive attention × gradient, averaged over heads and accumulated over blocks 0 … ℓ"
+    """Positive attention × gradient, averaged over heads and accumulated over
+    blocks 0 … ℓ"""
     run = capture(targets, attn=range(max(layers)+1), grad='attn')
     return run.on_grid(torch.stack(list(accumulate_relevance(run, layers)), 2))
 
-def accumulate_relevance(run, layers, update=None): # run: attention and its gradient for blocks 0 … max(layers); update: block → (B,T,N,N)
-    "Chefer's relevance (B,T,n) at each of `layers`, in any order; `update` replaces the mean over heads of (A ⊙ ∇A)⁺"
+def accumulate_relevance(
+    run, layers, update=None
+    # run: attention and its gradient for blocks 0 … max(layers); update: block
+    # → (B,T,N,N)
+):
+    """Chefer's relevance (B,T,n) at each of `layers`, in any order; `update`
+    replaces the mean over heads of (A ⊙ ∇A)⁺"""
     R, eye, by_layer = None, None, {}
-    update = update or (lambda l: (run.values['attn', l][:, None]*run.grads['attn', l]).clamp_min(0).mean(2))
+    update = update or (
+        lambda l: (run.values['attn', l][:, None]*run.grads['attn', l])
+        .clamp_min(0).mean(2))
     for l in range(max(layers)+1):
         A = update(l)
-        if R is None: R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
+        if R is None:
+            R = eye = torch.eye(A.shape[-1], device=A.device).expand_as(A)
         by_layer[l] = R = R + A @ R
-    return (run.pooled_row(by_layer[l] - eye) for l in layers)   # the identity is only the start of the recursion, not relevance
+    # the identity is only the start of the recursion, not relevance
+    return (run.pooled_row(by_layer[l] - eye) for l in layers)
 
 # %% ../../nbs/method/03_baselines.ipynb #d2b4a34e
 def check_method(name:str, capture, targets:list, layers:list):
-    "Check the requirements of a registered method on one capture; raises AssertionError that names the broken requirement"
+    """Check the requirements of a registered method on one capture; raises
+    AssertionError that names the broken requirement"""
     f, model = method[name], capture.model
     before = model_state(model)
-    options = f.meta.get('test_options', {})   # methods with many forward passes are tested with fewer
+    # methods with many forward passes are tested with fewer
+    options = f.meta.get('test_options', {})
     a, b = (f(capture, targets, layers, **options) for _ in range(2))
-    assert a.shape[:3] == (len(capture.x), len(targets), len(layers)) and a.ndim == 5, f'{name}: shape {tuple(a.shape)}. Return maps (B,T,L,h,w)'
-    assert a.isfinite().all(), f'{name}: values that are not finite. Check divisions and roots'
-    assert (a == b).all(), f'{name}: a different map in the second call. Seed its random numbers'
-    assert a.flatten(-2).std(-1).min() > 0, f'{name}: a constant map. Values must differ between patches'
-    assert model_state(model) == before, f'{name}: changed the model. Remove its hooks and restore its modes'
+    assert (a.shape[:3] == (len(capture.x), len(targets), len(layers))
+            and a.ndim == 5), (
+                f'{name}: shape {tuple(a.shape)}. Return maps (B,T,L,h,w)')
+    assert (a.isfinite().all()), (
+        f'{name}: values that are not finite. Check divisions and roots')
+    assert ((a == b).all()), (
+        f'{name}: a different map in the second call. Seed its random numbers')
+    assert (a.flatten(-2).std(-1).min() > 0), (
+        f'{name}: a constant map. Values must differ between patches')
+    assert (model_state(model) == before), (
+        f'{name}: changed the model. Remove its hooks and restore its modes')
     is_agnostic = (a[:, :1] == a).all()
-    assert is_agnostic == f.meta.get('class_agnostic', False), f'{name}: {"the same map for all classes. Declare it with" if is_agnostic else "different maps for different classes. Remove"} class_agnostic=True'
+    advice = ('the same map for all classes. Declare it with' if is_agnostic
+              else 'different maps for different classes. Remove')
+    assert is_agnostic == f.meta.get('class_agnostic', False), (
+        f'{name}: {advice} class_agnostic=True')

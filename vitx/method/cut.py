@@ -28,212 +28,317 @@ def pairwise_cosine(t:torch.Tensor)->torch.Tensor: # (…,n,D) → (…,n,n) in 
     t = l2_normalize(t)
     return t @ t.mT
 
-def hard_affinity(t:torch.Tensor,   # (…,n,D)
-                  tau:float=.2,     # threshold of the cosine
-                  eps:float=1e-5,   # affinity of the other pairs, > 0 so that the graph stays connected
-                 )->torch.Tensor:   # (…,n,n): 1 or eps
-    "Affinity of R-Cut and TokenCut: 1 where the cosine of two tokens exceeds `tau`, else `eps`"
+def hard_affinity(
+    t:torch.Tensor,  # (…,n,D)
+    tau:float=.2,  # threshold of the cosine
+    # affinity of the other pairs, > 0 so that the graph stays connected
+    eps:float=1e-5,
+)->torch.Tensor:  # (…,n,n): 1 or eps
+    """Affinity of R-Cut and TokenCut: 1 where the cosine of two tokens exceeds
+    `tau`, else `eps`"""
     return (c := pairwise_cosine(t)).gt(tau).to(c.dtype).clamp_min_(eps)
 
-def soft_affinity(t:torch.Tensor,   # (…,n,D)
-                  power:float=2.,   # exponent; larger values reduce weak affinities
-                 )->torch.Tensor:   # (…,n,n) in 0..1
+def soft_affinity(
+    t:torch.Tensor,  # (…,n,D)
+    power:float=2.,  # exponent; larger values reduce weak affinities
+)->torch.Tensor:  # (…,n,n) in 0..1
     "Cosine of tokens minus their mean, clipped at 0 and raised to a power"
     A = pairwise_cosine(t - t.mean(-2, keepdim=True)).float().clamp_min_(0)
-    while power > 1 and power % 2 == 0: A, power = A.mul_(A), power/2   # squares are cheaper than powers
+    while power > 1 and power % 2 == 0: # squares are cheaper than powers
+        A, power = A.mul_(A), power/2
     return A if power == 1 else A**power
 
 # %% ../../nbs/method/02_cut.ipynb #1b20ed9d
 def ncut(A:torch.Tensor, # (…,n,n) affinity, symmetric, ≥ 0
          k:int=1,        # number of eigenvectors
         )->torch.Tensor: # (…,k,n), each of length 1, sign arbitrary
-    "Relaxed normalized cuts of a graph: eigenvectors 2 … k+1 of (D−A)v = λDv (Shi & Malik, PAMI 2000)"
-    if A.shape[-1] != A.shape[-2]: raise VitxError(f"the affinity of shape {tuple(A.shape)} isn't square. Pass one of shape (…,n,n)")
+    """Relaxed normalized cuts of a graph: eigenvectors 2 … k+1 of (D−A)v = λDv
+    (Shi & Malik, PAMI 2000)"""
+    if A.shape[-1] != A.shape[-2]:
+        raise VitxError(f"the affinity of shape {tuple(A.shape)} isn't square. "
+                        f"Pass one of shape (…,n,n)")
     A = A.double()
     r = A.sum(-1).clamp_min(1e-12).rsqrt()
     S = r[..., :, None]*A*r[..., None, :]
     v = _eigenvectors(S, 1/r, k)
     return l2_normalize(v*r[..., None, :]).float()
 
-MAX_DENSE_NODES = 400      # graphs of at most this many nodes: all eigenvectors are computed at once, which is faster
-MAX_SQUARED_NODES = 1024   # on a GPU or while a graph is traced, for at most this many nodes: the matrix is squared repeatedly instead
+# graphs of at most this many nodes: all eigenvectors are computed at once,
+# which is faster
+MAX_DENSE_NODES = 400
+# on a GPU or while a graph is traced, for at most this many nodes: the matrix
+# is squared repeatedly instead
+MAX_SQUARED_NODES = 1024
 
-def _eigenvectors(S, known, k): # (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k (…,k,n)
+def _eigenvectors(
+    S, known, k
+    # (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k
+    # (…,k,n)
+):
     n = S.shape[-1]
-    if k == 1 and (S.is_cuda or is_traced()) and n <= MAX_SQUARED_NODES: return _by_squaring(S, known)[..., None, :]
+    if k == 1 and (S.is_cuda or is_traced()) and n <= MAX_SQUARED_NODES:
+        return _by_squaring(S, known)[..., None, :]
     if n > MAX_DENSE_NODES: return _lanczos(S, known, k)
     v = torch.linalg.eigh(S).eigenvectors[..., -k-1:-1].mT
     return v.flip(-2) if k > 1 else v
 
 # %% ../../nbs/method/02_cut.ipynb #6d8bf0f8
-def _by_squaring(S, known): # (…,n,n) of norm 1, (…,n) the eigenvector of eigenvalue 1 → the next one (…,n)
+def _by_squaring(
+    S, known
+    # (…,n,n) of norm 1, (…,n) the eigenvector of eigenvalue 1 → the next one
+    # (…,n)
+):
     u, M = l2_normalize(known), S/2
-    M.diagonal(dim1=-2, dim2=-1).add_(.5)                                   # eigenvalues in 0..1
-    M = M - u[..., :, None]*u[..., None, :]                                 # that of u is 0 now
-    for i in range(24):                                                     # the power 2²⁴ leaves eigenvalues 1 and 1 − 10⁻⁶ apart
+    M.diagonal(dim1=-2, dim2=-1).add_(.5)  # eigenvalues in 0..1
+    M = M - u[..., :, None]*u[..., None, :]  # that of u is 0 now
+    for i in range(24):  # the power 2²⁴ leaves eigenvalues 1 and 1 − 10⁻⁶ apart
         M = M @ M
-        if i % 4 == 3: M = M/M.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    largest = M.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*M.shape[:-1], 1)
+        if i % 4 == 3:
+            M = M/M.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    largest = (M.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+               .expand(*M.shape[:-1], 1))
     return l2_normalize(M.gather(-1, largest)[..., 0])
 
-def _lanczos(S, known, k, tol=1e-8, steps=20): # (…,n,n) of norm 1, (…,n) the eigenvector that is known → (…,k,n)
+def _lanczos(
+    S, known, k, tol=1e-8, steps=20
+):  # (…,n,n) of norm 1, (…,n) the eigenvector that is known → (…,k,n)
     noise = torch.Generator().manual_seed(0)
-    random_vector = lambda: torch.randn(S.shape[-1], generator=noise, dtype=S.dtype).to(S.device)
-    Q, SQ, q = l2_normalize(known)[..., None, :], S.new_zeros(*S.shape[:-2], 0, S.shape[-1]), random_vector().expand(known.shape)
+    random_vector = lambda: torch.randn(S.shape[-1], generator=noise,
+                                        dtype=S.dtype).to(S.device)
+    Q, SQ, q = l2_normalize(known)[..., None, :], S.new_zeros(*S.shape[:-2], 0,
+        S.shape[-1]), random_vector().expand(known.shape)
     while True:
         for _ in range(min(steps + k, S.shape[-1] - Q.shape[-2])):
-            q = l2_normalize(q) + 1e-9*random_vector()                                 # noise: a new direction if the iteration can reach no other
-            for _ in range(2): q = l2_normalize(q - (q[..., None, :] @ Q.mT @ Q)[..., 0, :])
-            Q, q = torch.cat([Q, q[..., None, :]], -2), (S @ q[..., None])[..., 0]
+            # noise: a new direction if the iteration can reach no other
+            q = l2_normalize(q) + 1e-9*random_vector()
+            for _ in range(2):
+                q = l2_normalize(q - (q[..., None, :] @ Q.mT @ Q)[..., 0, :])
+            Q, q = torch.cat([Q, q[..., None, :]],
+                             -2), (S @ q[..., None])[..., 0]
             SQ = torch.cat([SQ, q[..., None, :]], -2)
         w, y = torch.linalg.eigh(Q[..., 1:, :] @ SQ.mT)
         w, y = w.flip(-1)[..., :k, None], y.mT.flip(-2)[..., :k, :]
         v = y @ Q[..., 1:, :]
-        if Q.shape[-2] == S.shape[-1] or (y @ SQ - w*v).norm(dim=-1).max() < tol: return v
+        if Q.shape[-2] == S.shape[-1] or (y @ SQ - w*v).norm(
+            dim=-1).max() < tol:
+            return v
 
 # %% ../../nbs/method/02_cut.ipynb #1d1e7169
 def orient_by_max(v:torch.Tensor)->torch.Tensor: # (…,n) → (…,n)
-    "Choose the sign that makes the entry of largest size positive (R-Cut's code, TokenCut)"
+    """Choose the sign that makes the entry of largest size positive (R-Cut's
+    code, TokenCut)"""
     low, high = v.aminmax(dim=-1, keepdim=True)
     return v*torch.copysign(constant(torch.ones, (), like=v), low + high)
 
-def orient_by_relevance(v:torch.Tensor,         # (…,n)
-                        relevance:torch.Tensor, # (…,n), larger where the class is
-                       )->torch.Tensor:         # (…,n)
-    "Choose the sign for which v has a positive covariance with the relevance of the class"
-    covariance = ((v - v.mean(-1, keepdim=True))*(relevance - relevance.mean(-1, keepdim=True))).sum(-1, keepdim=True)
+def orient_by_relevance(
+    v:torch.Tensor,  # (…,n)
+    relevance:torch.Tensor,  # (…,n), larger where the class is
+)->torch.Tensor:  # (…,n)
+    """Choose the sign for which v has a positive covariance with the relevance
+    of the class"""
+    covariance = ((v - v.mean(-1, keepdim=True))*(relevance -
+        relevance.mean(-1, keepdim=True))).sum(-1, keepdim=True)
     return v*torch.where(covariance < 0, -1., 1.)
 
 # %% ../../nbs/method/02_cut.ipynb #80a9af07
-def propagate(A:torch.Tensor, # (…,n,n) affinity, symmetric
-              r:torch.Tensor, # (…,T,n) relevance
-              alpha:float=.9, # share of the neighbors in each average, 0 ≤ alpha < 1; 0: no propagation
-              tol:float=2e-6, # error that may remain, as a fraction of the initial error
-             )->torch.Tensor: # (…,T,n)
-    "Label propagation over a graph (Zhou et al., NIPS 2004): repeated average of the neighbors' relevance and a patch's own"
-    if not 0 <= alpha < 1: raise VitxError(f"alpha is {alpha}, which is out of range. Choose 0 ≤ alpha < 1")
+def propagate(
+    A:torch.Tensor,  # (…,n,n) affinity, symmetric
+    r:torch.Tensor,  # (…,T,n) relevance
+    # share of the neighbors in each average, 0 ≤ alpha < 1; 0: no propagation
+    alpha:float=.9,
+    tol:float=2e-6,  # error that may remain, as a fraction of the initial error
+)->torch.Tensor:  # (…,T,n)
+    """Label propagation over a graph (Zhou et al., NIPS 2004): repeated average
+    of the neighbors' relevance and a patch's own"""
+    if not 0 <= alpha < 1:
+        raise VitxError(f"alpha is {alpha}, which is out of range. Choose 0 ≤ "
+                        f"alpha < 1")
     if not alpha: return r
     P, x = A/A.sum(-1, keepdim=True).clamp_min(1e-12), r.mT
     shape = torch.broadcast_shapes(P.shape[:-2], x.shape[:-2])
-    P, x = (t.expand(*shape, *t.shape[-2:]).reshape(-1, *t.shape[-2:]) for t in (P, x))
-    x = (_sum_of_powers if A.shape[-1] <= MAX_DENSE_NODES else _chebyshev)(P, x, alpha, tol)
+    P, x = (t.expand(*shape, *t.shape[-2:]).reshape(-1, *t.shape[-2:])
+            for t in (P, x))
+    x = (_sum_of_powers if A.shape[-1] <= MAX_DENSE_NODES
+         else _chebyshev)(P, x, alpha, tol)
     return x.reshape(*shape, *x.shape[-2:]).mT
 
-def _sum_of_powers(P, r, alpha, tol): # (1 − α)(1 + αP + α²P² + …) r, as (1 + αP)(1 + α²P²)(1 + α⁴P⁴) … r
+def _sum_of_powers(
+    P, r, alpha,
+    tol):  # (1 − α)(1 + αP + α²P² + …) r, as (1 + αP)(1 + α²P²)(1 + α⁴P⁴) … r
     n = max(1, math.ceil(math.log2(math.log(tol)/math.log(alpha))))
     for i in range(n-1): r, P = torch.baddbmm(r, P, r, alpha=alpha**2**i), P @ P
     return torch.baddbmm(r, P, r, beta=1-alpha, alpha=(1-alpha)*alpha**2**(n-1))
 
-def _chebyshev(P, r, alpha, tol): # the same by accelerated averaging, for graphs whose squares are expensive
+def _chebyshev(
+    P, r, alpha, tol
+):  # the same by accelerated averaging, for graphs whose squares are expensive
     r = (1-alpha)*r
     last, x, w = r, torch.baddbmm(r, P, r, alpha=alpha), 2.
-    for _ in range(math.ceil(math.log(tol/2)/math.log(alpha/(1 + (1 - alpha**2)**.5)))):
+    for _ in range(
+        math.ceil(math.log(tol/2)/math.log(alpha/(1 + (1 - alpha**2)**.5)))):
         w = 1/(1 - alpha**2*w/4)
         x, last = torch.baddbmm(torch.lerp(last, r, w), P, x, alpha=w*alpha), x
     return x
 
 # %% ../../nbs/method/02_cut.ipynb #a75fd3bb
-MAX_CELLS = 4096   # maximum cells of a map; finer grids are pooled, because the size of an affinity is quadratic in it
+# maximum cells of a map; finer grids are pooled, because the size of an
+# affinity is quadratic in it
+MAX_CELLS = 4096
 
-def _cut_vector(t, tau): return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
+def _cut_vector(t, tau):
+    return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
 
-@method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens', terms="authors' code: no license found", class_agnostic=True)
+@method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens',
+        terms="authors' code: no license found", class_agnostic=True)
 def cut(capture, targets, layers):
     "Normalized cut of unweighted tokens, the same for every class"
     run = capture(targets, attn_input=layers, max_cells=MAX_CELLS)
-    v = torch.stack([_cut_vector(run.patches(run.values['attn_input', l]), .25) for l in layers], 1)
+    v = torch.stack([_cut_vector(run.patches(run.values['attn_input', l]), .25)
+                     for l in layers], 1)
     return run.on_grid(v)[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
 
-@method('rcut-code', source='R-Cut, the released code (oniu-uin0/R-Cut)', terms="authors' code: no license found")
+@method('rcut-code', source='R-Cut, the released code (oniu-uin0/R-Cut)',
+        terms="authors' code: no license found")
 def rcut_code(capture, targets, layers):
-    "R-Cut as in its released code: gradient weights of the probability, hard threshold, largest entry positive"
-    run = capture(targets, attn_input=layers, grad='attn_input', score='prob', max_cells=MAX_CELLS)
-    ts, ws = ([run.patches(d['attn_input', l]) for l in layers] for d in (run.values, run.grads))
-    weighted = [weight_channels(t[:, None], gradient_weights(dt)) for t,dt in zip(ts, ws)]         # (B,T,n,D) each
-    return run.on_grid(_cut_vector(torch.stack(weighted, 2) if len(layers) > 1 else weighted[0][:, :, None], .2))
+    """R-Cut as in its released code: gradient weights of the probability, hard
+    threshold, largest entry positive"""
+    run = capture(targets, attn_input=layers, grad='attn_input', score='prob',
+                  max_cells=MAX_CELLS)
+    ts, ws = ([run.patches(d['attn_input', l]) for l in layers]
+              for d in (run.values, run.grads))
+    weighted = [weight_channels(t[:, None], gradient_weights(dt))
+                for t,dt in zip(ts, ws)]  # (B,T,n,D) each
+    return run.on_grid(_cut_vector(torch.stack(weighted, 2) if len(layers) > 1
+                                   else weighted[0][:, :, None], .2))
 
-@method('rcut-figure', source='R-Cut, Sensors 2024, the method figure', terms="authors' code: no license found", n_forward='D')
-def rcut_figure(capture, targets, layers, num_groups:int=0, batch=64, progress=None): # num_groups: groups of channels, one forward pass each; 0: no groups
-    "R-Cut as in the paper's figure: masked-cosine weights (one forward pass per channel), hard threshold, largest entry positive"
+# %% ../../nbs/method/02_cut.ipynb #19c8592e
+@method('rcut-figure', source='R-Cut, Sensors 2024, the method figure',
+        terms="authors' code: no license found", n_forward='D')
+def rcut_figure(
+    capture, targets, layers, num_groups:int=0, batch=64, progress=None
+):  # num_groups: groups of channels, one forward pass each; 0: no groups
+    """R-Cut as in the paper's figure: masked-cosine weights (one forward pass
+    per channel), hard threshold, largest entry positive"""
     run, x = capture(targets, tokens=layers, max_cells=MAX_CELLS), capture.x
     out = torch.empty(*run.targets.shape, len(layers), run.grid[0]*run.grid[1])
-    for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers'):
+    for b,l in track(
+        [(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers'):
         t = run.patches(run.values['tokens', layers[l]])[b]
-        masks, group = channel_masks(t, run.grid, tuple(x.shape[-2:]), run.grid_geometry), channel_groups(t, num_groups) if num_groups else slice(None)
-        P = masked_probs(capture.predict, x[b], group_masks(masks, group) if num_groups else masks, batch, progress)[group]
-        for k,c in enumerate(run.targets[b].tolist()): out[b, k, l] = _cut_vector(weight_channels(t, cosine_weights(P, c)), .2).cpu()
+        masks, group = (
+            channel_masks(t, run.grid, tuple(x.shape[-2:]), run.grid_geometry),
+            channel_groups(t, num_groups) if num_groups else slice(None))
+        P = masked_probs(capture.predict, x[b], group_masks(masks, group)
+                         if num_groups else masks, batch, progress)[group]
+        for k,c in enumerate(run.targets[b].tolist()):
+            out[b, k, l] = _cut_vector(weight_channels(t, cosine_weights(P, c)),
+                                       .2).cpu()
     return run.on_grid(out)
 
 # %% ../../nbs/method/02_cut.ipynb #db7051f0
 def gaussian_affinity(v:torch.Tensor,  # (…,n,k) features of each patch
                       sigma:float=1.,  # width, in median distances
                      )->torch.Tensor:  # (…,n,n) in 0..1
-    "Gaussian of the distances between features; its width is the median distance, or the mean if the median is 0"
+    """Gaussian of the distances between features; its width is the median
+    distance, or the mean if the median is 0"""
     v = v.float()
-    shape, v = v.shape[:-2], (v - v.mean(-2, keepdim=True)).reshape(-1, *v.shape[-2:])     # centered, so that the product below loses no digits
+    # centered, so that the product below loses no digits
+    shape, v = (v.shape[:-2],
+                (v - v.mean(-2, keepdim=True)).reshape(-1, *v.shape[-2:]))
     size = v.square().sum(-1)
-    d2 = torch.baddbmm(size[:, :, None] + size[:, None], v, v.mT, alpha=-2).clamp_min_(0)
+    d2 = torch.baddbmm(size[:, :, None] + size[:, None], v, v.mT,
+                       alpha=-2).clamp_min_(0)
     d2.diagonal(dim1=-2, dim2=-1).zero_()
     distances = d2.flatten(-2)
     distances = distances[..., ::-(-distances.shape[-1]//MAX_MEDIAN_SAMPLES)]
-    s2 = torch.where((m := distances.median(-1).values) > 0, m, distances.sqrt().mean(-1).square()).clamp_min(1e-24)
-    return torch.exp(d2/(-2*sigma**2*s2[..., None, None])).reshape(*shape, *d2.shape[-2:])
+    s2 = torch.where((m := distances.median(-1).values) > 0, m,
+                     distances.sqrt().mean(-1).square()).clamp_min(1e-24)
+    return torch.exp(d2/(-2*sigma**2*s2[..., None, None])).reshape(*shape,
+        *d2.shape[-2:])
 
-MAX_MEDIAN_SAMPLES = 2**18 # the median is taken over at most this many distances; if there are more, over every second, third, … of them
+# the median is taken over at most this many distances; if there are more, over
+# every second, third, … of them
+MAX_MEDIAN_SAMPLES = 2**18
 
 def position_affinity(grid:tuple,     # (h,w)
                       sigma:float=1., # width, in median distances
                      )->torch.Tensor: # (n,n) in 0..1
-    "Affinity that decreases with the distance of two patches; each side of the picture has length 1"
+    """Affinity that decreases with the distance of two patches; each side of
+    the picture has length 1"""
     y, x = ((torch.arange(n)+.5)/n for n in grid)
-    return gaussian_affinity(torch.stack(torch.meshgrid(y, x, indexing='ij'), -1).flatten(0, 1), sigma)
+    return gaussian_affinity(torch.stack(torch.meshgrid(y, x, indexing='ij'),
+                                         -1).flatten(0, 1), sigma)
 
 # %% ../../nbs/method/02_cut.ipynb #a768228a
-def pixel_patches(x:torch.Tensor, # (B,3,H,W), preprocessed; scale and offset of each channel don't matter
-                  grid:tuple,     # (h,w)
-                 )->torch.Tensor: # (B,n,3,p,q) in 0..1
-    "Pixels of each patch; every channel is stretched to 0..1 between its 1st and 99th percentile over the picture"
+def pixel_patches(
+    # (B,3,H,W), preprocessed; scale and offset of each channel don't matter
+    x:torch.Tensor,
+    grid:tuple,  # (h,w)
+)->torch.Tensor:  # (B,n,3,p,q) in 0..1
+    """Pixels of each patch; every channel is stretched to 0..1 between its 1st
+    and 99th percentile over the picture"""
     x, p, q = _whole_patches(x.float(), grid)
-    return x.unflatten(-2, (grid[0], p)).unflatten(-1, (grid[1], q)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    return (x.unflatten(-2, (grid[0], p)).unflatten(-1, (grid[1], q))
+            .permute(0, 2, 4, 1, 3, 5).flatten(1, 2))
 
 def _whole_patches(x, grid): # → x (B,3,h·p,w·q) in 0..1, p, q
     p, q = (max(1, round(side/n)) for side,n in zip(x.shape[-2:], grid))
     x, size = _stretch(x), (p*grid[0], q*grid[1])
-    return (x if size == tuple(x.shape[-2:]) else torch.nn.functional.interpolate(x, size=size, mode='bilinear')), p, q
+    return (x if size == tuple(x.shape[-2:])
+            else torch.nn.functional.interpolate(x, size=size,
+                mode='bilinear')), p, q
 
 def _stretch(x):
     v, rank = x.flatten(2), .01*(x[0, 0].numel() - 1)
-    lo, hi = (torch.lerp(*v.topk(int(rank) + 2, largest=top).values[..., -2:, None, None].unbind(2), rank % 1) for top in (False, True))   # sorts less than `quantile`, and takes any number of pixels
+    # sorts less than `quantile`, and takes any number of pixels
+    lo, hi = (torch.lerp(*v.topk(int(rank) + 2, largest=top)
+                         .values[..., -2:, None, None].unbind(2), rank % 1)
+              for top in (False, True))
     return ((x - lo)/(hi - lo).clamp_min(1e-6)).clamp(0, 1)
 
 # %% ../../nbs/method/02_cut.ipynb #24f51b95
 def rgb_to_lab(rgb:torch.Tensor)->torch.Tensor: # (…,3) sRGB in 0..1 → (…,3)
-    "sRGB to CIE L*a*b* (IEC 61966-2-1 and CIE 1976, white point D65): lightness 0..100, green–red, blue–yellow"
+    """sRGB to CIE L*a*b* (IEC 61966-2-1 and CIE 1976, white point D65):
+    lightness 0..100, green–red, blue–yellow"""
     linear = torch.where(rgb > .04045, ((rgb + .055)/1.055)**2.4, rgb/12.92)
     t = linear @ constant(_rgb_to_xyz, like=rgb)
     f = torch.where(t > .008856, t**(1/3), 7.787*t + 16/116)
-    return torch.nn.functional.linear(f, constant(_xyz_to_lab, like=rgb), constant(_lab_offset, like=rgb))
+    return torch.nn.functional.linear(f, constant(_xyz_to_lab, like=rgb),
+                                      constant(_lab_offset, like=rgb))
 
-def _rgb_to_xyz(): return (torch.tensor([[.412453, .357580, .180423], [.212671, .715160, .072169], [.019334, .119193, .950227]])/torch.tensor([.95047, 1., 1.08883])[:, None]).T
-def _xyz_to_lab(): return torch.tensor([[0., 116, 0], [500, -500, 0], [0, 200, -200]])
+def _rgb_to_xyz():
+    return (torch.tensor([[.412453, .357580, .180423], [.212671, .715160,
+        .072169], [.019334, .119193, .950227]])/torch.tensor(
+            [.95047, 1., 1.08883])[:, None]).T
+def _xyz_to_lab():
+    return torch.tensor([[0., 116, 0], [500, -500, 0], [0, 200, -200]])
 def _lab_offset(): return torch.tensor([-16., 0, 0])
 
-def color_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
-    "Affinity that decreases with the distance of two patches' mean colors in CIE Lab"
+def color_affinity(
+    x:torch.Tensor, grid:tuple,
+    sigma:float=1.)->torch.Tensor:  # (B,3,H,W) preprocessed → (B,n,n) in 0..1
+    """Affinity that decreases with the distance of two patches' mean colors in
+    CIE Lab"""
     x, *patch = _whole_patches(as_three_channels(x.float()), grid)
-    return gaussian_affinity(rgb_to_lab(torch.nn.functional.avg_pool2d(x, patch).flatten(2).mT), sigma)
+    return gaussian_affinity(rgb_to_lab(torch.nn.functional.avg_pool2d(x, patch)
+                                        .flatten(2).mT), sigma)
 
 # %% ../../nbs/method/02_cut.ipynb #8888234f
-def roughness(g:torch.Tensor)->torch.Tensor: # (…,p,q) gray patches → (…,4·steps)
-    "Root mean square difference of pixels 1, 2, 4 … apart in four directions, up to half a patch"
+def roughness(
+    g:torch.Tensor)->torch.Tensor:  # (…,p,q) gray patches → (…,4·steps)
+    """Root mean square difference of pixels 1, 2, 4 … apart in four directions,
+    up to half a patch"""
     p, q = g.shape[-2:]
     features = [g.new_zeros(*g.shape[:-2], 1)]
     for s in (2**i for i in range(8) if 2**i <= min(p, q)/2):
-        differences = (g[..., s:] - g[..., :-s], g[..., s:, :] - g[..., :-s, :], g[..., s:, s:] - g[..., :-s, :-s], g[..., s:, :-s] - g[..., :-s, s:])
+        differences = (g[..., s:] - g[..., :-s], g[..., s:, :] - g[..., :-s, :],
+                       g[..., s:, s:] - g[..., :-s, :-s],
+                       g[..., s:, :-s] - g[..., :-s, s:])
         features += [(d**2).mean((-1, -2))[..., None]**.5 for d in differences]
     return torch.cat(features, -1)
 
-def texture_affinity(x:torch.Tensor, grid:tuple, sigma:float=1.)->torch.Tensor: # (B,3,H,W) preprocessed → (B,n,n) in 0..1
+def texture_affinity(
+    x:torch.Tensor, grid:tuple,
+    sigma:float=1.)->torch.Tensor:  # (B,3,H,W) preprocessed → (B,n,n) in 0..1
     "Affinity that decreases with the distance of two patches' `roughness`"
     return gaussian_affinity(roughness(pixel_patches(x, grid).mean(2)), sigma)
 

@@ -29,76 +29,109 @@ def sum_to_grid(v:torch.Tensor, # (…,C,H,W)
                )->torch.Tensor: # (…,h,w)
     "Sum over channels and over the pixels of each grid cell"
     v = v.sum(-3)
-    return F.adaptive_avg_pool2d(v, grid)*(v.shape[-2]*v.shape[-1]/(grid[0]*grid[1]))
+    return F.adaptive_avg_pool2d(v, grid)*(
+        v.shape[-2]*v.shape[-1]/(grid[0]*grid[1]))
 
-def repeat_layers(m:torch.Tensor, layers)->torch.Tensor: # (B,T,h,w) → (B,T,L,h,w)
+def repeat_layers(m:torch.Tensor,
+                  layers)->torch.Tensor:  # (B,T,h,w) → (B,T,L,h,w)
     "Repeat a map for each layer"
     return m[:, :, None].expand(-1, -1, len(layers), -1, -1)
 
 # %% ../../nbs/method/04_gradients.ipynb #fb4c27a1
-@method('input-gradient', source='Shrikumar et al., 2016 (gradient × input), at the pixels', terms='from the paper')
-def input_gradient(capture, targets, layers,
-                   site='pixels', # or 'tokens' (entering block ℓ), 'attn_input' (of block ℓ)
-                  ):
-    "Pixel values × their gradient, summed over each patch; the same map for every layer"
-    run = capture(targets, grad=site, **{site: [0] if site == 'pixels' else layers})
-    if site == 'pixels': return repeat_layers(sum_to_grid(run.values[site, 0][:, None]*run.grads[site, 0], run.grid), layers)
-    return run.on_grid(torch.stack([run.patches((run.values[site, l][:, None]*run.grads[site, l]).sum(-1), -1) for l in layers], 2))
+@method('input-gradient', source='Shrikumar et al., 2016 (gradient × input), '
+                                 'at the pixels', terms='from the paper')
+def input_gradient(
+    capture, targets, layers,
+    site='pixels',  # or 'tokens' (entering block ℓ), 'attn_input' (of block ℓ)
+):
+    """Pixel values × their gradient, summed over each patch; the same map for
+    every layer"""
+    run = capture(targets, grad=site,
+                  **{site: [0] if site == 'pixels' else layers})
+    if site == 'pixels':
+        return repeat_layers(sum_to_grid(
+            run.values[site, 0][:, None]*run.grads[site, 0], run.grid), layers)
+    return run.on_grid(torch.stack(
+        [run.patches((run.values[site, l][:, None]*run.grads[site, l]).sum(-1),
+                     -1) for l in layers], 2))
 
 # %% ../../nbs/method/04_gradients.ipynb #4d0e0b4e
-def _capture_input(capture, x): return type(capture)(capture.model, x, capture.anat, capture.score)
+def _capture_input(capture, x):
+    return type(capture)(capture.model, x, capture.anat, capture.score)
 
 def _pixel_gradients(capture, targets, inputs):
     "For each batch of images (B,3,H,W): the gradient of the pixels (B,T,3,H,W)"
-    return (_capture_input(capture, p)(targets, pixels=[0], grad='pixels').grads['pixels', 0] for p in inputs)
+    return (_capture_input(capture, p)(targets, pixels=[0], grad='pixels')
+            .grads['pixels', 0] for p in inputs)
 
 def _grid_and_targets(capture, targets):
     run = capture(targets)
     return run.grid, run.targets
 
-@method('integrated-gradients', source='Sundararajan, Taly & Yan, ICML 2017; baseline: the mean color', terms='from the paper', n_forward=20)
+@method('integrated-gradients',
+        source='Sundararajan, Taly & Yan, ICML 2017; baseline: the mean color',
+        terms='from the paper', n_forward=20)
 def integrated_gradients(capture, targets, layers, steps=20,
                          baseline=0., # number or tensor, in preprocessed units
                         ):
-    "Pixel values × their mean gradient on the path from the mean color to the image; the same map for every layer"
+    """Pixel values × their mean gradient on the path from the mean color to the
+    image; the same map for every layer"""
     grid, targets = _grid_and_targets(capture, targets)
     difference = capture.x - baseline
-    mean = sum(_pixel_gradients(capture, targets, (baseline + (s + .5)/steps*difference for s in range(steps))))/steps
+    mean = sum(_pixel_gradients(capture, targets, (baseline +
+        (s + .5)/steps*difference for s in range(steps))))/steps
     return repeat_layers(sum_to_grid(difference[:, None]*mean, grid), layers)
 
 # %% ../../nbs/method/04_gradients.ipynb #83f38787
-@method('smoothgrad', source='Smilkov et al., 2017; size of the mean gradient', terms='from the paper', n_forward=16)
+@method('smoothgrad', source='Smilkov et al., 2017; size of the mean gradient',
+        terms='from the paper', n_forward=16)
 def smoothgrad(capture, targets, layers, samples=16, noise=.15, seed=0):
-    "Absolute mean gradient of the pixels over noisy copies of the image; the same map for every layer"
+    """Absolute mean gradient of the pixels over noisy copies of the image; the
+    same map for every layer"""
     grid, targets = _grid_and_targets(capture, targets)
     x, (a, b) = capture.x, capture.x.float().flatten(1).aminmax(dim=1)
-    draws = torch.randn((samples, *x.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x)
+    draws = torch.randn((samples, *x.shape[1:]),
+                        generator=torch.Generator().manual_seed(seed)).to(x)
     sigma = (noise*(b - a)).to(x)[:, None, None, None]
-    return repeat_layers(sum_to_grid((sum(_pixel_gradients(capture, targets, (x + sigma*d for d in draws)))/samples).abs(), grid), layers)
+    return repeat_layers(sum_to_grid((sum(_pixel_gradients(capture, targets,
+        (x + sigma*d for d in draws)))/samples).abs(), grid), layers)
 
 # %% ../../nbs/method/04_gradients.ipynb #cce98760
 class _BlockAndHead(nn.Module):
-    "One block followed by the head: tokens that enter the block (B,N,D) → logits"
+    """One block followed by the head: tokens that enter the block (B,N,D) →
+    logits"""
     def __init__(self, capture, l, block_kwargs):
         super().__init__()
-        self.block, self.head_logits, self.block_kwargs = capture.anat.blocks[l], capture.head_logits, block_kwargs
-    def forward(self, tokens): return self.head_logits(self.block(tokens, **self.block_kwargs))
+        self.block, self.head_logits, self.block_kwargs = (
+            capture.anat.blocks[l], capture.head_logits, block_kwargs)
+    def forward(self, tokens):
+        return self.head_logits(self.block(tokens, **self.block_kwargs))
 
 def _block_gradients(capture, run, l, block_kwargs):
-    "Activations with the attention of block `l` and its gradient, if the head follows this block"
-    anat = Anatomy([capture.anat.layers[l]], capture.anat.num_pooled_prefix, lambda h, w, n: run.grid)
-    return Capture(_BlockAndHead(capture, l, block_kwargs), run.values['tokens', l], anat, capture.score)(run.targets, attn=[0], grad='attn')
+    """Activations with the attention of block `l` and its gradient, if the head
+    follows this block"""
+    anat = Anatomy([capture.anat.layers[l]], capture.anat.num_pooled_prefix,
+                   lambda h, w, n: run.grid)
+    return Capture(_BlockAndHead(capture, l, block_kwargs),
+                   run.values['tokens', l], anat, capture.score)(run.targets,
+                       attn=[0], grad='attn')
 
-@method('legrad', uses_internals=True, source='Bousselham et al., ICCV 2025 (LeGrad, arXiv 2404.03214)', terms="authors' code: MIT license")
+@method('legrad', uses_internals=True, source='Bousselham et al., ICCV 2025 '
+        '(LeGrad, arXiv 2404.03214)', terms="authors' code: MIT license")
 def legrad(capture, targets, layers):
-    "Positive gradient of each block's attention if the head follows this block, summed over blocks 0 … ℓ"
+    """Positive gradient of each block's attention if the head follows this
+    block, summed over blocks 0 … ℓ"""
     block_kwargs = {}   # further inputs of the blocks, such as rotary positions
     with preserve_state(capture.model) as undo:
         for l,b in enumerate(capture.anat.blocks):
-            undo.callback(b.register_forward_pre_hook(lambda m, args, kw, l=l: block_kwargs.update({l: kw}), with_kwargs=True).remove)
+            undo.callback(b.register_forward_pre_hook(lambda m, args, kw, l=l:
+                block_kwargs.update({l: kw}), with_kwargs=True).remove)
         run = capture(targets, tokens=range(max(layers)+1))
-        grads = (_block_gradients(capture, run, l, block_kwargs[l]).grads['attn', 0] for l in range(max(layers)+1))   # one block in memory at a time
-        gradients = [run.patches(g.clamp_min(0).mean((2, 3)), -1) for g in grads]
+        grads = (_block_gradients(capture, run, l, block_kwargs[l])
+                 .grads['attn', 0]
+                 for l in range(max(layers)+1))  # one block in memory at a time
+        gradients = [run.patches(g.clamp_min(0).mean((2, 3)), -1)
+                     for g in grads]
     return run.on_grid(torch.stack(gradients, 2).cumsum(2)[:, :, list(layers)])
 
 # %% ../../nbs/method/04_gradients.ipynb #d1ffbd0f
@@ -107,7 +140,8 @@ def block_intermediates(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
     try:
         a, m = block.attn, block.mlp
         normed = block.norm1(x)
-        q, k, v = a.qkv(normed).unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B,heads,N,d) each
+        q, k, v = (a.qkv(normed).unflatten(-1, (3, a.num_heads, -1))
+                   .permute(2, 0, 3, 1, 4))  # (B,heads,N,d) each
         q, k = a.q_norm(q), a.k_norm(k)
         attn = (q @ k.mT*a.scale).softmax(-1)
         mixed = attn @ v
@@ -118,43 +152,61 @@ def block_intermediates(block:nn.Module, x:torch.Tensor)->dict: # x (B,N,D)
         hidden = m.norm(m.act(m.fc1(normed2)))
         mlp_out = block.ls2(m.fc2(hidden))
     except AttributeError as e:
-        raise VitxError(f"{type(block).__name__} isn't built like a plain ViT's block ({e}): "
-                        "choose a method that doesn't use the inside of blocks, such as chefer or gradcam") from None
-    return dict(resid_pre=x, normed=normed, q=q, k=k, v=v, attn=attn, heads=heads, attn_out=attn_out, resid_mid=resid_mid,
-                normed2=normed2, hidden=hidden, mlp_out=mlp_out, resid_post=resid_mid + mlp_out)
+        raise VitxError(f"{type(block).__name__} isn't built like a plain "
+                        f"ViT's block ({e}): "
+                        "choose a method that doesn't use the inside of "
+                        "blocks, such as chefer or gradcam") from None
+    return dict(resid_pre=x, normed=normed, q=q, k=k, v=v, attn=attn,
+                heads=heads, attn_out=attn_out, resid_mid=resid_mid,
+                normed2=normed2, hidden=hidden, mlp_out=mlp_out,
+                resid_post=resid_mid + mlp_out)
 
 # %% ../../nbs/method/04_gradients.ipynb #a158bcdc
 def results_match(result, expected)->bool:
-    "Is a recomputed result that of the model, up to the precision of the model?"
-    return bool((result - expected).norm() <= (1e-3 if result.dtype.itemsize > 2 else .05)*expected.norm())
+    """Is a recomputed result that of the model, up to the precision of the
+    model?"""
+    return bool((result - expected).norm() <= (1e-3 if result.dtype.itemsize > 2
+        else .05)*expected.norm())
 
 def check_match(result, expected, name):
     "Raise a VitxError if a recomputed result differs from that of the model"
     if not results_match(result, expected):
-        raise VitxError(f"{name} doesn't compute the same as in a plain ViT: choose a method that doesn't use the inside of blocks, such as chefer or gradcam")
+        raise VitxError(f"{name} doesn't compute the same as in a plain ViT: "
+                        f"choose a method that doesn't use the inside of "
+                        f"blocks, such as chefer or gradcam")
 
-def checked_intermediates(capture,
-                          run,         # activations with the tokens of the layers and of those that follow them
-                          layers=None, # None: all
-                         )->list:      # of dicts
-    "`block_intermediates` of every block, checked against the output of the model's own blocks"
+def checked_intermediates(
+    capture,
+    # activations with the tokens of the layers and of those that follow them
+    run,
+    layers=None,  # None: all
+)->list:  # of dicts
+    """`block_intermediates` of every block, checked against the output of the
+    model's own blocks"""
     blocks, intermediates = capture.anat.blocks, []
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model):
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        capture.model):
         for l in range(len(blocks)) if layers is None else layers:
-            parts = block_intermediates(blocks[l], run.values['tokens', l].to(capture.x.dtype))
+            parts = block_intermediates(blocks[l], run.values['tokens', l]
+                                        .to(capture.x.dtype))
             last = l == len(blocks) - 1
-            check_match(capture.head_logits(parts['resid_post']) if last else parts['resid_post'], run.logits if last else run.values['tokens', l+1],
-                         f"{type(blocks[l]).__name__} of block {l}")
+            check_match(capture.head_logits(parts['resid_post']) if last
+                        else parts['resid_post'],
+                        run.logits if last else run.values['tokens', l+1],
+                        f"{type(blocks[l]).__name__} of block {l}")
             intermediates.append(parts)
     return intermediates
 
 # %% ../../nbs/method/04_gradients.ipynb #7e2a11c2
-LRP_TERMS = 'LRP is patented: free of charge for personal and scientific purposes only, says the README of the library LXT'
+LRP_TERMS = ('LRP is patented: free of charge for personal and scientific '
+             'purposes only, says the README of the library LXT')
 
 def warn_lrp_patent():
     "Show, once per process, a `PatentWarning` that LRP is patented"
-    warn_patent("LRP is patented. The README of LXT, the library of AttnLRP's authors (github.com/rachtibat/LRP-eXplains-Transformers), says that it "
-                "can only be used free of charge for personal and scientific purposes.")
+    warn_patent(
+        "LRP is patented. The README of LXT, the library of AttnLRP's authors "
+        "(github.com/rachtibat/LRP-eXplains-Transformers), says that it "
+        "can only be used free of charge for personal and scientific purposes.")
 
 # %% ../../nbs/method/04_gradients.ipynb #045e06e6
 def _safe_divide(a, b):
@@ -165,146 +217,213 @@ def lrp_linear(R:torch.Tensor, # (…,out) relevance of the outputs
                x:torch.Tensor, # (…,in) inputs
                W:torch.Tensor, # (out,in)
               )->torch.Tensor: # (…,in) relevance of the inputs
-    "Distribute relevance in proportion to the positive contributions x_i w_ij (LRP-α1β0)"
+    """Distribute relevance in proportion to the positive contributions x_i w_ij
+    (LRP-α1β0)"""
     p, n, P, N = x.clamp_min(0), x.clamp_max(0), W.clamp_min(0), W.clamp_max(0)
     s = _safe_divide(R, p @ P.T + n @ N.T)
     return p*(s @ P) + n*(s @ N)
 
 def lrp_matmul(R, a, b): # R has the shape of a @ b
-    "Distribute relevance over two factors: half to each, in proportion to contributions"
+    """Distribute relevance over two factors: half to each, in proportion to
+    contributions"""
     s = _safe_divide(R, a @ b)/2
     return a*(s @ b.mT), b*(a.mT @ s)
 
 def lrp_add(R, a, b): # all (B,T,N,D), or broadcast to it
-    "Distribute relevance over two summands in proportion to contributions, then rescale both by the absolute values of their sums"
+    """Distribute relevance over two summands in proportion to contributions,
+    then rescale both by the absolute values of their sums"""
     s, total = _safe_divide(R, a + b), lambda t: t.sum((-1, -2), keepdim=True)
     Ra, Rb = a*s, b*s
     magnitude = total(Ra).abs() + total(Rb).abs()
-    return tuple(r*_safe_divide(_safe_divide(total(r).abs(), magnitude)*total(R), total(r)) for r in (Ra, Rb))
+    return tuple(r*_safe_divide(_safe_divide(total(r).abs(),
+        magnitude)*total(R), total(r)) for r in (Ra, Rb))
 
 # %% ../../nbs/method/04_gradients.ipynb #7eb91d7a
-def lrp_block(R:torch.Tensor, # (B,T,N,D) relevance of the tokens that leave the block
-              block,
-              p:dict,         # `block_intermediates` of the block
-             ):               # relevance of the tokens that enter (B,T,N,D) and of attention (B,T,heads,N,N)
+def lrp_block(
+    R:torch.Tensor,  # (B,T,N,D) relevance of the tokens that leave the block
+    block,
+    p:dict,  # `block_intermediates` of the block
+    # relevance of the tokens that enter (B,T,N,D) and of attention
+    # (B,T,heads,N,N)
+):
     "Propagate relevance from the end of a block to its start"
     a, p = block.attn, {k: v[:, None].float() for k,v in p.items()}
     w = lambda layer: layer.weight.float()
     skip, R = lrp_add(R, p['resid_mid'], p['mlp_out'])
-    R = skip + lrp_linear(lrp_linear(R, p['hidden'], w(block.mlp.fc2)), p['normed2'], w(block.mlp.fc1))
+    R = skip + lrp_linear(lrp_linear(R, p['hidden'], w(block.mlp.fc2)),
+                          p['normed2'], w(block.mlp.fc1))
     skip, R = lrp_add(R, p['resid_pre'], p['attn_out'])
-    R = lrp_linear(R, p['heads'], w(a.proj)).unflatten(-1, (a.num_heads, -1)).transpose(-2, -3)
+    R = lrp_linear(R, p['heads'], w(a.proj)).unflatten(-1,
+        (a.num_heads, -1)).transpose(-2, -3)
     R_attn, R_v = lrp_matmul(R, p['attn'], p['v'])
     R_q, R_k = lrp_matmul(R_attn, p['q'], p['k'].mT)
-    R = torch.stack([R_q, R_k.mT, R_v], -2).transpose(2, 3).flatten(4)   # (B,T,N,heads,3·d)
-    R = R.unflatten(-1, (3, -1)).transpose(-2, -3).flatten(3)            # (B,T,N,3·heads·d), as qkv gives it
+    # (B,T,N,heads,3·d)
+    R = torch.stack([R_q, R_k.mT, R_v], -2).transpose(2, 3).flatten(4)
+    # (B,T,N,3·heads·d), as qkv gives it
+    R = R.unflatten(-1, (3, -1)).transpose(-2, -3).flatten(3)
     return skip + lrp_linear(R, p['normed'], w(a.qkv)), R_attn
 
 # %% ../../nbs/method/04_gradients.ipynb #4171eec4
-def linear_heads(capture, run,
-                 out:torch.Tensor, # (B,N,D) tokens that leave the last block
-                ):                 # tokens after the final norm, [(head, its input (B,D))]
-    "The linear heads of a model and their inputs, checked against the model's logits"
+def linear_heads(
+    capture, run,
+    out:torch.Tensor,  # (B,N,D) tokens that leave the last block
+):  # tokens after the final norm, [(head, its input (B,D))]
+    """The linear heads of a model and their inputs, checked against the model's
+    logits"""
     m, anat = capture.model, capture.anat
     tokens = m.norm(out)
-    pooled = [tokens[:, i] for i in range(anat.num_pooled_prefix)] or [run.patches(tokens).mean(1)]
+    pooled = [tokens[:, i] for i in range(anat.num_pooled_prefix)] or [
+        run.patches(tokens).mean(1)]
     inputs = [getattr(m, 'fc_norm', nn.Identity())(t) for t in pooled]
-    heads = [h for h in (getattr(m, n, None) for n in ('head', 'head_dist')) if isinstance(h, nn.Linear)]
-    logits = torch.stack([h(t) for h,t in zip(heads, inputs)]).mean(0) if len(heads) == len(inputs) else torch.zeros_like(run.logits)
+    heads = [h for h in (getattr(m, n, None) for n in ('head', 'head_dist'))
+             if isinstance(h, nn.Linear)]
+    logits = (torch.stack([h(t) for h,t in zip(heads, inputs)]).mean(0)
+              if len(heads) == len(inputs) else torch.zeros_like(run.logits))
     check_match(logits, run.logits, f"the head of {type(m).__name__}")
     return tokens, list(zip(heads, inputs))
 
-def lrp_head(capture, run, out:torch.Tensor)->torch.Tensor: # out (B,N,D) → (B,T,N,D)
-    "Relevance of the tokens that leave the last block, starting with 1 at each target's logit"
-    R, (tokens, pairs) = F.one_hot(run.targets, run.logits.shape[1]).float(), linear_heads(capture, run, out)
-    head_relevance = [lrp_linear(R/len(pairs), t[:, None].float(), h.weight.float()) for h,t in pairs]   # (B,T,D) each
-    relevance = torch.zeros(*R.shape[:2], *tokens.shape[1:], device=tokens.device)
-    if capture.anat.num_pooled_prefix: relevance[:, :, :capture.anat.num_pooled_prefix] = torch.stack(head_relevance, 2)
+def lrp_head(capture, run,
+             out:torch.Tensor)->torch.Tensor:  # out (B,N,D) → (B,T,N,D)
+    """Relevance of the tokens that leave the last block, starting with 1 at
+    each target's logit"""
+    R, (tokens, pairs) = (F.one_hot(run.targets, run.logits.shape[1]).float(),
+                          linear_heads(capture, run, out))
+    head_relevance = [lrp_linear(R/len(pairs), t[:, None].float(),
+                                 h.weight.float())
+                      for h,t in pairs]  # (B,T,D) each
+    relevance = torch.zeros(*R.shape[:2], *tokens.shape[1:],
+                            device=tokens.device)
+    if capture.anat.num_pooled_prefix:
+        relevance[:, :, :capture.anat.num_pooled_prefix] = (
+            torch.stack(head_relevance, 2))
     else:
         t = run.patches(tokens).float()[:, None]
-        patch_relevance = t*_safe_divide(head_relevance[0], t.sum(-2))[..., None, :]   # a mean is distributed in proportion to contributions
+        # a mean is distributed in proportion to contributions
+        patch_relevance = t*_safe_divide(head_relevance[0],
+                                         t.sum(-2))[..., None, :]
         relevance[:, :, capture.anat.num_prefix_tokens:] = patch_relevance
     return relevance
 
 # %% ../../nbs/method/04_gradients.ipynb #57418adc
-def lrp_relevances(capture,
-                   run, # activations with the tokens of all blocks
-                  ):    # {layer: (tokens that enter (B,T,N,D), attention (B,T,heads,N,N))}
+def lrp_relevances(
+    capture,
+    run,  # activations with the tokens of all blocks
+):  # {layer: (tokens that enter (B,T,N,D), attention (B,T,heads,N,N))}
     "Relevance of the tokens that enter each block, and of its attention"
     warn_lrp_patent()
     intermediates, by_layer = checked_intermediates(capture, run), {}
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model):
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        capture.model):
         R = lrp_head(capture, run, intermediates[-1]['resid_post'])
-        for l in reversed(range(capture.depth)): by_layer[l] = R, _ = lrp_block(R, capture.anat.blocks[l], intermediates[l])
+        for l in reversed(range(capture.depth)):
+            by_layer[l] = R, _ = lrp_block(R, capture.anat.blocks[l],
+                intermediates[l])
     return by_layer
 
-@method('chefer-lrp', uses_internals=True, source='Chefer, Gur & Wolf, CVPR 2021 (transformer attribution)', terms=f"authors' code: MIT license; {LRP_TERMS}")
+@method('chefer-lrp', uses_internals=True,
+        source='Chefer, Gur & Wolf, CVPR 2021 (transformer attribution)',
+        terms=f"authors' code: MIT license; {LRP_TERMS}")
 def chefer_lrp(capture, targets, layers):
-    "Positive part of attention's relevance × its gradient, averaged over heads, accumulated over blocks 0 … ℓ. Its divisions by sums near 0 amplify rounding: float32 and float64 maps differ by up to 0.6"
-    run = capture(targets, tokens=range(capture.depth), attn=range(max(layers)+1), grad='attn')
+    """Positive part of attention's relevance × its gradient, averaged over
+    heads, accumulated over blocks 0 … ℓ. Its divisions by sums near 0 amplify
+    rounding: float32 and float64 maps differ by up to 0.6"""
+    run = capture(targets, tokens=range(capture.depth),
+                  attn=range(max(layers)+1), grad='attn')
     R = lrp_relevances(capture, run)
     update = lambda l: (R[l][1]*run.grads['attn', l]).clamp_min(0).mean(2)
-    return run.on_grid(torch.stack(list(accumulate_relevance(run, layers, update)), 2))
+    return run.on_grid(
+        torch.stack(list(accumulate_relevance(run, layers, update)), 2))
 
 # %% ../../nbs/method/04_gradients.ipynb #64b05765
 def replace_gradient(y, z):
-    "Tensor with the value of y and the gradient of z; both have the same value up to rounding"
+    """Tensor with the value of y and the gradient of z; both have the same
+    value up to rounding"""
     return y.detach() + (z - z.detach())
 
 def gamma_rule(gamma):
-    "Hook for a linear layer or convolution: contributions with the sign of the output count 1+γ times (generalized γ-rule)"
+    """Hook for a linear layer or convolution: contributions with the sign of
+    the output count 1+γ times (generalized γ-rule)"""
     def rule(m, args, y):
         x, w, b = args[0], m.weight, m.bias
-        f = lambda x, w, b: F.linear(x, w, b) if isinstance(m, nn.Linear) else m._conv_forward(x, w, b)
-        pos_weight, neg_weight = w + gamma*w.clamp_min(0), w + gamma*w.clamp_max(0)
-        pos_bias, neg_bias = (None, None) if b is None else (b + gamma*b.clamp_min(0), b + gamma*b.clamp_max(0))
+        f = (lambda x, w, b: F.linear(x, w, b) if isinstance(m, nn.Linear)
+             else m._conv_forward(x, w, b))
+        pos_weight, neg_weight = (w + gamma*w.clamp_min(0),
+                                  w + gamma*w.clamp_max(0))
+        pos_bias, neg_bias = (None, None) if b is None else (
+            b + gamma*b.clamp_min(0), b + gamma*b.clamp_max(0))
         pos, neg = x.clamp_min(0), x.clamp_max(0)
-        if_pos, if_neg = f(pos, pos_weight, pos_bias) + f(neg, neg_weight, None), f(pos, neg_weight, neg_bias) + f(neg, pos_weight, None)
+        if_pos, if_neg = f(pos, pos_weight, pos_bias) + f(neg, neg_weight,
+            None), f(pos, neg_weight, neg_bias) + f(neg, pos_weight, None)
         favored = torch.where(y > 0, if_pos, if_neg)
-        return replace_gradient(y, favored*torch.where(favored == 0, 0, y/favored).detach())
+        return replace_gradient(y, favored*torch.where(favored == 0, 0,
+            y/favored).detach())
     return rule
 
 # %% ../../nbs/method/04_gradients.ipynb #4cb5b740
 @contextmanager
-def attnlrp_rules(capture,
-                  gamma=(.25, .05), # of convolutions, and of linear layers outside attention; 0: plain contributions
-                  softmax=True,     # False: attention is treated as a constant (CP-LRP)
-                 ):
-    "Context in which value × gradient is the relevance of AttnLRP; the model's outputs do not change"
+def attnlrp_rules(
+    capture,
+    # of convolutions, and of linear layers outside attention; 0: plain
+    # contributions
+    gamma=(.25, .05),
+    softmax=True,  # False: attention is treated as a constant (CP-LRP)
+):
+    """Context in which value × gradient is the relevance of AttnLRP; the
+    model's outputs do not change"""
     warn_lrp_patent()
     with torch.inference_mode(False), preserve_state(capture.model) as undo:
         run = capture(tokens={0, min(1, capture.depth-1), capture.depth-1})
-        with torch.no_grad(): # the rules are valid only for plain blocks and heads
-            linear_heads(capture, run, checked_intermediates(capture, run, (0, capture.depth-1))[-1]['resid_post'])
-        hook = lambda m, rule: undo.callback(m.register_forward_hook(rule).remove)
+        # the rules are valid only for plain blocks and heads
+        with torch.no_grad():
+            linear_heads(capture, run, checked_intermediates(capture, run,
+                (0, capture.depth-1))[-1]['resid_post'])
+        hook = lambda m, rule: undo.callback(m.register_forward_hook(rule)
+            .remove)
         attn_modules = {m for a in capture.anat.attns for m in a.modules()}
         for m in capture.model.modules():
-            if isinstance(m, nn.LayerNorm): hook(m, lambda m, args, y: linearize_norm(args[0], m.normalized_shape, m.weight, m.bias, m.eps))
+            if isinstance(m, nn.LayerNorm):
+                hook(m, lambda m, args, y: linearize_norm(args[0],
+                    m.normalized_shape, m.weight, m.bias, m.eps))
             for kind,g in zip((nn.Conv2d, nn.Linear), gamma):
-                if g and isinstance(m, kind) and m not in attn_modules: hook(m, gamma_rule(g))
+                if g and isinstance(m, kind) and m not in attn_modules:
+                    hook(m, gamma_rule(g))
         for b in capture.anat.blocks:
-            grad_scale = torch.tensor([.25, .25, .5] if softmax else [0., 0, 1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
-            hook(b.mlp.act, lambda m, args, y: linearize_gate(args[0], m.forward))
-            hook(b.attn.qkv, lambda m, args, y, grad_scale=grad_scale: replace_gradient(y, y*grad_scale))
+            grad_scale = torch.tensor([.25, .25, .5] if softmax else [0., 0,
+                1]).repeat_interleave(b.attn.qkv.out_features//3).to(capture.x)
+            hook(b.mlp.act,
+                 lambda m, args, y: linearize_gate(args[0], m.forward))
+            hook(b.attn.qkv, lambda m, args, y, grad_scale=grad_scale:
+                 replace_gradient(y, y*grad_scale))
         yield
 
-@method('attnlrp', uses_internals=True, source='Achtibat et al., ICML 2024; γ as in the authors’ example for ViTs', terms=f"authors' code: Clear BSD license, without patent rights; {LRP_TERMS}")
-def attnlrp(capture, targets, layers, site='pixels', gamma=(.25, .05), softmax=True):
-    "Relevance by the rules of AttnLRP at the pixels, the same map for every layer; `site='tokens'`: at the tokens that enter block ℓ"
-    with attnlrp_rules(capture, gamma, softmax): return input_gradient(capture, targets, layers, site)
+# %% ../../nbs/method/04_gradients.ipynb #c0161b89
+@method('attnlrp', uses_internals=True, source='Achtibat et al., ICML 2024; γ '
+        'as in the authors’ example for ViTs', terms=f"authors' code: Clear "
+        f"BSD license, without patent rights; {LRP_TERMS}")
+def attnlrp(capture, targets, layers, site='pixels', gamma=(.25, .05),
+            softmax=True):
+    """Relevance by the rules of AttnLRP at the pixels, the same map for every
+    layer; `site='tokens'`: at the tokens that enter block ℓ"""
+    with attnlrp_rules(capture, gamma, softmax):
+        return input_gradient(capture, targets, layers, site)
 
 # %% ../../nbs/method/04_gradients.ipynb #508969ce
-def reasoning_feedback(capture, targets, layers, steps=20)->dict: # layer → (B,T,N,N)
-    "Positive part of attention's mean gradient on the path from the mean color to the image, averaged over heads"
+def reasoning_feedback(capture, targets, layers,
+                       steps=20)->dict:  # layer → (B,T,N,N)
+    """Positive part of attention's mean gradient on the path from the mean
+    color to the image, averaged over heads"""
     total = dict.fromkeys(layers, 0)
     for s in range(steps):
-        grad = _capture_input(capture, s/(steps-1)*capture.x)(targets, attn=layers, grad='attn').grads
+        grad = _capture_input(capture, s/(steps-1)*capture.x)(targets,
+            attn=layers, grad='attn').grads
         total = {l: t + grad['attn', l] for l,t in total.items()}
     return {l: (t/steps).clamp_min(0).mean(2) for l,t in total.items()}
 
 # %% ../../nbs/method/04_gradients.ipynb #36a1b0ba
-def _perception_times_feedback(capture, run, layers, first_block, mixing, steps):
-    "Perception over blocks first_block … ℓ, times feedback of block ℓ; the row of the pooled token"
+def _perception_times_feedback(capture, run, layers, first_block, mixing,
+                               steps):
+    """Perception over blocks first_block … ℓ, times feedback of block ℓ; the
+    row of the pooled token"""
     maps, feedback = [], reasoning_feedback(capture, run.targets, layers, steps)
     for l in layers:
         R = torch.eye(mixing(l).shape[-1], device=run.logits.device)
@@ -312,23 +431,38 @@ def _perception_times_feedback(capture, run, layers, first_block, mixing, steps)
         maps.append(run.pooled_row(feedback[l]*R))
     return run.on_grid(torch.stack(maps, 2))
 
-@method('bt-token', uses_internals=True, source='Chen et al., 2023 (Beyond Intuition), token-wise', terms="authors' code: no license found", n_forward=20)
+@method('bt-token', uses_internals=True,
+        source='Chen et al., 2023 (Beyond Intuition), token-wise',
+        terms="authors' code: no license found", n_forward=20)
 def bt_token(capture, targets, layers, steps=20):
-    "Attention of the upper half of the blocks weighted by the length of values, × integrated gradient of block ℓ's attention"
+    """Attention of the upper half of the blocks weighted by the length of
+    values, × integrated gradient of block ℓ's attention"""
     blocks = range(capture.depth)
     run = capture(targets, tokens=blocks, attn=blocks)
-    def value_growth(l, p): return (p['v'].transpose(1, 2).flatten(2) @ capture.anat.attns[l].proj.weight.T).norm(dim=-1)/p['resid_pre'].norm(dim=-1)
-    def mixing(l): return (run.values['attn', l].mean(1)*growth[l][:, None])[:, None]
-    with torch.no_grad(): growth = [value_growth(l, p).float() for l,p in enumerate(checked_intermediates(capture, run))]
-    return _perception_times_feedback(capture, run, layers, capture.depth//2, mixing, steps)
+    def value_growth(l, p):
+        return (p['v'].transpose(1, 2).flatten(2) @ capture.anat.attns[l]
+                .proj.weight.T).norm(dim=-1)/p['resid_pre'].norm(dim=-1)
+    def mixing(l):
+        return (run.values['attn', l].mean(1)*growth[l][:, None])[:, None]
+    with torch.no_grad():
+        growth = [value_growth(l, p).float()
+                  for l,p in enumerate(checked_intermediates(capture, run))]
+    return _perception_times_feedback(capture, run, layers, capture.depth//2,
+                                      mixing, steps)
 
 # %% ../../nbs/method/04_gradients.ipynb #3fc55567
-@method('bt-head', uses_internals=True, source='Chen et al., 2023 (Beyond Intuition), head-wise', terms="authors' code: no license found", n_forward=20)
+@method('bt-head', uses_internals=True,
+        source='Chen et al., 2023 (Beyond Intuition), head-wise',
+        terms="authors' code: no license found", n_forward=20)
 def bt_head(capture, targets, layers, steps=20):
-    "Attention of the upper three quarters of the blocks, heads weighted by gradient, × integrated gradient of block ℓ's attention"
+    """Attention of the upper three quarters of the blocks, heads weighted by
+    gradient, × integrated gradient of block ℓ's attention"""
     run = capture(targets, attn=range(max(layers)+1), grad='attn')
     def mixing(l):
         A = run.values['attn', l][:, None]
-        weight = (A.mT @ run.grads['attn', l]).abs().mean((-1, -2))           # (B,T,heads)
-        return ((weight/weight.sum(-1, keepdim=True).clamp_min(1e-30))[..., None, None]*A).sum(2)
-    return _perception_times_feedback(capture, run, layers, capture.depth//4, mixing, steps)
+        # (B,T,heads)
+        weight = (A.mT @ run.grads['attn', l]).abs().mean((-1, -2))
+        return ((weight/weight.sum(-1, keepdim=True)
+                 .clamp_min(1e-30))[..., None, None]*A).sum(2)
+    return _perception_times_feedback(capture, run, layers, capture.depth//4,
+                                      mixing, steps)

@@ -23,34 +23,45 @@ from .recent import attcat, sum_blocks
 
 # %% ../../nbs/method/08_libragrad.ipynb #7bc73f30
 LIBRA_TERMS = "authors' code: MIT license, by its pyproject.toml"
-LIBRA_PRODUCTS = ('mul', 'multiply', 'mul_', 'matmul', 'bmm', 'einsum')  # each factor gets half of the gradient
-LIBRA_DIVISIONS = ('div', 'true_divide', 'divide', 'div_')               # the divisor is constant
-LIBRA_CONSTANTS = ('reciprocal', '__rtruediv__', '__rdiv__')             # constant: a number divided by a tensor
+# each factor gets half of the gradient
+LIBRA_PRODUCTS = ('mul', 'multiply', 'mul_', 'matmul', 'bmm', 'einsum')
+# the divisor is constant
+LIBRA_DIVISIONS = ('div', 'true_divide', 'divide', 'div_')
+# constant: a number divided by a tensor
+LIBRA_CONSTANTS = ('reciprocal', '__rtruediv__', '__rdiv__')
 
 class LibraInterceptor(AttentionInterceptor):
-    "Function mode with the rules of LibraGrad (CVPR 2025, section 3.5); `linearize=False`: ordinary gradients"
+    """Function mode with the rules of LibraGrad (CVPR 2025, section 3.5);
+    `linearize=False`: ordinary gradients"""
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kw = getattr(func, '__name__', ''), kwargs or {}
-        if not self.linearize or not args or not torch.is_tensor(args[0]) and name != 'einsum':
+        if not self.linearize or not args or not torch.is_tensor(
+            args[0]) and name != 'einsum':
             return super().__torch_function__(func, types, args, kw)
         if LINEARIZED_OPS.get(name) is gate_op: return gate_op(func, args, kw)
         if name in LIBRA_CONSTANTS: return detached_op(func, args, kw)
-        if name in LIBRA_DIVISIONS and len(args) > 1 and torch.is_tensor(args[1]):
+        if name in LIBRA_DIVISIONS and len(args) > 1 and torch.is_tensor(
+            args[1]):
             args = (args[0], args[1].detach(), *args[2:])
         out = super().__torch_function__(func, types, args, kw)
         factors = args[-2:] if name == 'einsum' else args[:2]
-        is_product = name in LIBRA_PRODUCTS and all(torch.is_tensor(t) and t.requires_grad for t in factors)
+        is_product = name in LIBRA_PRODUCTS and all(torch.is_tensor(t)
+            and t.requires_grad for t in factors)
         return replace_gradient(out, out/2) if is_product else out
 
 # %% ../../nbs/method/08_libragrad.ipynb #8d970035
 class LibraCapture(Capture):
-    "A capture whose gradients are those of LibraGrad; `linearize=False` in a call: ordinary gradients"
+    """A capture whose gradients are those of LibraGrad; `linearize=False` in a
+    call: ordinary gradients"""
     interceptor_type = LibraInterceptor
     def __init__(self, model, x, anat=None, score='logit'): # as of `Capture`
         super().__init__(model, x, anat, score)
-    def __call__(self, targets=None, grad=(), score=None, linearize=True, max_cells=None, **layers):
-        "Run the model and record values and balanced gradients; arguments as of `Capture`"
-        return super().__call__(targets, grad, score, linearize, max_cells, **layers)
+    def __call__(self, targets=None, grad=(), score=None, linearize=True,
+                 max_cells=None, **layers):
+        """Run the model and record values and balanced gradients; arguments as
+        of `Capture`"""
+        return super().__call__(targets, grad, score, linearize, max_cells,
+                                **layers)
 
 def capture_as(kind:type, # a subclass of `Capture`
                capture,   # a `Capture`
@@ -61,53 +72,69 @@ def capture_as(kind:type, # a subclass of `Capture`
     return other
 
 # %% ../../nbs/method/08_libragrad.ipynb #28774803
-BIAS_ARGUMENT = dict(linear=2, layer_norm=3)     # function → position of its bias
+BIAS_ARGUMENT = dict(linear=2, layer_norm=3)  # function → position of its bias
 UNPLACED_BIASES = ('conv1d', 'conv2d', 'batch_norm', 'group_norm')
 
+# %% ../../nbs/method/08_libragrad.ipynb #5fcecdcc
 class FullGradInterceptor(LibraInterceptor):
-    "Also calls `callback('bias', place, zeros)`, a zero per token for each bias: its gradient is the contribution"
+    """Also calls `callback('bias', place, zeros)`, a zero per token for each
+    bias: its gradient is the contribution"""
     def __init__(self, *args): # as of `AttentionInterceptor`
         super().__init__(*args)
         self.num_biases, self.in_head, self.tokens_first = 0, False, False
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kw = getattr(func, '__name__', ''), kwargs or {}
-        if name == 'multi_head_attention_forward': return self._open_mha(func, args, kw)
+        if name == 'multi_head_attention_forward':
+            return self._open_mha(func, args, kw)
         out = super().__torch_function__(func, types, args, kw)
-        self.last_linear = None    # values get their gradient from the layer that adds the bias
+        # values get their gradient from the layer that adds the bias
+        self.last_linear = None
         self.in_head |= bool(self.in_last_block)
         in_block = bool(self.in_last_block) or not self.in_head
-        if not isinstance(out, torch.Tensor) or not out.requires_grad: return out
-        if name in UNPLACED_BIASES and in_block: raise VitxError(_unplaced_message(name))
+        if not isinstance(out, torch.Tensor) or not out.requires_grad:
+            return out
+        if name in UNPLACED_BIASES and in_block:
+            raise VitxError(_unplaced_message(name))
         i = BIAS_ARGUMENT.get(name)
-        bias = None if i is None else kw.get('bias', args[i] if len(args) > i else None)
-        return out if bias is None else self._with_bias_scale(out, bias, in_block)
+        bias = None if i is None else kw.get('bias', args[i] if len(args) > i
+            else None)
+        return (out if bias is None
+                else self._with_bias_scale(out, bias, in_block))
     def _with_bias_scale(self, out, bias, in_block):
         self.num_biases += 1
-        reorder = (lambda t: t.transpose(0, 1)) if self.tokens_first else (lambda t: t)
+        reorder = ((lambda t: t.transpose(0, 1)) if self.tokens_first
+                   else (lambda t: t))
         zeros = reorder(torch.zeros_like(out.detach()[..., :1]))
         scale = self.callback('bias', (self.num_biases, in_block), zeros)
         return out + reorder(scale)*bias
-    def _open_mha(self, func, args, kw): # its layers are called one by one; their tensors are (N,B,…)
-        if self.tokens_first: raise VitxError(_unplaced_message('an unusual attention module'))
+    def _open_mha(
+        self, func, args,
+        kw):  # its layers are called one by one; their tensors are (N,B,…)
+        if self.tokens_first:
+            raise VitxError(_unplaced_message('an unusual attention module'))
         self.tokens_first = True
         try:
             with self: return self._intercept_mha(func, args, kw)
         finally: self.tokens_first = False
 
+# %% ../../nbs/method/08_libragrad.ipynb #3512f036
 def _unplaced_message(name):
-    return (f"the blocks of this model add biases in {name}, so FullGrad can't say at which token they count: "
+    return (f"the blocks of this model add biases in {name}, so FullGrad "
+            f"can't say at which token they count: "
             "leave biases out with bias=False, or use rcut or libra-gradcam")
 
 # %% ../../nbs/method/08_libragrad.ipynb #5206f9ff
 class FullGradCapture(LibraCapture):
-    "A `LibraCapture` that also records what each bias contributes: `grads['bias', (i, in_block)]` (B,T,…,1)"
+    """A `LibraCapture` that also records what each bias contributes:
+    `grads['bias', (i, in_block)]` (B,T,…,1)"""
     interceptor_type = FullGradInterceptor
     def _run(self, targets, grad, *args):
         return super()._run(targets, (*grad, 'bias') if grad else grad, *args)
     def _make_activations(self, values, grads, *args):
         biases = {k: grads.pop(k) for k in [*grads] if k[0] == 'bias'}
         for k in biases: del values[k]
-        sequence = next(v.shape[1:-1] for k,v in values.items() if k[0] == 'tokens')
+        sequence = next(v.shape[1:-1] for k,v in values.items()
+                        if k[0] == 'tokens')
         if any(k[1][1] and g.shape[2:-1] != sequence for k,g in biases.items()):
             raise VitxError(_unplaced_message('windows or on several grids'))
         run = super()._make_activations(values, grads, *args)
@@ -118,27 +145,38 @@ def bias_contributions(run, # activations of a `FullGradCapture`
                       )->torch.Tensor: # (B,T,N)
     "Contribution of all biases to each token, without those of the head"
     N = next(v.shape[-2] for k,v in run.values.items() if k[0] == 'tokens')
-    return sum(g[..., 0] for k,g in run.grads.items() if k[0] == 'bias' and g.shape[2:] == (N, 1))
+    return sum(g[..., 0] for k,g in run.grads.items() if k[0] == 'bias'
+               and g.shape[2:] == (N, 1))
 
-def fullgrad_total(run, # activations of a `FullGradCapture` with the tokens that enter block 0
-                  )->torch.Tensor: # (B,T)
-    "Sum of the contributions of block 0's tokens and of all biases: the score, if the gradient is complete"
-    tokens = token_times_gradient(run.values['tokens', 0], run.grads['tokens', 0]).sum(-1)
-    return tokens + sum(g.flatten(2).sum(-1) for k,g in run.grads.items() if k[0] == 'bias')
+def fullgrad_total(
+    # activations of a `FullGradCapture` with the tokens that enter block 0
+    run,
+)->torch.Tensor:  # (B,T)
+    """Sum of the contributions of block 0's tokens and of all biases: the
+    score, if the gradient is complete"""
+    tokens = token_times_gradient(run.values['tokens', 0],
+                                  run.grads['tokens', 0]).sum(-1)
+    return tokens + sum(g.flatten(2).sum(-1) for k,g in run.grads.items()
+                        if k[0] == 'bias')
 
 # %% ../../nbs/method/08_libragrad.ipynb #2c8ab34d
-@method('libra-fullgrad-plus', source='Mehri et al., CVPR 2025 (LibraGrad): Libra FullGrad+', terms=LIBRA_TERMS)
-def libra_fullgrad_plus(capture, targets, layers,
-                        bias:bool=True,      # add the contributions of biases
-                        linearize:bool=True, # False: ordinary gradients (FullGrad+)
-                       ):
-    "Token × balanced gradient, summed over blocks 0 … ℓ, plus the contributions of all biases"
+@method('libra-fullgrad-plus', source='Mehri et al., CVPR 2025 (LibraGrad): '
+                                      'Libra FullGrad+', terms=LIBRA_TERMS)
+def libra_fullgrad_plus(
+    capture, targets, layers,
+    bias:bool=True,  # add the contributions of biases
+    linearize:bool=True,  # False: ordinary gradients (FullGrad+)
+):
+    """Token × balanced gradient, summed over blocks 0 … ℓ, plus the
+    contributions of all biases"""
     blocks = range(max(layers)+1)
     record = capture_as(FullGradCapture if bias else LibraCapture, capture)
     run = record(targets, tokens=blocks, grad='tokens', linearize=linearize)
-    by_block = [token_times_gradient(run.values['tokens', b], run.grads['tokens', b]) for b in blocks]
-    maps = sum_blocks(by_block, layers)                                # (B,T,L,N)
-    return run.on_grid(run.patches(maps + bias_contributions(run)[:, :, None] if bias else maps, -1))
+    by_block = [token_times_gradient(run.values['tokens', b],
+                                     run.grads['tokens', b]) for b in blocks]
+    maps = sum_blocks(by_block, layers)  # (B,T,L,N)
+    return run.on_grid(run.patches(maps + bias_contributions(run)[:, :, None]
+                                   if bias else maps, -1))
 
 # %% ../../nbs/method/08_libragrad.ipynb #25500c93
 def with_libra_gradient(f, # a method: (capture, targets, layers) → maps
@@ -152,15 +190,22 @@ def with_libra_gradient(f, # a method: (capture, targets, layers) → maps
 
 def _register_libra(name, **more):
     f = method[name]
-    meta = {k: v for k,v in f.meta.items() if k not in ('name', 'source')} | dict(terms=LIBRA_TERMS) | more
-    source = f"{f.meta['source']}; gradients: LibraGrad (Mehri et al., CVPR 2025)"
-    return method(f'libra-{name}', source=source, **meta)(with_libra_gradient(f))
+    meta = {k: v for k,v in f.meta.items()
+            if k not in ('name', 'source')} | dict(terms=LIBRA_TERMS) | more
+    source = (f"{f.meta['source']}; gradients: LibraGrad (Mehri et al., "
+              f"CVPR 2025)")
+    return method(f'libra-{name}', source=source,
+                  **meta)(with_libra_gradient(f))
 
-for _name,_more in {'input-gradient': {}, 'gradcam': {}, 'integrated-gradients': dict(test_options=dict(steps=4))}.items():
+for _name,_more in {'input-gradient': {}, 'gradcam': {}, 'integrated-gradients':
+                    dict(test_options=dict(steps=4))}.items():
     _register_libra(_name, **_more)
 
 # %% ../../nbs/method/08_libragrad.ipynb #bf27cf7b
-@method('libra-attcat', source='Qiang et al., NeurIPS 2022 (AttCAT); gradients: LibraGrad (Mehri et al., CVPR 2025)', terms=LIBRA_TERMS)
+@method('libra-attcat', source='Qiang et al., NeurIPS 2022 (AttCAT); '
+                               'gradients: LibraGrad (Mehri et al., CVPR 2025)',
+                               terms=LIBRA_TERMS)
 def libra_attcat(capture, targets, layers):
-    "AttCAT of the tokens that leave each block, with the gradients of LibraGrad"
+    """AttCAT of the tokens that leave each block, with the gradients of
+    LibraGrad"""
     return with_libra_gradient(attcat)(capture, targets, layers, behind=True)

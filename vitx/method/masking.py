@@ -18,74 +18,106 @@ from ..model.capture import *
 from .relation import minmax_scale
 
 # %% ../../nbs/method/05_masking.ipynb #e420caeb
-def random_grids(n:int,       # number of masks
-                 cells:int=7, # cells per side of the grid
-                 p:float=.5,  # probability that a cell is shown
-                 seed:int=0,
-                ):            # grids (n,cells,cells) of 0 and 1; shifts (n,2) in 0..1, as a share of a cell
+def random_grids(
+    n:int,  # number of masks
+    cells:int=7,  # cells per side of the grid
+    p:float=.5,  # probability that a cell is shown
+    seed:int=0,
+    # grids (n,cells,cells) of 0 and 1; shifts (n,2) in 0..1, as a share of a
+    # cell
+):
     "Draw small random grids and a random shift for each"
     g = torch.Generator().manual_seed(seed)
-    return (torch.rand(n, cells, cells, generator=g) < p).float(), torch.rand(n, 2, generator=g)
+    return ((torch.rand(n, cells, cells, generator=g) < p).float(),
+            torch.rand(n, 2, generator=g))
 
 def upsample_masks(grids:torch.Tensor,  # (n,cells,cells)
                    shifts:torch.Tensor, # (n,2) in 0..1: down, right
                    size:tuple,          # (H,W) of the image
                   )->torch.Tensor:      # (n,H,W) in 0..1
-    "Upsample grids bilinearly to one cell more than the image, then crop them at their shifts (RISE, section 3.2)"
+    """Upsample grids bilinearly to one cell more than the image, then crop them
+    at their shifts (RISE, section 3.2)"""
     cells = grids.shape[-1]
-    cell_size = [-(-side//cells) for side in size]                               # rounded up
-    upsampled = F.interpolate(grids[:, None], size=[(cells+1)*c for c in cell_size], mode='bilinear')[:, 0]
-    y, x = ((shifts[:, [i]]*cell_size[i]).long() + torch.arange(size[i]) for i in (0, 1))
-    return upsampled[torch.arange(len(upsampled))[:, None, None], y[:, :, None], x[:, None]]
+    cell_size = [-(-side//cells) for side in size]  # rounded up
+    upsampled = F.interpolate(grids[:, None], size=[(cells+1)*c
+        for c in cell_size], mode='bilinear')[:, 0]
+    y, x = ((shifts[:, [i]]*cell_size[i]).long() + torch.arange(size[i])
+            for i in (0, 1))
+    return upsampled[torch.arange(len(upsampled))[:, None, None], y[:, :, None],
+                     x[:, None]]
 
 # %% ../../nbs/method/05_masking.ipynb #6073f44c
-@method('rise', test_options=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018', terms="authors' code: MIT license", n_forward='masks (512)')
-def rise(capture, targets, layers, masks=512, cells=7, p=.5, normalize_coverage=False, batch=64, seed=0, progress=None):
-    "Mean probability of the class over random masks that show a place, minus the mean over all masks; the same map for every layer"
+@method('rise',
+        test_options=dict(masks=32), source='Petsiuk, Das & Saenko, BMVC 2018',
+        terms="authors' code: MIT license", n_forward='masks (512)')
+def rise(capture, targets, layers, masks=512, cells=7, p=.5,
+         normalize_coverage=False, batch=64, seed=0, progress=None):
+    """Mean probability of the class over random masks that show a place, minus
+    the mean over all masks; the same map for every layer"""
     run, x = capture(targets), capture.x
-    total, mean, coverage = torch.zeros(*run.targets.shape, *run.grid), torch.zeros(run.targets.shape), torch.zeros(run.grid)
-    for grids,shifts in track(list(zip(*(t.split(batch) for t in random_grids(masks, cells, p, seed)))), 'random masks', progress):
+    total, mean, coverage = (torch.zeros(*run.targets.shape, *run.grid),
+                             torch.zeros(run.targets.shape),
+                             torch.zeros(run.grid))
+    for grids,shifts in track(list(
+        zip(*(t.split(batch) for t in random_grids(masks, cells, p, seed)))),
+                              'random masks', progress):
         mask = upsample_masks(grids, shifts, tuple(x.shape[-2:]))
         grid_mask = F.adaptive_avg_pool2d(mask, run.grid)
         coverage += grid_mask.sum(0)
         for b in range(len(x)):
-            scores = predict_probs(capture.predict, x[b]*mask[:, None].to(x))[:, run.targets[b]].cpu()   # (m,T)
+            scores = predict_probs(capture.predict, x[b]*mask[:, None]
+                                   .to(x))[:, run.targets[b]].cpu()  # (m,T)
             total[b] += torch.einsum('mt,mhw->thw', scores, grid_mask)
             mean[b] += scores.sum(0)
-    maps = total/(coverage.clamp_min(1e-12) if normalize_coverage else masks*p) - mean[..., None, None]/masks
+    maps = total/(coverage.clamp_min(1e-12) if normalize_coverage
+                  else masks*p) - mean[..., None, None]/masks
     return maps[:, :, None].expand(-1, -1, len(layers), -1, -1)
 
 # %% ../../nbs/method/05_masking.ipynb #04431510
-def predict_with_patches(capture,           # its model is used
-                         x:torch.Tensor,    # (1,3,H,W) one image, preprocessed
-                         keep:torch.Tensor, # (m,k) m sets of k patch indices to keep
-                        )->torch.Tensor:    # (m,C) logits
-    "Logits of the model if only some patches, and all prefix tokens, enter its first block"
+def predict_with_patches(
+    capture,  # its model is used
+    x:torch.Tensor,  # (1,3,H,W) one image, preprocessed
+    keep:torch.Tensor,  # (m,k) m sets of k patch indices to keep
+)->torch.Tensor:  # (m,C) logits
+    """Logits of the model if only some patches, and all prefix tokens, enter
+    its first block"""
     first = capture.anat.layers[0]
     prefix = torch.arange(first.num_prefix_tokens).expand(len(keep), -1)
     index = torch.cat([prefix, keep.cpu() + first.num_prefix_tokens], 1)
     def select_tokens(module, args):
         if args[0].ndim != 3:
-            raise VitxError(f"tokens of {type(capture.model).__name__} can't be left out: its first block takes {tuple(args[0].shape)}, not (1,N,D); "
-                            "use rise or vit-cx")
+            raise VitxError(
+                f"tokens of {type(capture.model).__name__} can't be left out: "
+                f"its first block takes {tuple(args[0].shape)}, not (1,N,D); "
+                "use rise or vit-cx")
         return (args[0][0][index.to(args[0].device)], *args[1:])
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model) as undo:
-        undo.callback(first.block.register_forward_pre_hook(select_tokens).remove)
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        capture.model) as undo:
+        undo.callback(first.block.register_forward_pre_hook(select_tokens)
+                      .remove)
         return capture.model(x.to(capture.x)).float()
 
+# %% ../../nbs/method/05_masking.ipynb #1e3f95db
 def check_patch_dropout(capture, n:int): # n: number of patches
-    "Raise a VitxError unless patches can be left out: reversing their order must not change the logits, and half of them must be enough"
+    """Raise a VitxError unless patches can be left out: reversing their order
+    must not change the logits, and half of them must be enough"""
     name = type(capture.model).__name__
     message = f"tokens of {name} can't be left out"
     try:
-        a, b = predict_with_patches(capture, capture.x[:1], torch.stack([torch.arange(n), torch.arange(n).flip(0)]))
-        predict_with_patches(capture, capture.x[:1], torch.arange((n+1)//2)[None])
+        a, b = predict_with_patches(capture, capture.x[:1], torch.stack(
+            [torch.arange(n), torch.arange(n).flip(0)]))
+        predict_with_patches(capture, capture.x[:1],
+                             torch.arange((n+1)//2)[None])
     except VitxError: raise
     except Exception as e:
-        raise VitxError(f"{message}: the model fails with half of them ({type(e).__name__}: {str(e).splitlines()[0][:80]}); use rise or vit-cx") from e
+        raise VitxError(f"{message}: the model fails with half of them "
+                        f"({type(e).__name__}: {str(e).splitlines()[0][:80]}); "
+                        f"use rise or vit-cx") from e
     deviation = (a-b).abs().max()/a.std().clamp_min(1e-6)
     if not deviation < (1e-3 if capture.x.dtype == torch.float32 else .1):
-        raise VitxError(f"{message}: its blocks use the order of the patches (rotary or relative positions, windows); use rise or vit-cx")
+        raise VitxError(
+            f"{message}: its blocks use the order of the patches (rotary or "
+            f"relative positions, windows); use rise or vit-cx")
 
 # %% ../../nbs/method/05_masking.ipynb #c1ad846b
 def kmeans(v:torch.Tensor,           # (m,n) points
@@ -98,45 +130,68 @@ def kmeans(v:torch.Tensor,           # (m,n) points
     for _ in range(steps):
         previous, labels = labels, torch.cdist(v, centers).argmin(1)
         if previous is not None and (labels == previous).all(): break
-        one_hot = F.one_hot(labels, len(centers)).to(v)*(1 if weight is None else weight[:, None])
-        centers = torch.where((one_hot.sum(0) > 0)[:, None], one_hot.T @ v/one_hot.sum(0).clamp_min(1e-12)[:, None], centers)
+        one_hot = F.one_hot(labels, len(centers)).to(v)*(1 if weight is None
+            else weight[:, None])
+        centers = torch.where((one_hot.sum(0) > 0)[:, None], one_hot.T @
+                              v/one_hot.sum(0).clamp_min(1e-12)[:, None],
+                              centers)
     return centers, labels
 
-def sample_points(v:torch.Tensor, k:int, seed:int=0)->torch.Tensor: # (m,n) → (k,n)
+def sample_points(v:torch.Tensor, k:int,
+                  seed:int=0)->torch.Tensor:  # (m,n) → (k,n)
     "k random points, or all if there are fewer"
-    return v[torch.randperm(len(v), generator=torch.Generator().manual_seed(seed))[:k].to(v.device)]
+    return v[torch.randperm(len(v), generator=torch.Generator()
+                            .manual_seed(seed))[:k].to(v.device)]
 
 # %% ../../nbs/method/05_masking.ipynb #6cced974
-def coverage_weighted_mean(scores:torch.Tensor, # (…,m) one score per mask
-                           masks:torch.Tensor,  # (m,n) in 0..1
-                          )->torch.Tensor:      # (…,n), 0 where no mask shows the place
-    "Mean score of the masks that show a place, weighted by how much they show it, minus the mean of all scores"
+def coverage_weighted_mean(
+    scores:torch.Tensor,  # (…,m) one score per mask
+    masks:torch.Tensor,  # (m,n) in 0..1
+)->torch.Tensor:  # (…,n), 0 where no mask shows the place
+    """Mean score of the masks that show a place, weighted by how much they show
+    it, minus the mean of all scores"""
     coverage = masks.sum(0)
     deviation = scores - scores.mean(-1, keepdim=True)
-    return torch.where(coverage > 0, deviation @ masks/coverage.clamp_min(1e-12), 0.)
+    return torch.where(coverage > 0,
+                       deviation @ masks/coverage.clamp_min(1e-12), 0.)
 
-@method('tis', uses_internals=True, test_options=dict(masks=32), source='Englebert et al., ICCV workshops 2023: Transformer Input Sampling', terms="authors' code: no license found",
+@method('tis', uses_internals=True, test_options=dict(masks=32),
+        source='Englebert et al., ICCV workshops 2023: Transformer Input '
+        'Sampling', terms="authors' code: no license found",
         n_forward='masks (256), each over half of the tokens')
-def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0, progress=None):
-    "Mean probability of the class over token sets that keep a patch, minus the mean over all; the sets come from k-means over channels of blocks 0 … ℓ"
+def tis(capture, targets, layers, masks=256, ratio=.5, batch=64, seed=0,
+        progress=None):
+    """Mean probability of the class over token sets that keep a patch, minus
+    the mean over all; the sets come from k-means over channels of blocks 0 …
+    ℓ"""
     run = capture(targets, tokens=range(max(layers)+1))
     n = run.grid[0]*run.grid[1]
     check_patch_dropout(capture, n)
     maps = torch.zeros(*run.targets.shape, len(layers), n)
-    for b,l in track([(b, l) for b in range(len(capture.x)) for l in range(len(layers))], 'layers', progress):
-        channels = torch.cat([run.patches(run.values['tokens', i])[b] for i in range(layers[l]+1)], 1).T
-        keep = kmeans(channels, sample_points(channels, masks, seed))[0].topk(int(ratio*n)).indices.sort(1).values
+    for b,l in track([(b, l) for b in range(len(capture.x))
+                      for l in range(len(layers))], 'layers', progress):
+        channels = torch.cat([run.patches(run.values['tokens', i])[b]
+                              for i in range(layers[l]+1)], 1).T
+        keep = (kmeans(channels, sample_points(channels, masks, seed))[0]
+                .topk(int(ratio*n)).indices.sort(1).values)
         batches = track(keep.split(batch), 'token sets', progress)
-        scores = torch.cat([class_probs(predict_with_patches(capture, capture.x[[b]], patches), capture.task)[:, run.targets[b]] for patches in batches])  # (m,T)
-        maps[b, :, l] = coverage_weighted_mean(scores.T, torch.zeros(len(keep), n, device=keep.device).scatter(1, keep, 1.)).cpu()
+        scores = torch.cat([class_probs(predict_with_patches(capture,
+            capture.x[[b]], patches), capture.task)[:, run.targets[b]]
+                            for patches in batches])  # (m,T)
+        maps[b, :, l] = coverage_weighted_mean(scores.T, torch.zeros(len(keep),
+            n, device=keep.device).scatter(1, keep, 1.)).cpu()
     return run.on_grid(maps)
 
 # %% ../../nbs/method/05_masking.ipynb #6ccfb9c7
-def complete_linkage(d:torch.Tensor,           # (m,m) distances, symmetric
-                     distance_threshold:float, # clusters at this distance or more are not merged
-                    )->torch.Tensor:           # (m,) cluster numbers from 0
-    "Hierarchical clustering with complete linkage: merge the nearest clusters until none are closer than the threshold"
-    d, labels = d.clone().fill_diagonal_(torch.inf), torch.arange(len(d), device=d.device)
+def complete_linkage(
+    d:torch.Tensor,  # (m,m) distances, symmetric
+    # clusters at this distance or more are not merged
+    distance_threshold:float,
+)->torch.Tensor:  # (m,) cluster numbers from 0
+    """Hierarchical clustering with complete linkage: merge the nearest clusters
+    until none are closer than the threshold"""
+    d, labels = d.clone().fill_diagonal_(torch.inf), torch.arange(len(d),
+        device=d.device)
     while len(d) > 1:
         i, j = sorted(divmod(d.argmin().item(), len(d)))
         if not d[i, j] < distance_threshold: break
@@ -146,45 +201,64 @@ def complete_linkage(d:torch.Tensor,           # (m,m) distances, symmetric
         labels[labels == j] = i
     return labels.unique(return_inverse=True)[1]
 
-def feature_masks(t:torch.Tensor,              # (n,D) patch tokens
-                  grid:tuple,                  # (h,w) of the patches
-                  size:tuple,                  # (H,W) of the image
-                  distance_threshold:float=.1, # cosine distance below which channels are merged
-                  grid_geometry:tuple=None,    # where the cells lie on the image; None: they cover it
-                 )->torch.Tensor:              # (K,H,W) in 0..1
-    "Upsample channels to masks over the image, and merge similar ones (released code of ViT-CX)"
-    m = minmax_scale(upsample_map(t.T.unflatten(-1, grid), size, grid_geometry).flatten(1))
+def feature_masks(
+    t:torch.Tensor,  # (n,D) patch tokens
+    grid:tuple,  # (h,w) of the patches
+    size:tuple,  # (H,W) of the image
+    # cosine distance below which channels are merged
+    distance_threshold:float=.1,
+    # where the cells lie on the image; None: they cover it
+    grid_geometry:tuple=None,
+)->torch.Tensor:  # (K,H,W) in 0..1
+    """Upsample channels to masks over the image, and merge similar ones
+    (released code of ViT-CX)"""
+    m = minmax_scale(upsample_map(t.T.unflatten(-1, grid), size, grid_geometry)
+                     .flatten(1))
     u = F.normalize(m, dim=1)
     group = F.one_hot(complete_linkage(1 - u @ u.T, distance_threshold)).to(m)
     return minmax_scale(group.T @ m).unflatten(-1, size)
 
 # %% ../../nbs/method/05_masking.ipynb #2960b916
-def causal_scores(predict,            # images (b,3,H,W) → logits (b,C)
-                  x:torch.Tensor,     # (3,H,W), preprocessed
-                  masks:torch.Tensor, # (K,H,W) in 0..1
-                  noise:float=.1,     # standard deviation, in preprocessed units
-                  batch:int=32,       # masks per forward pass
-                  seed:int=0,
-                  progress:bool=None,
-                 )->torch.Tensor:     # (K,C)
-    "Probability of each class under each mask, corrected for the effect of the noise alone (ViT-CX)"
+def causal_scores(
+    predict,  # images (b,3,H,W) → logits (b,C)
+    x:torch.Tensor,  # (3,H,W), preprocessed
+    masks:torch.Tensor,  # (K,H,W) in 0..1
+    noise:float=.1,  # standard deviation, in preprocessed units
+    batch:int=32,  # masks per forward pass
+    seed:int=0,
+    progress:bool=None,
+)->torch.Tensor:  # (K,C)
+    """Probability of each class under each mask, corrected for the effect of
+    the noise alone (ViT-CX)"""
     g, out = torch.Generator().manual_seed(seed), []
     for m in track(masks[:, None].split(batch), 'feature masks', progress):
         m = m.to(x)
-        z = noise*torch.stack([torch.randn(x.shape, generator=g) for _ in m]).to(x)*(1-m)   # one draw per mask makes the result independent of the batch size
+        # one draw per mask makes the result independent of the batch size
+        z = (noise*torch.stack([torch.randn(x.shape, generator=g) for _ in m])
+             .to(x)*(1-m))
         P = predict_probs(predict, torch.cat([x*m + z, x + z]))
         out.append(P[:len(m)] - P[len(m):])
     return torch.cat(out) + predict_probs(predict, x[None])
 
-@method('vit-cx', source='Xie et al., IJCAI 2023: ViT-CX', terms="authors' code: BSD 3-Clause license", n_forward='2·masks, at most 2·D')
-def vit_cx(capture, targets, layers, distance_threshold=.1, noise=.1, batch=32, seed=0, progress=None):
-    "Mean noise-corrected probability of the class over masks that show a place, minus the mean over all; masks come from the channels of block ℓ"
+# %% ../../nbs/method/05_masking.ipynb #866faf65
+@method('vit-cx', source='Xie et al., IJCAI 2023: ViT-CX',
+        terms="authors' code: BSD 3-Clause license",
+        n_forward='2·masks, at most 2·D')
+def vit_cx(capture, targets, layers, distance_threshold=.1, noise=.1, batch=32,
+           seed=0, progress=None):
+    """Mean noise-corrected probability of the class over masks that show a
+    place, minus the mean over all; masks come from the channels of block ℓ"""
     run, x = capture(targets, attn_input=layers), capture.x
     maps = torch.zeros(*run.targets.shape, len(layers), *run.grid)
-    for b,l in track([(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers', progress):
+    for b,l in track([(b, l) for b in range(len(x))
+                      for l in range(len(layers))], 'layers', progress):
         tokens = run.patches(run.values['attn_input', layers[l]])[b]
-        masks = feature_masks(tokens, run.grid, tuple(x.shape[-2:]), distance_threshold, run.grid_geometry)
-        scores = causal_scores(capture.predict, x[b], masks, noise, batch, seed, progress)[:, run.targets[b]]
-        pixels = coverage_weighted_mean(scores.T.to(masks), masks.flatten(1)).unflatten(-1, tuple(x.shape[-2:]))
-        maps[b, :, l] = F.adaptive_avg_pool2d(image_on_grid(pixels, run.grid_geometry), run.grid).cpu()
+        masks = feature_masks(tokens, run.grid, tuple(x.shape[-2:]),
+                              distance_threshold, run.grid_geometry)
+        scores = causal_scores(capture.predict, x[b], masks, noise, batch, seed,
+                               progress)[:, run.targets[b]]
+        pixels = (coverage_weighted_mean(scores.T.to(masks), masks.flatten(1))
+                  .unflatten(-1, tuple(x.shape[-2:])))
+        maps[b, :, l] = F.adaptive_avg_pool2d(image_on_grid(pixels,
+            run.grid_geometry), run.grid).cpu()
     return maps

@@ -18,15 +18,19 @@ from ..model.capture import *
 from .cut import *
 
 # %% ../../nbs/method/06_rcut.ipynb #5dc044ea
-def contrastive_score(logits:torch.Tensor,  # (B,C)
-                      targets:torch.Tensor, # (B,T)
-                      num_contrast:int=20,  # number of other classes with the largest logits; 0: the logit alone
-                     )->torch.Tensor:       # (B,T)
+def contrastive_score(
+    logits:torch.Tensor,  # (B,C)
+    targets:torch.Tensor,  # (B,T)
+    # number of other classes with the largest logits; 0: the logit alone
+    num_contrast:int=20,
+)->torch.Tensor:  # (B,T)
     "Logit of each target minus the mean logit of its strongest competitors"
     if not num_contrast: return logits.gather(1, targets)
-    k, each = min(num_contrast, logits.shape[1]-1), logits.detach()[:, None].expand(-1, targets.shape[1], -1)
+    k, each = (min(num_contrast, logits.shape[1]-1),
+               logits.detach()[:, None].expand(-1, targets.shape[1], -1))
     strongest = each.scatter(-1, targets[..., None], -torch.inf).topk(k).indices
-    weights = torch.zeros_like(each).scatter_(-1, strongest, -1/k).scatter_(-1, targets[..., None], 1.)     # (B,T,C)
+    weights = torch.zeros_like(each).scatter_(-1, strongest, -1/k).scatter_(-1,
+        targets[..., None], 1.)  # (B,T,C)
     return (logits[:, None]*weights).sum(-1)
 
 # %% ../../nbs/method/06_rcut.ipynb #b1b0c01a
@@ -34,227 +38,354 @@ def late_blocks(l:int)->range: # block → blocks
     "Second half of the blocks 0 … l"
     return range((l+1)//2, l+1)
 
-def token_times_gradient(t:torch.Tensor,    # (B,N,D) tokens that enter a block
-                         grad:torch.Tensor, # (B,T,N,D) gradient of the score, usually of the linearized model
-                        )->torch.Tensor:    # (B,T,N), signed
-    "Contribution of each token to the score: token times gradient, summed over channels"
+def token_times_gradient(
+    t:torch.Tensor,  # (B,N,D) tokens that enter a block
+    # (B,T,N,D) gradient of the score, usually of the linearized model
+    grad:torch.Tensor,
+)->torch.Tensor:  # (B,T,N), signed
+    """Contribution of each token to the score: token times gradient, summed
+    over channels"""
     return torch.einsum('bnd,btnd->btn', t, grad)
 
 def standardize(v:torch.Tensor)->torch.Tensor: # (…,n) → (…,n)
-    "Standardize over patches (the last dimension): mean 0, standard deviation 1"
+    """Standardize over patches (the last dimension): mean 0, standard deviation
+    1"""
     n = v.shape[-1]
     return F.layer_norm(v, (n,), constant(_unbiased, n, like=v), eps=1e-24)
 
-def _unbiased(n): return torch.full((n,), (1 - 1/n)**.5)    # layer_norm divides by n, std by n-1
+def _unbiased(n): # layer_norm divides by n, std by n-1
+    return torch.full((n,), (1 - 1/n)**.5)
 
 # %% ../../nbs/method/06_rcut.ipynb #81e98a39
-def attention_relevance(run,            # activations with `flow` and its gradient for all blocks up to the layers
-                        layers,         # one layer or a list
-                       )->torch.Tensor: # (B,T,n) for one layer, (B,T,L,n) for a list; ≥ 0
-    "Relevance that attention passed from each patch to the token that the head reads (after Chefer et al., ICCV 2021)"
-    if isinstance(layers, int): return attention_relevance(run, [layers])[:, :, 0]
-    steps = torch.stack([run.grads['flow', b] for b in range(max(layers)+1)]).clamp_min(0).flatten(1, 2)    # (blocks,B·T,N,N)
+def attention_relevance(
+    # activations with `flow` and its gradient for all blocks up to the layers
+    run,
+    layers,  # one layer or a list
+)->torch.Tensor:  # (B,T,n) for one layer, (B,T,L,n) for a list; ≥ 0
+    """Relevance that attention passed from each patch to the token that the
+    head reads (after Chefer et al., ICCV 2021)"""
+    if isinstance(layers, int):
+        return attention_relevance(run, [layers])[:, :, 0]
+    steps = (torch.stack([run.grads['flow', b] for b in range(max(layers)+1)])
+             .clamp_min(0).flatten(1, 2))  # (blocks,B·T,N,N)
     N, L = steps.shape[-1], len(layers)
-    pooled = steps[..., :1, :] if run.num_pooled_prefix == 1 else _pooled_rows(run, steps).mean(-2, keepdim=True)                                             # what the head reads of each block
-    starts = pooled*constant(_layer_starts, tuple(layers), like=steps) if L > 1 else pooled              # (blocks,B·T,L,N)
-    steps = F.pad(torch.cat([steps, starts], -2), (0, L))    # one more token per layer, in which its relevance starts; it is kept apart from r, which may be a thousand times smaller
-    r = constant(_starting_tokens, N, L, like=steps).expand(steps.shape[1], -1, -1)                      # (B·T,L,N+L)
+    pooled = steps[..., :1, :] if run.num_pooled_prefix == 1 else _pooled_rows(
+        run, steps).mean(-2, keepdim=True)  # what the head reads of each block
+    starts = (pooled*constant(_layer_starts, tuple(layers), like=steps) if L > 1
+              else pooled)  # (blocks,B·T,L,N)
+    # one more token per layer, in which its relevance starts; it is kept apart
+    # from r, which may be a thousand times smaller
+    steps = F.pad(torch.cat([steps, starts], -2), (0, L))
+    r = constant(_starting_tokens, N, L, like=steps).expand(steps.shape[1], -1,
+        -1)  # (B·T,L,N+L)
     for b in range(max(layers), -1, -1): r = torch.baddbmm(r, r, steps[b])
     return run.patches(r[..., :N], -1).unflatten(0, run.targets.shape)
 
 def _pooled_rows(run, t): # (…,N,N) → the rows of the tokens that the head reads
-    return t[..., :run.num_pooled_prefix, :] if run.num_pooled_prefix else run.patches(t)
+    return (t[..., :run.num_pooled_prefix, :] if run.num_pooled_prefix
+            else run.patches(t))
 
 def _starting_tokens(n, k): return torch.eye(n + k)[n:]
 
-def _layer_starts(layers): return torch.tensor([[float(b <= l) for l in layers] for b in range(max(layers)+1)])[:, None, :, None]   # (blocks,1,L,1)
+def _layer_starts(layers): # (blocks,1,L,1)
+    return torch.tensor([[float(b <= l) for l in layers]
+                         for b in range(max(layers)+1)])[:, None, :, None]
 
 # %% ../../nbs/method/06_rcut.ipynb #a72b851f
-def received_attention(a:torch.Tensor)->torch.Tensor: # (B,n,n) attention among patches, averaged over heads → (B,n)
+def received_attention(
+    a:torch.Tensor
+)->torch.Tensor:  # (B,n,n) attention among patches, averaged over heads → (B,n)
     "Attention that each patch receives from all other patches"
     return a.sum(-2) - a.diagonal(dim1=-2, dim2=-1)
 
-def artifact_tokens(flow:torch.Tensor,       # (B,n) received attention
-                    grid:tuple,              # (h,w)
-                    n_mads:float=8.,         # minimum distance above the median, in robust deviations (1.4826·MAD)
-                    neighbor_ratio:float=3., # minimum ratio to the largest neighbor
-                   )->torch.Tensor:          # (B,n) bool
-    "Artifact tokens: isolated patches that receive far more attention than the others (Darcet et al., 2024)"
+def artifact_tokens(
+    flow:torch.Tensor,  # (B,n) received attention
+    grid:tuple,  # (h,w)
+    # minimum distance above the median, in robust deviations (1.4826·MAD)
+    n_mads:float=8.,
+    neighbor_ratio:float=3.,  # minimum ratio to the largest neighbor
+)->torch.Tensor:  # (B,n) bool
+    """Artifact tokens: isolated patches that receive far more attention than
+    the others (Darcet et al., 2024)"""
     median = flow.median(-1, keepdim=True).values
-    spread = (flow - median).abs().median(-1, keepdim=True).values   # times 1.4826: the standard deviation, if values have a normal distribution
-    ring = F.unfold(flow.unflatten(-1, grid)[:, None], 3, padding=1)  # (B,9,n), itself in the middle
+    # times 1.4826: the standard deviation, if values have a normal distribution
+    spread = (flow - median).abs().median(-1, keepdim=True).values
+    # (B,9,n), itself in the middle
+    ring = F.unfold(flow.unflatten(-1, grid)[:, None], 3, padding=1)
     neighbors = torch.maximum(ring[:, :4].amax(1), ring[:, 5:].amax(1))
-    return flow > torch.maximum(torch.add(median, spread, alpha=1.4826*n_mads), neighbor_ratio*neighbors)
+    return flow > torch.maximum(torch.add(median, spread, alpha=1.4826*n_mads),
+                                neighbor_ratio*neighbors)
 
-def fill_artifacts(v:torch.Tensor,   # (…,B,C,n); quickest if the values of a token are neighbors in memory
-                   bad:torch.Tensor, # (B,n) bool, the artifact tokens
-                   grid:tuple,       # (h,w)
-                  )->torch.Tensor:   # (…,B,C,n)
-    "Replace each artifact by the mean of its neighbors; these are no artifacts, because artifacts are isolated"
-    ninth = F.avg_pool2d(v.flatten(0, -3).unflatten(-1, grid), 3, 1, 1).flatten(-2).view_as(v)     # of the sum of 3×3 patches
-    return torch.where(bad[:, None], ninth.sub_(v, alpha=1/9).mul_(constant(_neighbor_weights, *grid, like=v)), v)
+# %% ../../nbs/method/06_rcut.ipynb #caa25dd1
+def fill_artifacts(
+    # (…,B,C,n); quickest if the values of a token are neighbors in memory
+    v:torch.Tensor,
+    bad:torch.Tensor,  # (B,n) bool, the artifact tokens
+    grid:tuple,  # (h,w)
+)->torch.Tensor:  # (…,B,C,n)
+    """Replace each artifact by the mean of its neighbors; these are no
+    artifacts, because artifacts are isolated"""
+    ninth = F.avg_pool2d(v.flatten(0, -3).unflatten(-1, grid), 3, 1,
+                         1).flatten(-2).view_as(v)  # of the sum of 3×3 patches
+    return torch.where(bad[:, None], ninth.sub_(v, alpha=1/9)
+                       .mul_(constant(_neighbor_weights, *grid, like=v)), v)
 
-def _neighbor_weights(h, w): return 9/(9*F.avg_pool2d(torch.ones(1, h, w), 3, 1, 1) - 1).round().clamp_min(1).flatten()   # (n,), 9 / number of neighbors
+def _neighbor_weights(h, w): # (n,), 9 / number of neighbors
+    return 9/(9*F.avg_pool2d(torch.ones(1, h, w), 3, 1, 1) -
+              1).round().clamp_min(1).flatten()
 
 # %% ../../nbs/method/06_rcut.ipynb #9e398adc
-def key_affinity(keys,            # (blocks,B,n,d), or a list of (B,n,d): keys of the patches, heads side by side
-                 power:float=4.,  # exponent; larger values keep only strong connections
-                )->torch.Tensor:  # (B,n,n) in 0..1
+def key_affinity(
+    # (blocks,B,n,d), or a list of (B,n,d): keys of the patches, heads side by
+    # side
+    keys,
+    power:float=4.,  # exponent; larger values keep only strong connections
+)->torch.Tensor:  # (B,n,n) in 0..1
     "Mean over blocks of the soft affinity of keys, with a zero diagonal"
-    A = (soft_affinity(keys, power) if torch.is_tensor(keys) else torch.stack([soft_affinity(k, power) for k in keys])).mean(0)
+    A = (soft_affinity(keys, power) if torch.is_tensor(keys)
+         else torch.stack([soft_affinity(k, power) for k in keys])).mean(0)
     A.diagonal(dim1=-2, dim2=-1).zero_()
     return A
 
 # %% ../../nbs/method/06_rcut.ipynb #c7a95e6d
-def rcut_map(token_relevance:torch.Tensor,      # (…,T,n) token × gradient relevance
-             flow:torch.Tensor,                 # (…,T,n) attention relevance, or None
-             affinity:torch.Tensor,             # (…,n,n) graph of patches
-             flow_weight:float=2.,              # weight of attention relevance in the sum
-             clip:float=3.,                     # limit of both relevances, in standard deviations
-             alpha:float=.9,                    # share of neighbors in label propagation; 0: no propagation
-             threshold:float=.8,                # subtracted in the end, in standard deviations
-             agreement_range:tuple=(.5, .7),    # correlation of both relevances at which the propagated map has weight 0 and 1
-            )->torch.Tensor:                    # (…,T,n), signed
-    "Relevance map: clip and add both relevances, propagate the sum where they agree, subtract a threshold"
+def rcut_map(
+    token_relevance:torch.Tensor,  # (…,T,n) token × gradient relevance
+    flow:torch.Tensor,  # (…,T,n) attention relevance, or None
+    affinity:torch.Tensor,  # (…,n,n) graph of patches
+    flow_weight:float=2.,  # weight of attention relevance in the sum
+    clip:float=3.,  # limit of both relevances, in standard deviations
+    # share of neighbors in label propagation; 0: no propagation
+    alpha:float=.9,
+    threshold:float=.8,  # subtracted in the end, in standard deviations
+    # correlation of both relevances at which the propagated map has weight 0
+    # and 1
+    agreement_range:tuple=(.5, .7),
+)->torch.Tensor:  # (…,T,n), signed
+    """Relevance map: clip and add both relevances, propagate the sum where they
+    agree, subtract a threshold"""
     if flow is None: start = standardize(token_relevance).clamp(-clip, clip)
     else:
-        both = standardize(torch.stack([token_relevance, flow])).clamp(-clip, clip)
-        start, (lo, hi) = torch.add(both[0], both[1], alpha=flow_weight), agreement_range
-        confidence = ((standardize(both).prod(0).mean(-1, keepdim=True) - lo)/(hi - lo)).clamp(0, 1)
+        both = (standardize(torch.stack([token_relevance, flow]))
+                .clamp(-clip, clip))
+        start, (lo, hi) = torch.add(both[0], both[1],
+                                    alpha=flow_weight), agreement_range
+        confidence = ((standardize(both).prod(0).mean(-1, keepdim=True) -
+                       lo)/(hi - lo)).clamp(0, 1)
     propagated = propagate(affinity, start, alpha)
     if flow is not None:
         start, propagated = standardize(torch.stack([start, propagated]))
         propagated = torch.lerp(start, propagated, confidence)
     return standardize(propagated) - threshold
 
-def agreement(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (…,n), (…,n) → (…) in -1..1
+def agreement(a:torch.Tensor,
+              b:torch.Tensor)->torch.Tensor:  # (…,n), (…,n) → (…) in -1..1
     "Correlation of two maps over patches"
     a, b = standardize(torch.stack([a, b]))
     return (a*b).mean(-1)
 
 # %% ../../nbs/method/06_rcut.ipynb #02ae17d6
 def artifact_masks(run, layers)->torch.Tensor: # (B,L,n) bool
-    "The artifact tokens at each layer, found by the attention that they receive in the second half of the blocks up to this layer"
+    """The artifact tokens at each layer, found by the attention that they
+    receive in the second half of the blocks up to this layer"""
     blocks = sorted({b for l in layers for b in late_blocks(l)})
-    received = received_attention(run.patches(run.patches(torch.stack([run.values['flow', b] for b in blocks], 1)), -1))   # (B,blocks,n)
-    mean = received.mean(1, keepdim=True) if len(layers) == 1 else constant(_late_means, tuple(blocks), tuple(layers), like=received) @ received
-    return artifact_tokens(mean.flatten(0, 1), run.grid).unflatten(0, mean.shape[:2])
+    received = received_attention(run.patches(run.patches(torch.stack(
+        [run.values['flow', b] for b in blocks], 1)), -1))  # (B,blocks,n)
+    mean = received.mean(1, keepdim=True) if len(layers) == 1 else constant(
+        _late_means, tuple(blocks), tuple(layers), like=received) @ received
+    return artifact_tokens(mean.flatten(0, 1),
+                           run.grid).unflatten(0, mean.shape[:2])
 
-def _late_means(blocks, layers): return torch.tensor([[(b in late_blocks(l))/len(late_blocks(l)) for b in blocks] for l in layers])   # (L,blocks)
+def _late_means(blocks, layers): # (L,blocks)
+    return torch.tensor([[(b in late_blocks(l))/len(late_blocks(l))
+                          for b in blocks] for l in layers])
 
-def artifact_filler(run, l)->tuple: # → mask (B,n), and a function (B,C,n) → (B,C,n)
-    "Mask of the artifact tokens at block l, and a function that replaces their values"
-    if ('flow', l) not in run.values: return torch.zeros(len(run.logits), run.grid[0]*run.grid[1], dtype=torch.bool, device=run.logits.device), lambda v: v
+def artifact_filler(run,
+                    l)->tuple:  # → mask (B,n), and a function (B,C,n) → (B,C,n)
+    """Mask of the artifact tokens at block l, and a function that replaces
+    their values"""
+    if ('flow', l) not in run.values:
+        return torch.zeros(len(run.logits), run.grid[0]*run.grid[1],
+                           dtype=torch.bool,
+                           device=run.logits.device), lambda v: v
     bad = artifact_masks(run, [l])[:, 0]
     return bad, lambda v: fill_artifacts(v, bad, run.grid)
 
 # %% ../../nbs/method/06_rcut.ipynb #9b1d981a
 def patch_relevance(capture, targets, l:int)->torch.Tensor: # (B,T,n), ≥ 0
-    "Attention relevance of the contrastive score or, without global attention, positive token × gradient; artifacts are filled"
+    """Attention relevance of the contrastive score or, without global
+    attention, positive token × gradient; artifacts are filled"""
     has_flow = capture.anat.has_global_attention_path(l)
-    run = capture(targets, tokens=[l], grad=('tokens', 'flow') if has_flow else 'tokens', linearize=True, score=contrastive_score if capture.is_contrastive else None,
+    run = capture(targets, tokens=[l], grad=('tokens', 'flow') if has_flow
+                  else 'tokens', linearize=True,
+                  score=contrastive_score if capture.is_contrastive else None,
                   **(dict(flow=range(l+1)) if has_flow else {}))
-    relevance = attention_relevance(run, l) if has_flow else run.patches(token_times_gradient(run.values['tokens', l], run.grads['tokens', l]), -1).clamp_min(0)
+    relevance = attention_relevance(run, l) if has_flow else run.patches(
+        token_times_gradient(run.values['tokens', l], run.grads['tokens', l]),
+        -1).clamp_min(0)
     return artifact_filler(run, l)[1](relevance)
 
 # %% ../../nbs/method/06_rcut.ipynb #e1652234
 def required_sites(anat, layers)->dict: # keyword arguments of a `Capture` call
-    "Sites that `rcut` records besides tokens: attention and keys, or the input of attention if the model has no keys"
+    """Sites that `rcut` records besides tokens: attention and keys, or the
+    input of attention if the model has no keys"""
     last = max(layers)
     sites = dict(max_cells=MAX_CELLS)
     if anat.has_global_attention_path(last): sites['flow'] = range(last+1)
-    return sites | (dict(keys=range(last+1)) if anat.has_keys(last) else dict(attn_input={b for l in layers for b in late_blocks(l)}))
+    return sites | (dict(keys=range(last+1)) if anat.has_keys(last) else dict(
+        attn_input={b for l in layers for b in late_blocks(l)}))
 
 def affinity_features(run, b:int, fill)->torch.Tensor: # (B,n,d)
-    "Features whose cosines form the graph of a block: concatenated keys, or the input of attention; artifacts are filled"
+    """Features whose cosines form the graph of a block: concatenated keys, or
+    the input of attention; artifacts are filled"""
     return fill(_affinity_features(run, [b])[0].mT).mT
 
 def _affinity_features(run, blocks): # → (B,n,d) of each
-    if ('keys', blocks[0]) in run.values: return [run.patches(run.values.native(('keys', b))).transpose(1, 2).flatten(2) for b in blocks]
+    if ('keys', blocks[0]) in run.values:
+        return [run.patches(run.values.native(('keys', b))).transpose(1, 2)
+                .flatten(2) for b in blocks]
     return [run.patches(run.values.native(('attn_input', b))) for b in blocks]
 
 # %% ../../nbs/method/06_rcut.ipynb #f9043071
-RCUT_OPTIONS = dict(                  # for sliders: minimum, maximum, step, description
-    num_contrast=(0, 50, 1, 'number of strongest other classes whose mean logit is subtracted; 0: none'),
-    power=(1., 8., .5, 'exponent of the affinity; larger values keep only strong connections'),
-    color=(0., 3., .25, 'width of the color affinity, in median distances; 0: color is not used'),
-    position=(0., 3., .25, 'width of the position affinity, in median distances; 0: position is not used'),
-    texture=(0., 3., .25, 'width of the texture affinity, in median distances; 0: texture is not used'),
-    alpha=(0., .98, .02, 'share of relevance taken from neighbors in label propagation; 0: none'),
-    threshold=(0., 2., .1, 'threshold in standard deviations; smaller values count as no evidence'),
+RCUT_OPTIONS = dict(  # for sliders: minimum, maximum, step, description
+    num_contrast=(0, 50, 1, 'number of strongest other classes whose mean '
+                            'logit is subtracted; 0: none'),
+    power=(1., 8., .5, 'exponent of the affinity; larger values keep only '
+                       'strong connections'),
+    color=(0., 3., .25, 'width of the color affinity, in median distances; 0: '
+                        'color is not used'),
+    position=(0., 3., .25, 'width of the position affinity, in median '
+                           'distances; 0: position is not used'),
+    texture=(0., 3., .25, 'width of the texture affinity, in median distances; '
+                          '0: texture is not used'),
+    alpha=(0., .98, .02, 'share of relevance taken from neighbors in label '
+                         'propagation; 0: none'),
+    threshold=(0., 2., .1, 'threshold in standard deviations; smaller values '
+                           'count as no evidence'),
 )
 
-@method('rcut', pixels='guided', options=RCUT_OPTIONS,
-        source='this package: R-Cut with linearized relevance of a contrastive score, a graph of keys and colors, and label propagation instead of a cut', terms='this package: Apache 2.0')
-def rcut(capture, targets, layers, num_contrast:int=20, linearize:bool=True, fix_artifacts:bool=True, power:float=4.,
-         color:float=1., position:float=0., texture:float=0., alpha:float=.9, threshold:float=.8, **map_options): # map_options: of `rcut_map`
-    "Signed relevance of the class's contrastive score, propagated over a patch graph of attention keys and colors"
-    has_flow, blocks = capture.anat.has_global_attention_path(max(layers)), {b for l in layers for b in late_blocks(l)}
-    score = (lambda y, t: contrastive_score(y, t, num_contrast)) if capture.is_contrastive else None
-    run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow else 'tokens', linearize=linearize, score=score, **required_sites(capture.anat, layers))
-    factors = _pixel_affinities(image_on_grid(capture.x.float(), run.grid_geometry), run.grid, color, position, texture)
-    token_relevance, flow, graph = _relevance_and_graph(run, layers, fix_artifacts and has_flow, power)
-    return run.on_grid(rcut_map(token_relevance, flow, combine_affinities(graph, [f[:, None] for f in factors]), alpha=alpha, threshold=threshold, **map_options).transpose(1, 2))
+# %% ../../nbs/method/06_rcut.ipynb #cde8dc7b
+@method('rcut', pixels='guided', options=RCUT_OPTIONS, source='this package: '
+        'R-Cut with linearized relevance of a contrastive score, a graph of '
+        'keys and colors, and label propagation instead of a cut',
+        terms='this package: Apache 2.0')
+def rcut(capture, targets, layers, num_contrast:int=20, linearize:bool=True,
+         fix_artifacts:bool=True, power:float=4., color:float=1.,
+         position:float=0., texture:float=0., alpha:float=.9,
+         threshold:float=.8, **map_options):  # map_options: of `rcut_map`
+    """Signed relevance of the class's contrastive score, propagated over a
+    patch graph of attention keys and colors"""
+    has_flow, blocks = capture.anat.has_global_attention_path(max(layers)), {b
+        for l in layers for b in late_blocks(l)}
+    score = ((lambda y, t: contrastive_score(y, t, num_contrast))
+             if capture.is_contrastive else None)
+    run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow
+                  else 'tokens', linearize=linearize, score=score,
+                  **required_sites(capture.anat, layers))
+    factors = _pixel_affinities(image_on_grid(capture.x.float(),
+        run.grid_geometry), run.grid, color, position, texture)
+    token_relevance, flow, graph = _relevance_and_graph(run, layers,
+        fix_artifacts and has_flow, power)
+    return run.on_grid(rcut_map(token_relevance, flow, combine_affinities(graph,
+        [f[:, None] for f in factors]), alpha=alpha, threshold=threshold,
+                                **map_options).transpose(1, 2))
 
-def _pixel_affinities(x, grid, color, position, texture): # widths; 0: without this factor → (B or 1,n,n) each
+def _pixel_affinities(
+    x, grid, color, position,
+    texture):  # widths; 0: without this factor → (B or 1,n,n) each
     if color: yield color_affinity(x, grid, color)
-    if position: yield constant(position_affinity, tuple(grid), position, like=x)[None]
+    if position:
+        yield constant(position_affinity, tuple(grid), position, like=x)[None]
     if texture: yield texture_affinity(x, grid, texture)
 
 # %% ../../nbs/method/06_rcut.ipynb #21682977
-def _relevance_and_graph(run, layers, fix_artifacts, power): # → token_relevance (B,L,T,n), flow the same or None, graph (B,L,n,n)
-    has_flow, has_keys = ((site, max(layers)) in run.values for site in ('flow', 'keys'))
+def _relevance_and_graph(
+    run, layers, fix_artifacts, power
+):  # → token_relevance (B,L,T,n), flow the same or None, graph (B,L,n,n)
+    has_flow, has_keys = ((site, max(layers)) in run.values
+                          for site in ('flow', 'keys'))
     blocks = sorted({b for l in layers for b in late_blocks(l)})
     relevance = dict(zip(blocks, _token_relevances(run, blocks).unbind(1)))
-    flow, bad = attention_relevance(run, layers) if has_flow else None, artifact_masks(run, layers) if fix_artifacts else None
+    flow, bad = (attention_relevance(run, layers) if has_flow else None,
+                 artifact_masks(run, layers) if fix_artifacts else None)
     parts, T = [], run.targets.shape[1]
     for i,l in enumerate(layers):
-        maps, features = [relevance[b] for b in late_blocks(l)] + ([flow[:, :, i]] if has_flow else []), _affinity_features(run, range(l+1) if has_keys else late_blocks(l))
-        fill = (lambda v: fill_artifacts(v, bad[:, i], run.grid)) if fix_artifacts else lambda v: v
+        maps, features = [relevance[b] for b in late_blocks(l)] + (
+            [flow[:, :, i]] if has_flow else []), _affinity_features(run,
+                range(l+1) if has_keys else late_blocks(l))
+        fill = ((lambda v: fill_artifacts(v, bad[:, i], run.grid))
+                if fix_artifacts else lambda v: v)
         maps = fill(torch.cat(maps, 1)).unflatten(1, (-1, T))
-        features = fill(torch.stack(features).mT).mT if len({f.shape for f in features}) == 1 else [fill(f.mT).mT for f in features]
-        parts.append((standardize(maps[:, :len(late_blocks(l))]).mean(1), maps[:, -1], key_affinity(features, power if has_keys else power/2)))   # tokens are less sharp than keys
-    token_relevance, flows, graphs = (torch.stack(p, 1) if len(layers) > 1 else p[0][:, None] for p in zip(*parts))
+        features = fill(torch.stack(features).mT).mT if len({f.shape
+            for f in features}) == 1 else [fill(f.mT).mT for f in features]
+        parts.append((standardize(maps[:, :len(late_blocks(l))]).mean(1),
+                      maps[:, -1], key_affinity(features, power if has_keys
+                          else power/2)))  # tokens are less sharp than keys
+    token_relevance, flows, graphs = (torch.stack(p, 1) if len(layers) > 1
+                                      else p[0][:, None] for p in zip(*parts))
     return token_relevance, flows if has_flow else None, graphs
 
 def _token_relevances(run, blocks): # → (B,blocks,T,n)
-    if len({run.values['tokens', b].shape for b in blocks}) > 1: return torch.stack([run.patches(token_times_gradient(run.values['tokens', b], run.grads['tokens', b]), -1) for b in blocks], 1)
-    t, grad = (torch.stack([d['tokens', b] for b in blocks], 1) for d in (run.values, run.grads))      # (B,blocks,N,D), (B,blocks,T,N,D)
+    if len({run.values['tokens', b].shape for b in blocks}) > 1:
+        return torch.stack(
+            [run.patches(token_times_gradient(run.values['tokens', b],
+                run.grads['tokens', b]), -1) for b in blocks], 1)
+    t, grad = (torch.stack([d['tokens', b] for b in blocks], 1) for d in (
+        run.values, run.grads))  # (B,blocks,N,D), (B,blocks,T,N,D)
     return run.patches((t[:, :, None]*grad).sum(-1), -1)
 
 # %% ../../nbs/method/06_rcut.ipynb #87415571
-def guided_upsample(m:torch.Tensor,           # (B,M,h,w) maps of each picture
-                    x:torch.Tensor,           # (B,3,H,W) pictures, in any range of values
-                    grid_geometry:tuple=None, # position of the cells on the pictures; None: they tile them
-                    radius:float=.05,         # radius of the window, as a fraction of the shorter side
-                    eps:float=.01,            # windows whose color variance is smaller (range of colors: 1) count as flat
-                    step:int=4,               # the fit is made at 1/step of the size
-                   )->torch.Tensor:           # (B,M,H,W)
-    "Upsample maps with a guided filter on a color picture (He, Sun & Tang, PAMI 2013; fast version: He & Sun, 2015)"
+def guided_upsample(
+    m:torch.Tensor,  # (B,M,h,w) maps of each picture
+    x:torch.Tensor,  # (B,3,H,W) pictures, in any range of values
+    # position of the cells on the pictures; None: they tile them
+    grid_geometry:tuple=None,
+    radius:float=.05,  # radius of the window, as a fraction of the shorter side
+    # windows whose color variance is smaller (range of colors: 1) count as flat
+    eps:float=.01,
+    step:int=4,  # the fit is made at 1/step of the size
+)->torch.Tensor:  # (B,M,H,W)
+    """Upsample maps with a guided filter on a color picture (He, Sun & Tang,
+    PAMI 2013; fast version: He & Sun, 2015)"""
     x = as_three_channels(x)
-    lo, hi = x.float().amin((1, 2, 3), keepdim=True), x.float().amax((1, 2, 3), keepdim=True)
+    lo, hi = x.float().amin((1, 2, 3), keepdim=True), x.float().amax((1, 2, 3),
+        keepdim=True)
     I = (x - lo)/(hi - lo).clamp_min(1e-12)
     small = F.adaptive_avg_pool2d(I, [-(-s//step) for s in x.shape[-2:]])
-    p, r = upsample_map(m.float(), small.shape[-2:], grid_geometry), max(1, round(radius*min(small.shape[-2:])))
+    p, r = upsample_map(m.float(), small.shape[-2:], grid_geometry), max(1,
+        round(radius*min(small.shape[-2:])))
     box = lambda t: F.avg_pool2d(t, 2*r+1, 1, r, count_include_pad=False)
-    outer = lambda a, b: box((a[:, :, None]*b[:, None]).flatten(1, 2)).unflatten(1, (a.shape[1], 3)) - box(a)[:, :, None]*box(b)[:, None]
-    a = _solve_3x3(outer(small, small) + constant(_ridge, eps, like=I), outer(p, small))  # (B,M,3,h',w')
+    outer = lambda a, b: box((a[:, :, None]*b[:, None]).flatten(1,
+        2)).unflatten(1, (a.shape[1], 3)) - box(a)[:, :, None]*box(b)[:, None]
+    a = _solve_3x3(outer(small, small) + constant(_ridge, eps, like=I),
+                   outer(p, small))  # (B,M,3,h',w')
     b = box(p) - (a*box(small)[:, None]).sum(2)
     up = lambda t: F.interpolate(box(t), size=x.shape[-2:], mode='bilinear')
-    return (up(a.flatten(1, 2)).unflatten(1, a.shape[1:3])*I[:, None]).sum(2) + up(b)
+    return ((up(a.flatten(1, 2)).unflatten(1, a.shape[1:3])*I[:, None])
+            .sum(2) + up(b))
 
 # %% ../../nbs/method/06_rcut.ipynb #e16de8dc
 def _ridge(eps): return eps*torch.eye(3)[..., None, None]
 
-def _solve_3x3(A, b): # (B,3,3,…) symmetric, (B,M,3,…) → x with A x = b, by Cramer's rule: a solver would make a GPU wait
-    cofactors = torch.stack([torch.linalg.cross(A[:, (i+1) % 3], A[:, (i+2) % 3], dim=1) for i in range(3)], 1)
-    return torch.einsum('bij...,bmj...->bmi...', cofactors, b)/(A[:, :1]*cofactors[:, :1]).sum(2, keepdim=True)
+def _solve_3x3(
+    A, b
+    # (B,3,3,…) symmetric, (B,M,3,…) → x with A x = b, by Cramer's rule: a
+    # solver would make a GPU wait
+):
+    cofactors = torch.stack([torch.linalg.cross(A[:, (i+1) % 3],
+        A[:, (i+2) % 3], dim=1) for i in range(3)], 1)
+    return torch.einsum('bij...,bmj...->bmi...', cofactors,
+                        b)/(A[:, :1]*cofactors[:, :1]).sum(2, keepdim=True)
 
-def upsample_by_method(name:str,                 # name of the method that made the maps
-                       m:torch.Tensor,           # (B,M,h,w) maps
-                       x:torch.Tensor,           # (B,3,H,W) input of the model
-                       grid_geometry:tuple=None, # position of the maps' cells on the input, for example `capture.grid_geometry`
-                      )->torch.Tensor:           # (B,M,H,W)
-    "Upsample maps to the model's input size: guided filter or interpolation, as the method's decorator says"
-    if method[name].meta.get('pixels') == 'guided': return guided_upsample(m, x.to(m.device), grid_geometry)
+def upsample_by_method(
+    name:str,  # name of the method that made the maps
+    m:torch.Tensor,  # (B,M,h,w) maps
+    x:torch.Tensor,  # (B,3,H,W) input of the model
+    # position of the maps' cells on the input, for example
+    # `capture.grid_geometry`
+    grid_geometry:tuple=None,
+)->torch.Tensor:  # (B,M,H,W)
+    """Upsample maps to the model's input size: guided filter or interpolation,
+    as the method's decorator says"""
+    if method[name].meta.get('pixels') == 'guided':
+        return guided_upsample(m, x.to(m.device), grid_geometry)
     return upsample_map(m.float(), x.shape[-2:], grid_geometry)

@@ -18,90 +18,128 @@ from .gradients import *
 from .rcut import token_times_gradient
 
 # %% ../../nbs/method/07_recent.ipynb #76a28206
-def sum_blocks(maps:list,   # (B,T,n) for each of the blocks 0 … max(layers); n: patches, or all tokens
-               layers,      # blocks, in any order
-              )->torch.Tensor: # (B,T,L,n)
+def sum_blocks(
+    # (B,T,n) for each of the blocks 0 … max(layers); n: patches, or all tokens
+    maps:list,
+    layers,  # blocks, in any order
+)->torch.Tensor:  # (B,T,L,n)
     "Sum of the maps of blocks 0 … ℓ, for each ℓ in `layers`"
     return torch.stack(maps, 2).cumsum(2)[:, :, list(layers)]
 
 # %% ../../nbs/method/07_recent.ipynb #3bfe413c
-@method('attcat', source='Qiang et al., NeurIPS 2022: AttCAT', terms="authors' code: no license found")
-def attcat(capture, targets, layers,
-           behind:bool=False, # use the tokens that leave a block, as LibraGrad's code does; the last block has no part then
-          ):
-    "Token × gradient × mean attention that the token receives, summed over blocks 0 … ℓ"
-    if behind and capture.depth < 2: raise VitxError("AttCAT behind blocks needs two blocks or more: use rcut or gradcam")
+@method('attcat', source='Qiang et al., NeurIPS 2022: AttCAT',
+        terms="authors' code: no license found")
+def attcat(
+    capture, targets, layers,
+    # use the tokens that leave a block, as LibraGrad's code does; the last
+    # block has no part then
+    behind:bool=False,
+):
+    """Token × gradient × mean attention that the token receives, summed over
+    blocks 0 … ℓ"""
+    if behind and capture.depth < 2:
+        raise VitxError("AttCAT behind blocks needs two blocks or more: use "
+                        "rcut or gradcam")
     last = min(max(layers), capture.depth - 2) if behind else max(layers)
-    run = capture(targets, tokens=range(behind, last + 1 + behind), flow=range(last + 1), grad='tokens')
+    run = capture(targets, tokens=range(behind, last + 1 + behind),
+                  flow=range(last + 1), grad='tokens')
     def block_map(b): # (B,T,n)
         token = 'tokens', b + behind
         received = run.values['flow', b].mean(1)[:, None]
-        return run.patches(received*token_times_gradient(run.values[token], run.grads[token]), -1)
-    return run.on_grid(sum_blocks([block_map(b) for b in range(last + 1)], [min(l, last) for l in layers]))
+        return run.patches(received*token_times_gradient(run.values[token],
+            run.grads[token]), -1)
+    return run.on_grid(sum_blocks([block_map(b) for b in range(last + 1)],
+                                  [min(l, last) for l in layers]))
 
 # %% ../../nbs/method/07_recent.ipynb #d8bd5b13
-@method('agcam', uses_internals=True, source='Leem & Seo, AAAI 2024: Attention Guided CAM',
-        terms="authors' code: no license found")
+@method('agcam', uses_internals=True, source='Leem & Seo, AAAI 2024: Attention '
+        'Guided CAM', terms="authors' code: no license found")
 def agcam(capture, targets, layers):
-    "Positive gradient of attention × sigmoid of attention scores, summed over heads and over blocks 0 … ℓ"
+    """Positive gradient of attention × sigmoid of attention scores, summed over
+    heads and over blocks 0 … ℓ"""
     with preserve_state(capture.model) as undo:
-        for layer in capture.anat.layers: undo.callback(layer.attn_input.register(torch.Tensor.detach).remove)
-        run = capture(targets, tokens=range(capture.depth), attn=range(max(layers)+1), grad='attn')
+        for layer in capture.anat.layers:
+            undo.callback(layer.attn_input.register(torch.Tensor.detach).remove)
+        run = capture(targets, tokens=range(capture.depth),
+                      attn=range(max(layers)+1), grad='attn')
     def block_map(attn, p, grad):
-        scores = (p['q'] @ p['k'].mT*attn.scale).float()                                     # (B,heads,N,N)
-        return run.pooled_row((scores.sigmoid()[:, None]*grad.clamp_min(0)).sum(2))
+        scores = (p['q'] @ p['k'].mT*attn.scale).float()  # (B,heads,N,N)
+        return run.pooled_row((scores.sigmoid()[:, None]*grad.clamp_min(0))
+                              .sum(2))
     parts, attns = checked_intermediates(capture, run), capture.anat.attns
-    maps = [block_map(attns[l], parts[l], run.grads['attn', l]) for l in range(max(layers)+1)]
+    maps = [block_map(attns[l], parts[l], run.grads['attn', l])
+            for l in range(max(layers)+1)]
     return run.on_grid(sum_blocks(maps, layers))
 
 # %% ../../nbs/method/07_recent.ipynb #9800d4e8
-def token_change(before:torch.Tensor, after:torch.Tensor)->torch.Tensor: # (B,N,D) each → (B,N)
-    "How much a step changes each token: ratio of lengths × softmax over tokens of the cosine (TokenTM)"
-    return after.norm(dim=-1)/before.norm(dim=-1)*F.cosine_similarity(before, after, dim=-1).softmax(-1)
+def token_change(before:torch.Tensor,
+                 after:torch.Tensor)->torch.Tensor:  # (B,N,D) each → (B,N)
+    """How much a step changes each token: ratio of lengths × softmax over
+    tokens of the cosine (TokenTM)"""
+    return after.norm(dim=-1)/before.norm(dim=-1)*F.cosine_similarity(before,
+        after, dim=-1).softmax(-1)
 
-@method('tokentm', uses_internals=True, source='Wu et al., CVPR 2024: TokenTM, as implemented for LibraGrad',
+@method('tokentm', uses_internals=True,
+        source='Wu et al., CVPR 2024: TokenTM, as implemented for LibraGrad',
         terms='paper not read in full; code of LibraGrad: MIT license')
 def tokentm(capture, targets, layers):
-    "Attention × positive gradient × change of tokens, accumulated over blocks 0 … ℓ"
-    run = capture(targets, tokens=range(capture.depth), attn=range(max(layers)+1), grad='attn')
-    kept, by_layer = run.values['tokens', 0].norm(dim=-1), {}      # kept: what a token keeps of itself
+    """Attention × positive gradient × change of tokens, accumulated over blocks
+    0 … ℓ"""
+    run = capture(targets, tokens=range(capture.depth),
+                  attn=range(max(layers)+1), grad='attn')
+    # kept: what a token keeps of itself
+    kept, by_layer = run.values['tokens', 0].norm(dim=-1), {}
     C = kept.diag_embed()[:, None]
     for l,p in enumerate(checked_intermediates(capture, run)[:max(layers)+1]):
-        before, between, after = (p[n].float() for n in ('resid_pre', 'resid_mid', 'resid_post'))
-        moved = run.values['attn', l].mean(1)*token_change(before, between)[:, None]          # (B,N,N)
+        before, between, after = (p[n].float() for n in ('resid_pre',
+            'resid_mid', 'resid_post'))
+        moved = (run.values['attn', l]
+                 .mean(1)*token_change(before, between)[:, None])  # (B,N,N)
         C = C + (moved[:, None]*run.grads['attn', l].clamp_min(0).mean(2)) @ C
         grow = 1 + token_change(between, after)
         C, kept = grow[:, None, :, None]*C, grow*kept
         by_layer[l] = C - kept.diag_embed()[:, None]
-    return run.on_grid(torch.stack([run.pooled_row(by_layer[l]) for l in layers], 2))
+    return run.on_grid(
+        torch.stack([run.pooled_row(by_layer[l]) for l in layers], 2))
 
 # %% ../../nbs/method/07_recent.ipynb #2aac835c
-@method('grad-eclip', source='Zhao et al., ICML 2024: Grad-ECLIP, with the heads of the model',
-        terms="authors' code: no license found")
+@method('grad-eclip', source='Zhao et al., ICML 2024: Grad-ECLIP, with the '
+                             'heads of the model',
+                             terms="authors' code: no license found")
 def grad_eclip(capture, targets, layers):
-    "Values of block ℓ × gradient of attention's output, weighted by the similarity of queries and keys"
-    run, maps = capture(targets, queries=layers, keys=layers, attn=layers, grad='attn'), []
+    """Values of block ℓ × gradient of attention's output, weighted by the
+    similarity of queries and keys"""
+    run, maps = capture(targets, queries=layers, keys=layers, attn=layers,
+                        grad='attn'), []
     for l in layers:
-        q, k = (F.normalize(run.values[s, l].transpose(1, 2).flatten(2), dim=-1) for s in ('queries', 'keys'))
-        cosine = q @ k.mT                                                                    # (B,N,N)
+        q, k = (F.normalize(run.values[s, l].transpose(1, 2).flatten(2), dim=-1)
+                for s in ('queries', 'keys'))
+        cosine = q @ k.mT  # (B,N,N)
         low, high = run.patches(cosine, -1).aminmax(dim=-1, keepdim=True)
         weight = (cosine - low)/(high - low).clamp_min(1e-12)
         maps.append(run.pooled_row(weight[:, None]*run.grads['attn', l].sum(2)))
     return run.on_grid(torch.stack(maps, 2))
 
 # %% ../../nbs/method/07_recent.ipynb #7d045b19
-def neighborhood_masks(h:int, w:int)->torch.Tensor: # (h·w,h·w): mask i, factor of cell j
-    "For each cell of a grid: 1/4 at the cell, 1/8 beside it, 1/16 at its corners, else 0"
-    def band(n): return torch.eye(n)/2 + sum(torch.ones(n-1).diag(o) for o in (-1, 1))/4
+def neighborhood_masks(
+    h:int, w:int)->torch.Tensor:  # (h·w,h·w): mask i, factor of cell j
+    """For each cell of a grid: 1/4 at the cell, 1/8 beside it, 1/16 at its
+    corners, else 0"""
+    def band(n):
+        return torch.eye(n)/2 + sum(torch.ones(n-1).diag(o) for o in (-1, 1))/4
     return torch.kron(band(h), band(w))
 
-def capture_block_kwargs(capture, targets, **sites): # as for a capture → activations, {block: arguments}
-    "Record a run, and the further arguments of each block, such as rotary positions"
+def capture_block_kwargs(
+    capture, targets,
+    **sites):  # as for a capture → activations, {block: arguments}
+    """Record a run, and the further arguments of each block, such as rotary
+    positions"""
     block_kwargs = {}
     with preserve_state(capture.model) as undo:
         for l,b in enumerate(capture.anat.blocks):
             hook = lambda m, args, kw, l=l: block_kwargs.update({l: kw})
-            undo.callback(b.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            undo.callback(b.register_forward_pre_hook(hook, with_kwargs=True)
+                          .remove)
         return capture(targets, **sites), block_kwargs
 
 def continue_from(capture, l:int,
@@ -110,95 +148,136 @@ def continue_from(capture, l:int,
                   block_kwargs:dict,       # of `capture_block_kwargs`
                  )->torch.Tensor:          # (m,C)
     "Logits of the model if these tokens enter block `l` and its attention"
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(capture.model) as undo:
-        undo.callback(capture.anat.layers[l].attn_input.register(lambda _: attn_input).remove)
-        for i in range(l, capture.depth): tokens = capture.anat.blocks[i](tokens, **block_kwargs[i])
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        capture.model) as undo:
+        undo.callback(capture.anat.layers[l]
+                      .attn_input.register(lambda _: attn_input).remove)
+        for i in range(l, capture.depth):
+            tokens = capture.anat.blocks[i](tokens, **block_kwargs[i])
         return capture.head_logits(tokens).float()
 
 # %% ../../nbs/method/07_recent.ipynb #0ed05e27
-@method('reciprocam', uses_internals=True,
-        source='Byun & Lee, 2023 (arXiv 2310.02588): ViT-ReciproCAM, as in OpenVINO XAI',
-        terms='code in OpenVINO XAI: Apache 2.0', n_forward='n patches, each over the blocks from ℓ on')
+@method('reciprocam', uses_internals=True, source='Byun & Lee, 2023 (arXiv '
+        '2310.02588): ViT-ReciproCAM, as in OpenVINO XAI',
+        terms='code in OpenVINO XAI: Apache 2.0',
+        n_forward='n patches, each over the blocks from ℓ on')
 def reciprocam(capture, targets, layers, batch=64, progress=None):
-    "Score of the class if only one patch and its neighbors enter block ℓ, minus the mean over all patches"
-    run, kw = capture_block_kwargs(capture, targets, tokens=layers, attn_input=layers)
-    masks = F.pad(neighborhood_masks(*run.grid), (run.num_prefix_tokens, 0), value=1.)[..., None]  # (n,N,1)
+    """Score of the class if only one patch and its neighbors enter block ℓ,
+    minus the mean over all patches"""
+    run, kw = capture_block_kwargs(capture, targets, tokens=layers,
+                                   attn_input=layers)
+    masks = F.pad(neighborhood_masks(*run.grid), (run.num_prefix_tokens, 0),
+                  value=1.)[..., None]  # (n,N,1)
     maps = torch.zeros(*run.targets.shape, len(layers), len(masks))
-    for b,i in track([(b, i) for b in range(len(capture.x)) for i in range(len(layers))], 'layers', progress):
-        x, a = (run.values.native((site, layers[i]))[[b]] for site in ('tokens', 'attn_input'))
+    for b,i in track([(b, i) for b in range(len(capture.x))
+                      for i in range(len(layers))], 'layers', progress):
+        x, a = (run.values.native((site, layers[i]))[[b]]
+                for site in ('tokens', 'attn_input'))
         rest = lambda m: continue_from(capture, layers[i], m*x, m*a, kw)
-        check_match(rest(1), run.logits[[b]], f"{type(capture.model).__name__} from block {layers[i]} on")
+        check_match(rest(1), run.logits[[b]],
+                    f"{type(capture.model).__name__} from block {layers[i]} on")
         logits = torch.cat([rest(m) for m in masks.to(capture.x).split(batch)])
         targets = run.targets[[b]].expand(len(masks), -1)
-        scores = class_score(logits, targets, capture.score, capture.task)                       # (n,T)
+        # (n,T)
+        scores = class_score(logits, targets, capture.score, capture.task)
         maps[b, :, i] = (scores - scores.mean(0)).T.cpu()
     return run.on_grid(maps)
 
 # %% ../../nbs/method/07_recent.ipynb #8911ff0e
-def position_embedding(capture, run)->torch.Tensor: # run: with the tokens that enter block 0 → (1,n,D)
-    "Position embeddings of the patches; a VitxError unless they are simply added to the embedded patches"
+def position_embedding(
+    capture,
+    run)->torch.Tensor:  # run: with the tokens that enter block 0 → (1,n,D)
+    """Position embeddings of the patches; a VitxError unless they are simply
+    added to the embedded patches"""
     m, tokens = capture.model, run.patches(run.values['tokens', 0])
-    positions = None if getattr(m, 'pos_embed', None) is None else m.pos_embed[:, -tokens.shape[1]:]
+    positions = (None if getattr(m, 'pos_embed', None) is None
+                 else m.pos_embed[:, -tokens.shape[1]:])
     with torch.inference_mode(False), torch.no_grad(), preserve_state(m):
         embedded = m.patch_embed(capture.x).flatten(1, -2)
     fits = positions is not None and positions.shape[1:] == tokens.shape[1:]
     if not (fits and results_match(embedded + positions, tokens)):
-        raise VitxError(f"{type(m).__name__} doesn't add position embeddings to its patches: use attnlrp")
+        raise VitxError(f"{type(m).__name__} doesn't add position embeddings "
+                        f"to its patches: use attnlrp")
     return positions.detach().float()
 
-@method('pa-lrp', uses_internals=True, source='Bakish et al., NeurIPS 2025: PA-LRP (arXiv 2506.02138)',
+@method('pa-lrp', uses_internals=True,
+        source='Bakish et al., NeurIPS 2025: PA-LRP (arXiv 2506.02138)',
         terms=f"authors' code: no license found; {LRP_TERMS}")
-def pa_lrp(capture, targets, layers, gamma=(100., .05), softmax=False): # as of `attnlrp_rules`
-    "Relevance of the pixels of a patch plus that of its position embedding; the same map for every layer"
+def pa_lrp(capture, targets, layers, gamma=(100., .05),
+           softmax=False):  # as of `attnlrp_rules`
+    """Relevance of the pixels of a patch plus that of its position embedding;
+    the same map for every layer"""
     with attnlrp_rules(capture, gamma, softmax):
-        run = capture(targets, pixels=[0], tokens=[0], grad=('pixels', 'tokens'))
-    pixels = sum_to_grid(run.values['pixels', 0][:, None]*run.grads['pixels', 0], run.grid)
-    positions = (position_embedding(capture, run)[:, None]*run.patches(run.grads['tokens', 0])).sum(-1)
+        run = capture(targets, pixels=[0], tokens=[0],
+                      grad=('pixels', 'tokens'))
+    pixels = sum_to_grid(
+        run.values['pixels', 0][:, None]*run.grads['pixels', 0], run.grid)
+    positions = (position_embedding(capture, run)[:, None]*run.patches(
+        run.grads['tokens', 0])).sum(-1)
     return repeat_layers(pixels + run.on_grid(positions), layers)
 
 # %% ../../nbs/method/07_recent.ipynb #344d31ef
-def random_views(n:int, size:tuple, # (H,W)
-                 seed:int=0, degrees:float=20., # largest rotation
-                 shift:float=.1, scale:float=.1, # largest shift and change of scale, as shares
-                )->torch.Tensor: # (n,2,3)
-    "Random affine maps of a picture for `affine_grid`: flipped or not, rotated, shifted and scaled"
+def random_views(
+    n:int, size:tuple,  # (H,W)
+    seed:int=0, degrees:float=20.,  # largest rotation
+    # largest shift and change of scale, as shares
+    shift:float=.1, scale:float=.1,
+)->torch.Tensor:  # (n,2,3)
+    """Random affine maps of a picture for `affine_grid`: flipped or not,
+    rotated, shifted and scaled"""
     u = 2*torch.rand(n, 5, generator=torch.Generator().manual_seed(seed)) - 1
-    angle, s, flip, aspect = (u[:, 0]*degrees).deg2rad(), 1 + scale*u[:, 1], u[:, 2].sign(), size[0]/size[1]
+    angle, s, flip, aspect = ((u[:, 0]*degrees).deg2rad(), 1 + scale*u[:, 1],
+                              u[:, 2].sign(), size[0]/size[1])
     across = s*flip*angle.cos(), -s*aspect*angle.sin(), 2*shift*u[:, 3]
     down = s*flip*angle.sin()/aspect, s*angle.cos(), 2*shift*u[:, 4]
     return torch.stack([*across, *down], 1).unflatten(1, (2, 3))
 
-def warp_image(x:torch.Tensor, view:torch.Tensor)->torch.Tensor: # (B,C,H,W), (2,3) → (B,C,H,W)
+def warp_image(x:torch.Tensor,
+               view:torch.Tensor)->torch.Tensor:  # (B,C,H,W), (2,3) → (B,C,H,W)
     "Picture seen through an affine map; outside it is 0, the mean color"
-    grid = F.affine_grid(view.to(x).expand(len(x), -1, -1), x.shape, align_corners=False)
+    grid = F.affine_grid(view.to(x).expand(len(x), -1, -1), x.shape,
+                         align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
-def pull_back(f, g:torch.Tensor)->torch.Tensor: # a linear function of pictures; gradient of its output
+def pull_back(
+    f, g:torch.Tensor
+)->torch.Tensor:  # a linear function of pictures; gradient of its output
     "Gradient of the input of `f`, given the gradient of its output"
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.zeros_like(g, requires_grad=True)
         return torch.autograd.grad(f(x), x, g)[0]
 
 def robust_mean(v:torch.Tensor)->torch.Tensor: # (S,…) → (…)
-    "Mean over the first dimension without values further than 2.5 scaled median deviations from the median"
+    """Mean over the first dimension without values further than 2.5 scaled
+    median deviations from the median"""
     deviation = (v - v.median(0).values).abs()
     inside = deviation <= 2.5*(1.4826*deviation.median(0).values + 1e-8)
     return (v*inside).sum(0)/inside.sum(0)
 
 # %% ../../nbs/method/07_recent.ipynb #ae706570
-@method('dave', source='Wróbel et al., ICML 2026: DAVE (arXiv 2602.06613), without smoothing',
-        terms="authors' code: no license found", n_forward=50, test_options=dict(steps=4))
+@method('dave', source='Wróbel et al., ICML 2026: DAVE (arXiv 2602.06613), '
+                       'without smoothing',
+                       terms="authors' code: no license found", n_forward=50,
+                       test_options=dict(steps=4))
 def dave(capture, targets, layers, steps=50,
          noise=.1, # largest share of noise, 0 … 1: to be chosen for each model
          seed=0, progress=None):
-    "Pixel values × linearized gradient, a robust mean over views with noise; the same map for every layer"
+    """Pixel values × linearized gradient, a robust mean over views with noise;
+    the same map for every layer"""
     run, x, parts = capture(targets), capture.x.float(), []
-    draws, views = torch.Generator().manual_seed(seed), random_views(steps, capture.x.shape[-2:], seed)
-    for view,t in track(list(zip(views, torch.linspace(0, noise, steps).tolist())), 'views', progress):
+    draws, views = torch.Generator().manual_seed(seed), random_views(steps,
+        capture.x.shape[-2:], seed)
+    for view,t in track(list(zip(views, torch.linspace(0, noise, steps)
+                                 .tolist())), 'views', progress):
         warp = lambda p: (1 - t)*warp_image(p, view)
-        changed = warp(x) + (1 - (1 - t)**2)**.5*torch.randn(x.shape[1:], generator=draws).to(x)
-        view_capture = Capture(capture.model, changed, capture.anat, capture.score)
-        grad = view_capture(run.targets, pixels=[0], grad='pixels', linearize=True).grads['pixels', 0]
-        grad = pull_back(warp, grad.flatten(0, 1)).unflatten(0, run.targets.shape)      # (B,T,C,H,W)
+        changed = warp(x) + (1 - (1 - t)**2)**.5*torch.randn(x.shape[1:],
+            generator=draws).to(x)
+        view_capture = Capture(capture.model, changed, capture.anat,
+                               capture.score)
+        grad = view_capture(run.targets, pixels=[0], grad='pixels',
+                            linearize=True).grads['pixels', 0]
+        grad = (pull_back(warp, grad.flatten(0, 1))
+                .unflatten(0, run.targets.shape))  # (B,T,C,H,W)
         parts.append(grad*x[:, None])
-    return repeat_layers(sum_to_grid(robust_mean(torch.stack(parts)), run.grid), layers)
+    return repeat_layers(sum_to_grid(robust_mean(torch.stack(parts)), run.grid),
+                         layers)

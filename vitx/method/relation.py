@@ -14,29 +14,37 @@ from ..targets import *
 from ..model.capture import *
 
 # %% ../../nbs/method/01_relation.ipynb #16487ed2
-def channel_masks(t:torch.Tensor,           # (n,D) patch tokens
-                  grid:tuple,               # (h,w), h·w = n
-                  size:tuple,               # (H,W) of the picture
-                  grid_geometry:tuple=None, # position of the cells on the picture, for example `run.grid_geometry`; None: they tile it
-                 )->torch.Tensor:           # (D,H,W) in 0..1
+def channel_masks(
+    t:torch.Tensor,  # (n,D) patch tokens
+    grid:tuple,  # (h,w), h·w = n
+    size:tuple,  # (H,W) of the picture
+    # position of the cells on the picture, for example `run.grid_geometry`;
+    # None: they tile it
+    grid_geometry:tuple=None,
+)->torch.Tensor:  # (D,H,W) in 0..1
     "Mask of the picture from each channel of the tokens, stretched to 0..1"
-    return upsample_map(minmax_scale(t.T).unflatten(-1, grid), size, grid_geometry)
+    return upsample_map(minmax_scale(t.T).unflatten(-1, grid), size,
+                        grid_geometry)
 
 def minmax_scale(t:torch.Tensor)->torch.Tensor: # (…,n) → (…,n)
     "Stretch the last dimension to 0..1; 0 if all its values are equal"
     lo, hi = t.amin(-1, keepdim=True), t.amax(-1, keepdim=True)
-    return torch.where(hi > lo, (t-lo)/(hi-lo).clamp_min(torch.finfo(t.dtype).tiny), torch.zeros_like(t))
+    return torch.where(hi > lo, (t-lo)/(hi-lo).clamp_min(torch.finfo(t.dtype)
+        .tiny), torch.zeros_like(t))
 
 # %% ../../nbs/method/01_relation.ipynb #760d6ba0
-def masked_probs(predict,            # function: pictures (b,3,H,W) → logits (b,C)
-                 x:torch.Tensor,     # (3,H,W), preprocessed
-                 masks:torch.Tensor, # (D,H,W) in 0..1
-                 batch:int=64,       # pictures per forward pass
-                 progress:bool=None, # show a progress bar; None: on a terminal and in Jupyter
-                )->torch.Tensor:     # (D,C)
+def masked_probs(
+    predict,  # function: pictures (b,3,H,W) → logits (b,C)
+    x:torch.Tensor,  # (3,H,W), preprocessed
+    masks:torch.Tensor,  # (D,H,W) in 0..1
+    batch:int=64,  # pictures per forward pass
+    # show a progress bar; None: on a terminal and in Jupyter
+    progress:bool=None,
+)->torch.Tensor:  # (D,C)
     "Class probabilities of the picture under each mask"
     batches = track(masks.split(batch), 'masked pictures', progress)
-    return torch.cat([predict_probs(predict, x*m[:, None].to(x)) for m in batches])
+    return torch.cat([predict_probs(predict, x*m[:, None].to(x))
+                      for m in batches])
 
 # %% ../../nbs/method/01_relation.ipynb #75e67709
 def channel_groups(t:torch.Tensor, # (n,D) patch tokens
@@ -45,25 +53,30 @@ def channel_groups(t:torch.Tensor, # (n,D) patch tokens
     "Group channels that are correlated over the patches (k-means)"
     u = torch.nn.functional.normalize((t - t.mean(0)).T, dim=-1)
     first_channels = [0]
-    for _ in range(min(k, len(u)) - 1): first_channels.append((u @ u[first_channels].T).amax(1).argmin().item())
+    for _ in range(min(k, len(u)) - 1):
+        first_channels.append((u @ u[first_channels].T).amax(1).argmin().item())
     centers = u[first_channels]
     for _ in range(20):
         group = (u @ centers.T).argmax(1)
-        centers = torch.nn.functional.normalize(torch.zeros_like(centers).index_add(0, group, u), dim=-1)
+        centers = torch.nn.functional.normalize(torch.zeros_like(centers)
+            .index_add(0, group, u), dim=-1)
     return group
 
 def group_masks(masks:torch.Tensor, # (D,H,W)
                 group:torch.Tensor, # (D,) the group of each channel
                )->torch.Tensor:     # (k,H,W) in 0..1
     "Mean mask of each group, stretched to 0..1"
-    mean = torch.zeros(int(group.max())+1, *masks.shape[1:], device=masks.device).index_add(0, group, masks)
+    mean = torch.zeros(int(group.max())+1, *masks.shape[1:],
+                       device=masks.device).index_add(0, group, masks)
     return minmax_scale(mean.flatten(1)).view_as(mean)
 
 # %% ../../nbs/method/01_relation.ipynb #1648adc6
-def cosine_weights(P:torch.Tensor,  # (D,C) probabilities of the masked pictures
-                   p:torch.Tensor,  # (C,) probabilities of the whole picture, or a class (int)
-                  )->torch.Tensor:  # (D,)
-    "Relationship weights of R-Cut's figure (Sensors 2024): cosine of the probabilities with `p`, or with one class alone"
+def cosine_weights(
+    P:torch.Tensor,  # (D,C) probabilities of the masked pictures
+    p:torch.Tensor,  # (C,) probabilities of the whole picture, or a class (int)
+)->torch.Tensor:  # (D,)
+    """Relationship weights of R-Cut's figure (Sensors 2024): cosine of the
+    probabilities with `p`, or with one class alone"""
     if isinstance(p, int): return P[:, p]/P.norm(dim=-1)
     return torch.nn.functional.cosine_similarity(P, p[None], dim=-1)
 
@@ -72,8 +85,10 @@ def score_weights(P:torch.Tensor, c:int)->torch.Tensor: # (D,C), class → (D,)
     return P[:, c]
 
 # %% ../../nbs/method/01_relation.ipynb #a62b1edb
-def gradient_weights(grad:torch.Tensor, # (…,n,D) gradient of the class score with respect to the patch tokens
-                    )->torch.Tensor:  # (…,D)
+def gradient_weights(
+    # (…,n,D) gradient of the class score with respect to the patch tokens
+    grad:torch.Tensor,
+)->torch.Tensor:  # (…,D)
     "Channel weights of Grad-CAM: the gradient averaged over patches"
     return grad.mean(-2)
 
@@ -84,18 +99,22 @@ def weight_channels(t:torch.Tensor, # (…,n,D) patch tokens
     "Tokens of the class: every channel times its relationship weight"
     return t*w.unsqueeze(-2)
 
-def rout_map(t:torch.Tensor, w:torch.Tensor)->torch.Tensor: # (…,n,D), (…,D) → (…,n), signed
+def rout_map(t:torch.Tensor,
+             w:torch.Tensor)->torch.Tensor:  # (…,n,D), (…,D) → (…,n), signed
     "R-Out map: channels stretched to 0..1, centered, weighted and added up"
     m = minmax_scale(t.transpose(-1, -2)).transpose(-1, -2)
     return weight_channels(m - m.mean(-2, keepdim=True), w).sum(-1)
 
 # %% ../../nbs/method/01_relation.ipynb #f2d88faf
-@method('rout', source='R-Cut, Sensors 2024: Relationship Weighted Out with gradient weights', terms="authors' code: no license found")
+@method('rout', source='R-Cut, Sensors 2024: Relationship Weighted Out with '
+                       'gradient weights',
+                       terms="authors' code: no license found")
 def rout(capture, targets, layers):
     "Relationship Weighted Out: sum of the channels, weighted by the gradient"
     run = capture(targets, attn_input=layers, grad='attn_input')
     maps = []
     for l in layers:
-        t, dt = run.patches(run.values['attn_input', l]), run.patches(run.grads['attn_input', l])
+        t, dt = (run.patches(run.values['attn_input', l]),
+                 run.patches(run.grads['attn_input', l]))
         maps.append(rout_map(t[:, None], gradient_weights(dt)))
     return run.on_grid(torch.stack(maps, 2))

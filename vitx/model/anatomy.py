@@ -18,132 +18,195 @@ from ..core import *
 from .loading import *
 
 # %% ../../nbs/model/05_anatomy.ipynb #c04f706d
-def infer_grid(height:int, width:int, # of the picture
-              n:int,                 # patches
-             )->tuple:               # (rows, columns), or None if they don't have the picture's proportions
+def infer_grid(
+    height:int, width:int,  # of the picture
+    n:int,  # patches
+    # (rows, columns), or None if they don't have the picture's proportions
+)->tuple:
     "Rows and columns of n patches whose cells are closest to squares"
     error = lambda h: abs(math.log(h*h/n) - math.log(height/width))
     h = min((h for h in range(1, n+1) if n % h == 0), key=error)
     w = n//h
     return (h, w) if fits_image(h, w, height, width) else None
 
-def fits_image(h, w, height, width)->bool: # a side is rounded to whole cells, which changes the proportions a little
+def fits_image(
+    h, w, height, width
+    # a side is rounded to whole cells, which changes the proportions a little
+)->bool:
     "Whether a grid of h×w cells has the proportions of an image"
-    return min(h, w) > 1 and height >= 2*h and width >= 2*w and abs(math.log(h/w) - math.log(height/width)) <= (.6/min(h, w) if height != width else 1e-9)
+    return min(h, w) > 1 and height >= 2*h and width >= 2*w and abs(
+        math.log(h/w) - math.log(height/width)) <= (.6/min(h, w)
+            if height != width else 1e-9)
 
-def infer_layout(shape:tuple,    # of a tensor for one picture
-              size:tuple,     # (H,W) of the picture
-              num_prefix:int=None,# length of the prefix, if the model has it in an attribute
-             )->tuple:        # (layout, prefix, (rows, columns)), or None: no tokens
-    "The layout of tokens in a tensor: 'sequence' (1,N,D), 'channels_last' (1,h,w,D), 'channels_first' (1,D,h,w) or 'tiles' (1,tiles,cells,D)"
+# %% ../../nbs/model/05_anatomy.ipynb #084fa717
+def infer_layout(
+    shape:tuple,  # of a tensor for one picture
+    size:tuple,  # (H,W) of the picture
+    # length of the prefix, if the model has it in an attribute
+    num_prefix:int=None,
+)->tuple:  # (layout, prefix, (rows, columns)), or None: no tokens
+    """The layout of tokens in a tensor: 'sequence' (1,N,D), 'channels_last'
+    (1,h,w,D), 'channels_first' (1,D,h,w) or 'tiles' (1,tiles,cells,D)"""
     if shape[0] != 1 or len(shape) not in (3, 4): return None
     if len(shape) == 3:
         for p in [*([] if num_prefix is None else [num_prefix]), *range(21)]:
-            if shape[1] - p > 3 and (g := infer_grid(*size, shape[1]-p)): return 'sequence', p, g
+            if shape[1] - p > 3 and (g := infer_grid(*size, shape[1]-p)):
+                return 'sequence', p, g
         return None
     last, first = fits_image(*shape[1:3], *size), fits_image(*shape[2:], *size)
-    if last and (not first or shape[3] > shape[1]): return 'channels_last', 0, tuple(shape[1:3])
+    if last and (not first or shape[3] > shape[1]):
+        return 'channels_last', 0, tuple(shape[1:3])
     if first: return 'channels_first', 0, tuple(shape[2:])
     t, c = math.isqrt(shape[1]), math.isqrt(shape[2])
-    return ('tiles', 0, (t*c, t*c)) if t*t == shape[1] and c*c == shape[2] > 4 and fits_image(t*c, t*c, *size) else None
+    return (('tiles', 0, (t*c, t*c)) if t*t == shape[1] and c*c == shape[2] > 4
+            and fits_image(t*c, t*c, *size) else None)
 
-def as_tokens(t:torch.Tensor, layout:str)->torch.Tensor: # → (…,N,D); leading dimensions are kept
+def as_tokens(
+    t:torch.Tensor,
+    layout:str)->torch.Tensor:  # → (…,N,D); leading dimensions are kept
     "Tokens of any layout as a sequence in reading order"
-    if callable(layout): return layout(t.reshape(-1, *t.shape[-2:])).unflatten(0, t.shape[:-2])
+    if callable(layout):
+        return layout(t.reshape(-1, *t.shape[-2:])).unflatten(0, t.shape[:-2])
     if layout == 'sequence': return t
     if layout == 'channels_last': return t.flatten(-3, -2)
     if layout == 'channels_first': return t.flatten(-2).mT
     tiles, cells = math.isqrt(t.shape[-3]), math.isqrt(t.shape[-2])
-    return t.unflatten(-2, (cells, cells)).unflatten(-4, (tiles, tiles)).transpose(-4, -3).flatten(-5, -2)
+    return (t.unflatten(-2, (cells, cells)).unflatten(-4, (tiles, tiles))
+            .transpose(-4, -3).flatten(-5, -2))
 
 # %% ../../nbs/model/05_anatomy.ipynb #d16db9a2
 @dataclass
 class HookPoint:
-    "A place where a tensor can be read and replaced: an argument of a module, or its output"
+    """A place where a tensor can be read and replaced: an argument of a module,
+    or its output"""
     module: nn.Module
-    path: tuple = (0,)        # (argument, …): number or name, and if that is a list, the index in it; (): the output of the module
+    # (argument, …): number or name, and if that is a list, the index in it; ():
+    # the output of the module
+    path: tuple = (0,)
     layout: str = 'sequence'# or a function (B,N,D) → (B,N,D) into reading order
 
     def register(self, fn):   # → handle of the hook
         "Replace every tensor t that passes by `fn(t)`"
-        if not self.path: return self.module.register_forward_hook(lambda m, args, y: fn(y))
+        if not self.path:
+            return self.module.register_forward_hook(lambda m, args, y: fn(y))
         def pre_hook(m, args, kw):
             k, *i = self.path
             old = kw[k] if isinstance(k, str) else args[k]
             if i: old = old[i[0]]
             new = fn(old)
-            substitute = lambda v: new if v is old else type(v)(map(substitute, v)) if isinstance(v, (list, tuple)) else v  # query, key and value may be one tensor
-            return tuple(map(substitute, args)), {n: substitute(v) for n,v in kw.items()}
+            # query, key and value may be one tensor
+            substitute = lambda v: new if v is old else type(v)(map(substitute,
+                v)) if isinstance(v, (list, tuple)) else v
+            return tuple(map(substitute, args)), {n: substitute(v)
+                for n,v in kw.items()}
         return self.module.register_forward_pre_hook(pre_hook, with_kwargs=True)
 
+# %% ../../nbs/model/05_anatomy.ipynb #96bfd47b
 @dataclass
 class Layer:
     "One layer: a block, its attention, and where their inputs can be read"
     block: nn.Module
     attn: nn.Module         # the module that computes its attention
-    num_prefix_tokens: int = 0         # tokens before the patches: CLS, distillation, registers
+    # tokens before the patches: CLS, distillation, registers
+    num_prefix_tokens: int = 0
     tokens: HookPoint = None     # default: the input of the block
     attn_input: HookPoint = None     # default: the input of its attention
-    is_global: bool = True      # attention is one matrix (B,heads,N,N) over all tokens
+    # attention is one matrix (B,heads,N,N) over all tokens
+    is_global: bool = True
     has_keys: bool = True       # and its keys can be read
-    cell_steps: tuple = None     # rows, columns: (a, b); the patch i has its center at pixel a·(i+½)+b; None: cells tile the picture
-    def __post_init__(self): self.tokens, self.attn_input = self.tokens or HookPoint(self.block), self.attn_input or HookPoint(self.attn)
+    # rows, columns: (a, b); the patch i has its center at pixel a·(i+½)+b;
+    # None: cells tile the picture
+    cell_steps: tuple = None
+    def __post_init__(self):
+        self.tokens, self.attn_input = (self.tokens or HookPoint(self.block),
+                                        self.attn_input or HookPoint(self.attn))
 
 # %% ../../nbs/model/05_anatomy.ipynb #203df78d
 @dataclass
 class Anatomy:
     "The layers of a transformer and how its head reads their tokens"
-    layers: list            # in order; the tokens of layer ℓ are the input of block ℓ
-    num_pooled_prefix: int = 0          # prefix tokens that the head reads; 0 = it pools the patches
-    grid_fn: object = infer_grid # (height, width, patches) → (rows, columns) of a sequence's patches
-    size: tuple = None      # (H,W) of the pictures for which it is valid; None: all sizes
+    layers: list  # in order; the tokens of layer ℓ are the input of block ℓ
+    # prefix tokens that the head reads; 0 = it pools the patches
+    num_pooled_prefix: int = 0
+    # (height, width, patches) → (rows, columns) of a sequence's patches
+    grid_fn: object = infer_grid
+    # (H,W) of the pictures for which it is valid; None: all sizes
+    size: tuple = None
     rebuild: object = None    # (H,W) → the anatomy for pictures of another size
-    writes_in_place: bool = field(default=False, repr=False)    # does the model write into the input of a block? Then tokens are copied
-    is_checked: bool = field(default=False, repr=False) # did a first run show that the head reads only these tokens?
+    # does the model write into the input of a block? Then tokens are copied
+    writes_in_place: bool = field(default=False, repr=False)
+    # did a first run show that the head reads only these tokens?
+    is_checked: bool = field(default=False, repr=False)
     def for_size(self, size:tuple): # (H,W)
         "The anatomy for pictures of another size"
-        return self if self.size in (None, tuple(size)) else self.rebuild(tuple(size))
+        return (self if self.size in (None, tuple(size))
+                else self.rebuild(tuple(size)))
     @property
     def blocks(self)->list: return [l.block for l in self.layers]
     @property
     def attns(self)->list: return [l.attn for l in self.layers]
     @property
-    def num_prefix_tokens(self)->int: return self.layers[-1].num_prefix_tokens if self.layers else 0
+    def num_prefix_tokens(self)->int:
+        return self.layers[-1].num_prefix_tokens if self.layers else 0
     def has_global_attention_path(self, l:int)->bool:
-        "Is the attention of each of the blocks 0 … l one matrix over the same tokens? Then relevance can be followed through all of them"
+        """Is the attention of each of the blocks 0 … l one matrix over the same
+        tokens? Then relevance can be followed through all of them"""
         upto = self.layers[:l+1]
-        return all(k.is_global for k in upto) and len({(k.num_prefix_tokens, k.cell_steps) for k in upto}) == 1
+        return all(k.is_global for k in upto) and len(
+            {(k.num_prefix_tokens, k.cell_steps) for k in upto}) == 1
     def has_keys(self, l:int)->bool:
         "Can the keys of all tokens be read in blocks 0 … l?"
-        return self.has_global_attention_path(l) and all(k.has_keys for k in self.layers[:l+1])
+        return self.has_global_attention_path(l) and all(k.has_keys
+            for k in self.layers[:l+1])
 
 # %% ../../nbs/model/05_anatomy.ipynb #bc9b7331
-def _patch_stride(model): # side lengths of a patch, if one convolution without overlap makes the tokens; else None
+def _patch_stride(
+    model
+    # side lengths of a patch, if one convolution without overlap makes the
+    # tokens; else None
+):
     conv = getattr(getattr(model, 'patch_embed', None), 'proj', None)
-    is_plain = isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride and conv.padding in ((0, 0), 'valid')
-    return conv.stride if is_plain and hasattr(model.patch_embed, 'dynamic_feat_size') and not hasattr(model.patch_embed, 'backbone') else None
+    is_plain = (isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride
+                and conv.padding in ((0, 0), 'valid'))
+    return conv.stride if is_plain and hasattr(model.patch_embed,
+        'dynamic_feat_size') and not hasattr(model.patch_embed,
+            'backbone') else None
 
 def _timm_grid_fn(model):
     embed = model.patch_embed
     def grid(height, width, n):
-        own = tuple(embed.grid_size) if tuple(embed.img_size or ()) == (height, width) else None
-        return next((g for g in (own, tuple(embed.dynamic_feat_size((height, width)))) if g and g[0]*g[1] == n), None)
+        own = (tuple(embed.grid_size) if tuple(embed.img_size or ()) ==
+               (height, width) else None)
+        return next(
+            (g for g in (own, tuple(embed.dynamic_feat_size((height, width))))
+             if g and g[0]*g[1] == n), None)
     return grid
 
 def timm_num_pooled(model)->int:
-    "Number of prefix tokens that the head reads, from timm's attributes; None if they are missing"
-    num_prefix, pool = getattr(model, 'num_prefix_tokens', None), getattr(model, 'global_pool', None)
+    """Number of prefix tokens that the head reads, from timm's attributes; None
+    if they are missing"""
+    num_prefix, pool = getattr(model, 'num_prefix_tokens', None), getattr(model,
+        'global_pool', None)
     if num_prefix is None or not isinstance(pool, str): return None
-    return 1 + int(getattr(model, 'dist_token', None) is not None) if pool == 'token' and num_prefix else 0
+    return (1 + int(getattr(model, 'dist_token', None) is not None)
+            if pool == 'token' and num_prefix else 0)
 
+# %% ../../nbs/model/05_anatomy.ipynb #35d02a35
 @family('plain-vit')
 def plain_vit(model)->Anatomy:
-    "ViT, DeiT, EVA, … : all tokens in every block, patches in reading order after the prefix"
-    blocks = list(b) if isinstance(b := getattr(model, 'blocks', None), (nn.Sequential, nn.ModuleList, list, tuple)) else []
-    attns, patch = [getattr(b, 'attn', None) for b in blocks], _patch_stride(model)
-    if not blocks or not patch or timm_num_pooled(model) is None or not all(hasattr(a, 'attn_drop') and hasattr(a, 'k_norm') for a in attns): return None
+    """ViT, DeiT, EVA, … : all tokens in every block, patches in reading order
+    after the prefix"""
+    blocks = list(b) if isinstance(b := getattr(model, 'blocks',
+        None), (nn.Sequential, nn.ModuleList, list, tuple)) else []
+    attns, patch = ([getattr(b, 'attn', None) for b in blocks],
+                    _patch_stride(model))
+    if not blocks or not patch or timm_num_pooled(model) is None or not all(
+        hasattr(a, 'attn_drop') and hasattr(a, 'k_norm') for a in attns):
+        return None
     cell_steps = tuple((float(p), 0.) for p in patch)
-    return Anatomy([Layer(b, a, model.num_prefix_tokens, cell_steps=cell_steps) for b,a in zip(blocks, attns)], timm_num_pooled(model), _timm_grid_fn(model))
+    return Anatomy([Layer(b, a, model.num_prefix_tokens, cell_steps=cell_steps)
+                    for b,a in zip(blocks, attns)], timm_num_pooled(model),
+                   _timm_grid_fn(model))
 
 # %% ../../nbs/model/05_anatomy.ipynb #554701c0
 _locks, _guard = weakref.WeakKeyDictionary(), threading.Lock()
@@ -152,28 +215,39 @@ def _lock(model):
     with _guard: return _locks.setdefault(model, threading.RLock())
 
 def thread_check(): # → function without arguments
-    "A function that says if it is called by the current thread: hooks also run if another thread uses the model"
+    """A function that says if it is called by the current thread: hooks also
+    run if another thread uses the model"""
     me = threading.get_ident()
     return lambda: threading.get_ident() == me
 
 def model_state(model:nn.Module)->tuple: # comparable
-    "State of a model that an explanation must not change: modes, number of hooks, flags, gradients, buffers"
-    return ([(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, 'fused_attn', None)) for m in model.modules()],
-            [(p.requires_grad, p.grad is None) for p in model.parameters()], [(b._version, b.data_ptr()) for b in model.buffers()])
+    """State of a model that an explanation must not change: modes, number of
+    hooks, flags, gradients, buffers"""
+    return ([(m.training, len(m._forward_hooks), len(m._forward_pre_hooks),
+              getattr(m, 'fused_attn', None)) for m in model.modules()],
+            [(p.requires_grad, p.grad is None) for p in model.parameters()],
+            [(b._version, b.data_ptr()) for b in model.buffers()])
 
+# %% ../../nbs/model/05_anatomy.ipynb #f740b146
 @contextmanager
 def preserve_state(model:nn.Module):
-    "Context manager: lock the model and put it into evaluation mode; afterwards restore its modes and flags. Yields an ExitStack for callbacks that undo more"
+    """Context manager: lock the model and put it into evaluation mode;
+    afterwards restore its modes and flags. Yields an ExitStack for callbacks
+    that undo more"""
     with _lock(model), ExitStack() as undo:
         for m in model.modules():
-            for flag in ('training', 'grad_checkpointing'):  # checkpointing would run blocks, and hooks, twice
+            # checkpointing would run blocks, and hooks, twice
+            for flag in ('training', 'grad_checkpointing'):
                 if getattr(m, flag, False) is True:
                     undo.callback(setattr, m, flag, True)
                     setattr(m, flag, False)
-            if getattr(m, '_compiled_call_impl', None) is not None:  # a compiled module doesn't call hooks
-                undo.callback(setattr, m, '_compiled_call_impl', m._compiled_call_impl)
+            # a compiled module doesn't call hooks
+            if getattr(m, '_compiled_call_impl', None) is not None:
+                undo.callback(setattr, m, '_compiled_call_impl',
+                              m._compiled_call_impl)
                 m._compiled_call_impl = None
-            if hasattr(m, '_orig_mod') and 'forward' in vars(m):     # the same for a compiled submodule
+            # the same for a compiled submodule
+            if hasattr(m, '_orig_mod') and 'forward' in vars(m):
                 undo.callback(setattr, m, 'forward', m.forward)
                 m.forward = m._orig_mod.__call__
         for p in model.parameters():

@@ -24,37 +24,50 @@ from .token_places import *
 from .interception import *
 
 # %% ../../nbs/model/10_capture.ipynb #d5e29b00
-def class_score(logits:torch.Tensor,  # (B,C)
-                targets:torch.Tensor, # (B,T) class indices
-                kind='logit',         # 'logit', 'prob', or a function of logits and targets
-                task:str='multiclass',# one of `TASKS`, for 'prob'
-               )->torch.Tensor:       # (B,T)
+def class_score(
+    logits:torch.Tensor,  # (B,C)
+    targets:torch.Tensor,  # (B,T) class indices
+    kind='logit',  # 'logit', 'prob', or a function of logits and targets
+    task:str='multiclass',  # one of `TASKS`, for 'prob'
+)->torch.Tensor:  # (B,T)
     "The number that is explained: the logit or the probability of each target"
     if callable(kind): return kind(logits, targets)
-    return (logits if kind == 'logit' else class_probs(logits, task)).gather(1, targets)
+    return (logits if kind == 'logit'
+            else class_probs(logits, task)).gather(1, targets)
 
-def as_targets(targets,              # None (top class), an int, a list of ints, or (B,T)
-               logits:torch.Tensor,  # (B,C)
-              )->torch.Tensor:       # (B,T) long
+def as_targets(
+    targets,  # None (top class), an int, a list of ints, or (B,T)
+    logits:torch.Tensor,  # (B,C)
+)->torch.Tensor:  # (B,T) long
     "Target classes for each image of a batch"
     B, C = logits.shape
     if targets is None: return logits.argmax(1, keepdim=True)
     t = torch.as_tensor(targets)
-    if t.is_floating_point() or t.dtype == torch.bool: raise VitxError(f"targets are class indices, not {t.dtype}")
+    if t.is_floating_point() or t.dtype == torch.bool:
+        raise VitxError(f"targets are class indices, not {t.dtype}")
     t = t.reshape(1, -1).expand(B, -1) if t.ndim < 2 else t
-    if t.shape[0] != B: raise VitxError(f"targets of shape {tuple(t.shape)} don't fit a batch of {B}: give (B,T)")
+    if t.shape[0] != B:
+        raise VitxError(f"targets of shape {tuple(t.shape)} don't fit a batch "
+                        f"of {B}: give (B,T)")
     if t.numel() == 0: raise VitxError("no targets: give at least one class")
-    if is_traced(): return torch.where((t := t.to(logits.device, torch.long)) < 0, logits.argmax(1, keepdim=True), t)    # a graph takes -1 for the top class
-    if t.device.type == 'cpu' and not is_symbolic(t) and (bad := [c for row in t.tolist() for c in row if not 0 <= c < C]): raise VitxError(out_of_range(bad[0], C))
-    return t.to(logits.device, torch.long, copy=t.is_inference())  # a tensor made in inference mode can't be kept for a gradient
+    if is_traced(): # a graph takes -1 for the top class
+        return torch.where((t := t.to(logits.device, torch.long)) < 0,
+                           logits.argmax(1, keepdim=True), t)
+    if t.device.type == 'cpu' and not is_symbolic(t) and (
+        bad := [c for row in t.tolist() for c in row if not 0 <= c < C]):
+        raise VitxError(out_of_range(bad[0], C))
+    # a tensor made in inference mode can't be kept for a gradient
+    return t.to(logits.device, torch.long, copy=t.is_inference())
 
 def out_of_range(target, num_classes)->str:
     "Error message for a class index that doesn't exist"
-    return f"target {target} is out of range: this model has {num_classes} classes, 0 to {num_classes-1}"
+    return (f"target {target} is out of range: this model has {num_classes} "
+            f"classes, 0 to {num_classes-1}")
 
 # %% ../../nbs/model/10_capture.ipynb #ad508dfc
 class Float32View(dict):
-    "Dict of tensors in the model's precision that are read as float32; `native(key)` returns them unchanged"
+    """Dict of tensors in the model's precision that are read as float32;
+    `native(key)` returns them unchanged"""
     def __getitem__(self, key): return super().__getitem__(key).float()
     def native(self, key): return super().__getitem__(key)
 
@@ -65,30 +78,44 @@ class Activations:
     targets: torch.Tensor  # (B,T)
     grid: tuple            # (h,w) of the patches
     num_prefix_tokens: int            # tokens before the patches
-    num_pooled_prefix: int             # how many of them the head reads; 0 = it pools patches
-    values: dict = field(default_factory=dict)    # (site, layer) → (B,...), read as float32
-    grads: dict = field(default_factory=dict)  # (site, layer) → (B,T,...): of each target's score
-    grid_geometry: tuple = None      # rows, columns: (α, β); cell u = (index + ½)/n has its center at α·u + β of the picture; None: cells tile it
+    # how many of them the head reads; 0 = it pools patches
+    num_pooled_prefix: int
+    # (site, layer) → (B,...), read as float32
+    values: dict = field(default_factory=dict)
+    # (site, layer) → (B,T,...): of each target's score
+    grads: dict = field(default_factory=dict)
+    # rows, columns: (α, β); cell u = (index + ½)/n has its center at α·u + β of
+    # the picture; None: cells tile it
+    grid_geometry: tuple = None
 
     def patches(self, t, dim=-2): # (…,N,…) → (…,n,…)
         "The patch tokens alone"
-        return t.narrow(dim, self.num_prefix_tokens, t.shape[dim]-self.num_prefix_tokens)
+        return t.narrow(dim, self.num_prefix_tokens,
+                        t.shape[dim]-self.num_prefix_tokens)
     def pooled_row(self, a): # (…,N,N) → (…,n)
-        "Mean row of a token×token matrix, over the tokens that the head reads; only the columns of patches"
-        rows = a[..., :self.num_pooled_prefix, :] if self.num_pooled_prefix else self.patches(a)
-        return self.patches(rows.mean(-2, keepdim=True).transpose(-1, -2)).squeeze(-1)
+        """Mean row of a token×token matrix, over the tokens that the head
+        reads; only the columns of patches"""
+        rows = (a[..., :self.num_pooled_prefix, :] if self.num_pooled_prefix
+                else self.patches(a))
+        return self.patches(rows.mean(-2, keepdim=True)
+                            .transpose(-1, -2)).squeeze(-1)
     def on_grid(self, v): # (…,n) → (…,h,w)
         "Patch values as a map"
         return v.unflatten(-1, self.grid)
 
 # %% ../../nbs/model/10_capture.ipynb #139c95ec
-def upsample_map(m:torch.Tensor, # (…,h,w)
-              size:tuple,     # (H,W)
-              grid_geometry:tuple=None, # where the cells lie; None: they cover it evenly
-             )->torch.Tensor: # (…,H,W)
-    "Upsample a map to pixels: linear interpolation between the positions of its cells"
-    if grid_geometry is None: return F.interpolate(m.flatten(0, -3)[None], size=size, mode='bilinear')[0].unflatten(0, m.shape[:-2])
-    rows, cols = (constant(_cells_to_pixels, s, n, *line, like=m) for s,n,line in zip(size, m.shape[-2:], grid_geometry))
+def upsample_map(
+    m:torch.Tensor,  # (…,h,w)
+    size:tuple,  # (H,W)
+    grid_geometry:tuple=None,  # where the cells lie; None: they cover it evenly
+)->torch.Tensor:  # (…,H,W)
+    """Upsample a map to pixels: linear interpolation between the positions of
+    its cells"""
+    if grid_geometry is None:
+        return F.interpolate(m.flatten(0, -3)[None], size=size,
+                             mode='bilinear')[0].unflatten(0, m.shape[:-2])
+    rows, cols = (constant(_cells_to_pixels, s, n, *line, like=m)
+                  for s,n,line in zip(size, m.shape[-2:], grid_geometry))
     return (rows @ m @ cols.T).to(m)     # also under autocast
 
 def image_on_grid(x:torch.Tensor,  # (…,H,W) a picture
@@ -96,31 +123,47 @@ def image_on_grid(x:torch.Tensor,  # (…,H,W) a picture
          )->torch.Tensor:  # (…,H,W)
     "Move a picture so that the cells of the grid cover it evenly"
     if grid_geometry is None: return x
-    rows, cols = (constant(_pixels_to_cells, s, *line, like=x) for s,line in zip(x.shape[-2:], grid_geometry))
+    rows, cols = (constant(_pixels_to_cells, s, *line, like=x)
+                  for s,line in zip(x.shape[-2:], grid_geometry))
     return rows @ x @ cols.T
 
-def _cells_to_pixels(size, n, a, b): return interpolation_matrix(((torch.arange(size) + .5)/size - b)/a, n)   # (size,n)
-def _pixels_to_cells(size, a, b): return interpolation_matrix(a*(torch.arange(size) + .5)/size + b, size)     # (size,size)
+def _cells_to_pixels(size, n, a, b): # (size,n)
+    return interpolation_matrix(((torch.arange(size) + .5)/size - b)/a, n)
+def _pixels_to_cells(size, a, b): # (size,size)
+    return interpolation_matrix(a*(torch.arange(size) + .5)/size + b, size)
 
 # %% ../../nbs/model/10_capture.ipynb #5a27718e
 class Capture:
     "A model and a batch; a call records sites of layers"
     interceptor_type = AttentionInterceptor
-    def __init__(self, model:nn.Module, x:torch.Tensor, # (B,3,H,W), preprocessed
-                 anat:Anatomy=None, score:str='logit'):
+    def __init__(
+        self, model:nn.Module, x:torch.Tensor,  # (B,3,H,W), preprocessed
+        anat:Anatomy=None, score:str='logit'
+    ):
         p = next(model.parameters())
         size = tuple(x.shape[-2:])
-        self.model, self.x, self.anat = model, x.detach().to(p.device, p.dtype), (anat or anatomy(model, size)).for_size(size)
-        if anat and len(self.anat.layers) < len(anat.layers): raise VitxError(f"in a picture of {size[0]}×{size[1]} only {len(self.anat.layers)} of this model's {len(anat.layers)} layers have more than one token: give a larger picture")
-        self.flags = {}    # what to check once the answer is there: name → bool tensor
-        self.score, self.grid_geometry, self._logits = score, None, None   # grid_geometry: of the last run's grid
+        self.model, self.x, self.anat = model, x.detach().to(p.device,
+            p.dtype), (anat or anatomy(model, size)).for_size(size)
+        if anat and len(self.anat.layers) < len(anat.layers):
+            raise VitxError(
+                f"in a picture of {size[0]}×{size[1]} only "
+                f"{len(self.anat.layers)} of this model's {len(anat.layers)} "
+                f"layers have more than one token: give a larger picture")
+        # what to check once the answer is there: name → bool tensor
+        self.flags = {}
+        # grid_geometry: of the last run's grid
+        self.score, self.grid_geometry, self._logits = score, None, None
 
     @property
     def depth(self)->int: return len(self.anat.blocks)
     @property
     def task(self)->str: return task_of(self.model)
     @property
-    def is_contrastive(self)->bool: # do classes exclude each other, so that one can be compared with the others?
+    def is_contrastive(
+        self
+        # do classes exclude each other, so that one can be compared with the
+        # others?
+    )->bool:
         return self.task == 'multiclass' and self.score == 'logit'
     @property
     def logits(self)->torch.Tensor: # (B,C) float32
@@ -129,97 +172,178 @@ class Capture:
         return self._logits
     def predict(self, x:torch.Tensor)->torch.Tensor: # (b,C) float32
         "Logits of other pictures"
-        with torch.inference_mode(False), torch.no_grad(), preserve_state(self.model): return self.model(x.to(self.x)).float()
+        with torch.inference_mode(False), torch.no_grad(), preserve_state(
+            self.model):
+            return self.model(x.to(self.x)).float()
 
 # %% ../../nbs/model/10_capture.ipynb #6a19c7c8
 @patch
-def __call__(self:Capture, targets=None, grad=(), score=None, linearize=False, max_cells=None, **layers):
-    "Run the model and record values: `layers` maps sites (see `HOOK_SITES`) to layers, such as tokens=[0, 5]; `grad` names the sites whose gradients are also recorded; `linearize`: gradients of the linearized model; grids of more than `max_cells` cells are pooled"
+def __call__(self:Capture, targets=None, grad=(), score=None, linearize=False,
+             max_cells=None, **layers):
+    """Run the model and record values: `layers` maps sites (see `HOOK_SITES`)
+    to layers, such as tokens=[0, 5]; `grad` names the sites whose gradients are
+    also recorded; `linearize`: gradients of the linearized model; grids of more
+    than `max_cells` cells are pooled"""
     grad = (grad,) if isinstance(grad, str) else grad
     for site in (*layers, *grad):
-        if site not in HOOK_SITES: raise VitxError(f"unknown site {site!r}: there are {', '.join(HOOK_SITES)}")
+        if site not in HOOK_SITES:
+            raise VitxError(
+                f"unknown site {site!r}: there are {', '.join(HOOK_SITES)}")
     if not self.anat.writes_in_place:
-        try: return self._run(targets, grad, score, linearize, max_cells, layers)
+        try: return self._run(targets, grad, score, linearize, max_cells,
+                              layers)
         except _WrittenInPlace: self.anat.writes_in_place = True
     return self._run(targets, grad, score, linearize, max_cells, layers)
 
 # %% ../../nbs/model/10_capture.ipynb #331b705f
-class _WrittenInPlace(Exception): "A model wrote into a tensor that was to be kept"
+class _WrittenInPlace(Exception):
+    "A model wrote into a tensor that was to be kept"
 
+# %% ../../nbs/model/10_capture.ipynb #9110c318
 @patch
 def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
     values, same_thread, versions = {}, thread_check(), {}
-    if grad and any(type(m).__module__.startswith(('torch.ao.nn.quantized', 'torch.nn.quantized')) for m in self.model.modules()): raise VitxError(_NO_GRADIENT)    # PyTorch only warns, and gives zeros
+    if grad and any(
+        type(m)
+        .__module__.startswith(('torch.ao.nn.quantized', 'torch.nn.quantized'))
+        for m in self.model.modules()): # PyTorch only warns, and gives zeros
+        raise VitxError(_NO_GRADIENT)
     def callback(site, l, t):
-        if (site, l) in values or not same_thread(): return t    # a module that runs twice, or in another thread
+        # a module that runs twice, or in another thread
+        if (site, l) in values or not same_thread():
+            return t
         if site in grad and not t.requires_grad: t = t.detach().requires_grad_()
         values[site, l] = t
         if site in ('queries', 'keys', 'attn', 'flow'): return t
         versions[site, l] = t._version
         return t.clone() if self.anat.writes_in_place else t
-    with torch.inference_mode(False), torch.set_grad_enabled(bool(grad)), preserve_state(self.model) as undo:
-        flow, token_shapes = AttentionFlow(self.x) if 'flow' in grad else None, []
-        interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ())) for s in ('attn', 'queries', 'keys', 'flow')}, linearize, flow, token_shapes, self.anat.num_pooled_prefix)
+    with torch.inference_mode(False), torch.set_grad_enabled(
+        bool(grad)), preserve_state(self.model) as undo:
+        flow, token_shapes = (AttentionFlow(self.x) if 'flow' in grad else None,
+                              [])
+        interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ()))
+            for s in ('attn', 'queries', 'keys', 'flow')}, linearize, flow,
+            token_shapes, self.anat.num_pooled_prefix)
         if self.anat.is_checked: interceptor.leftover = None
         for site,ls in layers.items():
-            for l in sorted(set(ls)): add_hooks(site, self.model, self.anat, l, callback, interceptor, undo)
-        if grad: track_blocks(self.model, self.anat.blocks[-1], interceptor, undo)
-        undo.callback(self.anat.layers[-1].tokens.register(lambda t: (token_shapes.append(t.shape), t)[1] if same_thread() else t).remove)
+            for l in sorted(set(ls)):
+                add_hooks(site, self.model, self.anat, l, callback, interceptor,
+                          undo)
+        if grad:
+            track_blocks(self.model, self.anat.blocks[-1], interceptor, undo)
+        undo.callback(self.anat.layers[-1].tokens.register(lambda t: (
+            token_shapes.append(t.shape), t)[1] if same_thread() else t).remove)
         try:
-            with interceptor, wrap_forward_errors(self.model, self.x.shape): logits = self.model(self.x.clone() if self.x.is_inference() else self.x)
+            with interceptor, wrap_forward_errors(self.model, self.x.shape):
+                logits = self.model(self.x.clone() if self.x.is_inference()
+                                    else self.x)
         except VitxError:
-            if grad and not self.anat.writes_in_place: raise _WrittenInPlace from None    # autograd refuses to write into what gradients are taken of
+            # autograd refuses to write into what gradients are taken of
+            if grad and not self.anat.writes_in_place:
+                raise _WrittenInPlace from None
             raise
-        if not self.anat.writes_in_place and any(values[k]._version != v for k,v in versions.items()): raise _WrittenInPlace
+        if not self.anat.writes_in_place and any(values[k]._version != v
+            for k,v in versions.items()):
+            raise _WrittenInPlace
         check_logits(logits)
         targets = as_targets(targets, logits)
         exact = logits.float()
-        grads = _gradients(class_score(exact, targets, score or self.score, self.task), logits, exact, {k: t for k,t in values.items() if k[0] in grad}, flow)
-        if interceptor.leftover: self.flags['leftover'] = torch.stack(interceptor.leftover).any()
+        grads = _gradients(
+            class_score(exact, targets, score or self.score, self.task), logits,
+            exact, {k: t for k,t in values.items() if k[0] in grad}, flow)
+        if interceptor.leftover:
+            self.flags['leftover'] = torch.stack(interceptor.leftover).any()
         if flow: values |= {('flow', l): t for l,t in flow.mean.items()}
     self._logits = logits.detach().float()
-    return self._make_activations(Float32View({k: t.detach() for k,t in values.items()}), grads, targets, token_shapes[0], max_cells)
+    return self._make_activations(Float32View({k: t.detach()
+        for k,t in values.items()}), grads, targets, token_shapes[0], max_cells)
 
 # %% ../../nbs/model/10_capture.ipynb #92e2be3e
-def _grid_geometry(steps, grid, size): # (a, b) in pixels → (α, β) in shares of the picture; None where cells tile it
+def _grid_geometry(
+    steps, grid, size
+    # (a, b) in pixels → (α, β) in shares of the picture; None where cells tile
+    # it
+):
     if steps is None: return None
     grid_geometry = tuple((a*n/s, b/s) for (a, b),n,s in zip(steps, grid, size))
-    return None if all(abs(a - 1) < 1e-6 and abs(b) < 1e-6 for a,b in grid_geometry) else grid_geometry
+    return None if all(abs(a - 1) < 1e-6 and abs(b) < 1e-6
+                       for a,b in grid_geometry) else grid_geometry
 
 # %% ../../nbs/model/10_capture.ipynb #27094ddb
-def _nearest_cells(fine, coarse): # (grid, grid_geometry) each → for each fine cell the coarse one in which its center lies (n,), and how many share that
+def _nearest_cells(
+    fine, coarse
+    # (grid, grid_geometry) each → for each fine cell the coarse one in which
+    # its center lies (n,), and how many share that
+):
     axes = []
-    for n, (a, b), m, (c, d) in zip(fine[0], fine[1] or ((1, 0),)*2, coarse[0], coarse[1] or ((1, 0),)*2):
-        axes.append((((a*(torch.arange(n) + .5)/n + b - d)/c*m).floor().long().clamp(0, m-1)))
+    for n, (a, b), m, (c, d) in zip(fine[0], fine[1] or ((1, 0),)*2, coarse[0],
+                                    coarse[1] or ((1, 0),)*2):
+        axes.append((((a*(torch.arange(n) + .5)/n + b - d)/c*m).floor().long()
+                     .clamp(0, m-1)))
     index = (axes[0][:, None]*coarse[0][1] + axes[1]).flatten()
     return index, index.bincount(minlength=coarse[0][0]*coarse[0][1])[index]
 
+# %% ../../nbs/model/10_capture.ipynb #982e68e5
 @patch
-def _make_activations(self:Capture, values, grads, targets, token_shape, max_cells):
+def _make_activations(self:Capture, values, grads, targets, token_shape,
+                      max_cells):
     size, layers, layer_grids = tuple(self.x.shape[-2:]), self.anat.layers, {}
     for s,l in [k for k in values if k[0] != 'pixels']:
-        layout = getattr(layers[l], s).layout if s in ('tokens', 'attn_input') else 'sequence'
-        grid = layer_grid(self.anat, layers[l], size, values[s, l].shape, layout)
-        layer_grids[l] = grid, _grid_geometry(layers[l].cell_steps, grid, size), layers[l].num_prefix_tokens
+        layout = getattr(layers[l], s).layout if s in ('tokens',
+            'attn_input') else 'sequence'
+        grid = layer_grid(self.anat, layers[l], size, values[s, l].shape,
+                          layout)
+        layer_grids[l] = grid, _grid_geometry(layers[l].cell_steps, grid,
+            size), layers[l].num_prefix_tokens
         for d in (values, grads):
-            if layout != 'sequence' and (s, l) in d: d[s, l] = as_tokens(d[s, l], layout)
-    too_many = max_cells and layer_grids and max(g[0]*g[1] for g,_,_ in layer_grids.values()) > max_cells and not any(s in ('attn', 'flow') for s,_ in values)
-    if len(set(layer_grids.values())) > 1 or too_many: grid, self.grid_geometry, num_prefix_tokens = _to_finest_grid(values, grads, layer_grids, max_cells if too_many else None)
-    elif layer_grids: grid, self.grid_geometry, num_prefix_tokens = next(iter(layer_grids.values()))
-    else: grid, self.grid_geometry, num_prefix_tokens = layer_grid(self.anat, layers[-1], size, token_shape, layers[-1].tokens.layout), None, self.anat.num_prefix_tokens
-    return Activations(self._logits, targets, grid, num_prefix_tokens, min(self.anat.num_pooled_prefix, num_prefix_tokens), values, grads, self.grid_geometry)
+            if layout != 'sequence' and (s, l) in d:
+                d[s, l] = as_tokens(d[s, l], layout)
+    too_many = max_cells and layer_grids and max(g[0]*g[1]
+        for g,_,_ in layer_grids.values()) > max_cells and not any(
+            s in ('attn', 'flow') for s,_ in values)
+    if len(set(layer_grids.values())) > 1 or too_many:
+        grid, self.grid_geometry, num_prefix_tokens = _to_finest_grid(values,
+            grads, layer_grids, max_cells if too_many else None)
+    elif layer_grids:
+        grid, self.grid_geometry, num_prefix_tokens = next(
+            iter(layer_grids.values()))
+    else:
+        grid, self.grid_geometry, num_prefix_tokens = layer_grid(self.anat,
+            layers[-1], size, token_shape,
+            layers[-1].tokens.layout), None, self.anat.num_prefix_tokens
+    return Activations(self._logits, targets, grid, num_prefix_tokens,
+                       min(self.anat.num_pooled_prefix, num_prefix_tokens),
+                       values, grads, self.grid_geometry)
 
-def _to_finest_grid(values, grads, layer_grids, max_cells=None): # layer_grids: layer → (grid, grid_geometry, num_prefix_tokens); writes the patches of all layers on the finest grid → that grid
-    grid, grid_geometry, _ = max(layer_grids.values(), key=lambda o: o[0][0]*o[0][1])
+# %% ../../nbs/model/10_capture.ipynb #663a86c4
+def _to_finest_grid(
+    values, grads, layer_grids, max_cells=None
+    # layer_grids: layer → (grid, grid_geometry, num_prefix_tokens); writes the
+    # patches of all layers on the finest grid → that grid
+):
+    grid, grid_geometry, _ = max(layer_grids.values(),
+                                 key=lambda o: o[0][0]*o[0][1])
     fine = grid
-    if max_cells: grid = tuple(max(2, n//math.ceil((fine[0]*fine[1]/max_cells)**.5)) for n in fine)
+    if max_cells:
+        grid = tuple(max(2, n//math.ceil((fine[0]*fine[1]/max_cells)**.5))
+                     for n in fine)
     for s,l in [k for k in values if k[0] != 'pixels']:
-        if s in ('attn', 'flow'): raise VitxError("the tokens of these layers lie on different grids or begin with different extra tokens, so their attention matrices can't be multiplied: use rcut, rout, cut or gradcam")
-        index, counts = _nearest_cells((fine, grid_geometry), layer_grids[l][:2])
-        for d,divisor in ((values, 1), (grads, counts.to(values[s, l])[:, None])):
+        if s in ('attn', 'flow'):
+            raise VitxError("the tokens of these layers lie on different grids "
+                            "or begin with different extra tokens, so their "
+                            "attention matrices can't be multiplied: use rcut, "
+                            "rout, cut or gradcam")
+        index, counts = _nearest_cells((fine, grid_geometry),
+                                       layer_grids[l][:2])
+        for d,divisor in ((values, 1),
+                          (grads, counts.to(values[s, l])[:, None])):
             if (s, l) not in d: continue
-            d[s, l] = d[s, l].narrow(-2, layer_grids[l][2], d[s, l].shape[-2] - layer_grids[l][2]).index_select(-2, index.to(d[s, l].device))/divisor
-            if max_cells: d[s, l] = _pool_tokens(d[s, l], fine, grid)*(1 if d is values else fine[0]*fine[1]/(grid[0]*grid[1]))
+            d[s, l] = d[s, l].narrow(-2, layer_grids[l][2], d[s, l].shape[-2] -
+                                     layer_grids[l][2]).index_select(-2,
+                                         index.to(d[s, l].device))/divisor
+            if max_cells:
+                d[s, l] = _pool_tokens(d[s, l], fine, grid)*(1 if d is values
+                    else fine[0]*fine[1]/(grid[0]*grid[1]))
     return grid, grid_geometry, 0
 
 def _pool_tokens(t, fine, grid): # (…,n,D) → (…,n',D), means
@@ -227,53 +351,89 @@ def _pool_tokens(t, fine, grid): # (…,n,D) → (…,n',D), means
     return cells.flatten(-2).unflatten(0, t.shape[:-2]).mT
 
 # %% ../../nbs/model/10_capture.ipynb #bb2c0f8c
-_NO_GRADIENT = "no gradient passes through this model: it is quantized, computes under no_grad, or ends in a sigmoid. Give a model with floating-point weights, without no_grad and without the sigmoid, or use a method without gradients, such as attention or rise"
+_NO_GRADIENT = ("no gradient passes through this model: it is quantized, "
+                "computes under no_grad, or ends in a sigmoid. Give a model "
+                "with floating-point weights, without no_grad and without the "
+                "sigmoid, or use a method without gradients, such as attention "
+                "or rise")
 
-def _gradients(scores, logits, exact, sites, flow=None): # exact: logits in float32, from which the scores are made
+def _gradients(
+    scores, logits, exact, sites,
+    flow=None):  # exact: logits in float32, from which the scores are made
     "d scores[:,t] / d site, stacked over t: (B,T,...)"
     if not sites and not flow: return {}
     if not scores.requires_grad: raise VitxError(_NO_GRADIENT)
-    per_target, has_gradient, leaves = [], False, [*sites.values(), *([flow.anchor] if flow else [])]
+    per_target, has_gradient, leaves = [], False, [*sites.values(),
+        *([flow.anchor] if flow else [])]
     for t in track(range(scores.shape[1]), 'classes', False):
         last = t == scores.shape[1] - 1
         if flow: flow.target = t
-        one_target = constant(_one_hot_row, t, scores.shape[1], like=scores).expand_as(scores)
-        g, scale = _backward(scores, logits, exact, leaves, one_target, not last) 
+        one_target = constant(_one_hot_row, t, scores.shape[1],
+                              like=scores).expand_as(scores)
+        g, scale = _backward(scores, logits, exact, leaves, one_target,
+                             not last)
         if flow: flow.finish()
-        has_gradient |= any(d is not None for d in g) or bool(flow and flow.mean)
-        per_target.append([_rescaled(torch.zeros_like(v) if d is None else d, scale) for d,v in zip(g, sites.values())])
-        if flow and scale is not None: flow.relevance |= {(l, k): _rescaled(r, scale) for (l, k),r in flow.relevance.items() if k == t}
+        has_gradient |= any(d is not None
+                            for d in g) or bool(flow and flow.mean)
+        per_target.append([_rescaled(torch.zeros_like(v) if d is None else d,
+                                     scale) for d,v in zip(g, sites.values())])
+        if flow and scale is not None:
+            flow.relevance |= {(l, k): _rescaled(r, scale)
+                               for (l, k),r in flow.relevance.items() if k == t}
     if not has_gradient: raise VitxError(_NO_GRADIENT)
     grads = {k: [g[i] for g in per_target] for i,k in enumerate(sites)}
-    if flow: grads |= {('flow', l): [flow.relevance[l, t] if (l, t) in flow.relevance else torch.zeros_like(mean) for t in range(scores.shape[1])] for l,mean in flow.mean.items()}
-    return {k: (torch.stack(g, 1) if len(g) > 1 else g[0][:, None]).float() for k,g in grads.items()}
+    if flow:
+        grads |= {('flow', l): [flow.relevance[l, t] if (l, t) in flow.relevance
+                                else torch.zeros_like(mean)
+                                for t in range(scores.shape[1])]
+                  for l,mean in flow.mean.items()}
+    return {k: (torch.stack(g, 1) if len(g) > 1 else g[0][:, None]).float()
+            for k,g in grads.items()}
 
 # %% ../../nbs/model/10_capture.ipynb #09463d58
-def _backward(*args): # → gradients, and what they have to be multiplied by (B,), or None
+def _backward(
+    *args):  # → gradients, and what they have to be multiplied by (B,), or None
     try: return _autograd(*args)
     except NotImplementedError: raise VitxError(_NO_GRADIENT) from None
     except RuntimeError as e:
-        if 'derivative' in str(e) and 'implemented' in str(e): raise VitxError(_NO_GRADIENT) from None
-        if type(e).__name__ == 'CheckpointError': raise VitxError("this model checkpoints activations in its own forward, which then runs twice: turn gradient checkpointing off while it is explained") from None
+        if 'derivative' in str(e) and 'implemented' in str(e):
+            raise VitxError(_NO_GRADIENT) from None
+        if type(e).__name__ == 'CheckpointError':
+            raise VitxError("this model checkpoints activations in its own "
+                            "forward, which then runs twice: turn gradient "
+                            "checkpointing off while it is explained") from None
         raise
 
 def _autograd(scores, logits, exact, leaves, one_target, retain):
-    if logits.dtype.itemsize > 2: return torch.autograd.grad(scores, leaves, one_target, retain_graph=retain, allow_unused=True), None
-    g, = torch.autograd.grad(scores, exact, one_target, retain_graph=True)        # of a probability, say, these may be too small for half precision
+    if logits.dtype.itemsize > 2:
+        return torch.autograd.grad(scores, leaves, one_target,
+                                   retain_graph=retain, allow_unused=True), None
+    # of a probability, say, these may be too small for half precision
+    g, = torch.autograd.grad(scores, exact, one_target, retain_graph=True)
     scale = g.abs().amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-    return torch.autograd.grad(logits, leaves, (g/scale).to(logits.dtype), retain_graph=retain, allow_unused=True), scale[:, 0]
+    return torch.autograd.grad(logits, leaves, (g/scale).to(logits.dtype),
+                               retain_graph=retain,
+                               allow_unused=True), scale[:, 0]
 
-def _rescaled(g, scale): return g if scale is None else g.float()*scale.view(-1, *[1]*(g.ndim-1))
+def _rescaled(g, scale):
+    return g if scale is None else g.float()*scale.view(-1, *[1]*(g.ndim-1))
 
 def _one_hot_row(t, n): return torch.eye(n)[t]
 
 # %% ../../nbs/model/10_capture.ipynb #70adb982
 @patch
-def head_logits(self:Capture, tokens:torch.Tensor, # (B,N,D), as they leave a block
-          )->torch.Tensor:                    # (B,C)
-    "Logits that the head gives for these tokens; `VitxError` if the model has no `norm` and `forward_head`"
-    m = self.model.model if isinstance(self.model, WrappedClassifier) else self.model
+def head_logits(
+    self:Capture, tokens:torch.Tensor,  # (B,N,D), as they leave a block
+)->torch.Tensor:  # (B,C)
+    """Logits that the head gives for these tokens; `VitxError` if the model has
+    no `norm` and `forward_head`"""
+    m = self.model.model if isinstance(self.model,
+                                       WrappedClassifier) else self.model
     if not all(hasattr(m, part) for part in ('norm', 'forward_head')):
-        raise VitxError(f"{getattr(self.model, 'name', type(self.model).__name__)} has no `norm` and `forward_head` as timm's ViTs have, so its head can't be applied to the tokens of a block: give a ViT of timm, or use rcut, chefer or gradcam")
+        raise VitxError(
+            f"{getattr(self.model, 'name', type(self.model).__name__)} has no "
+            f"`norm` and `forward_head` as timm's ViTs have, so its head can't "
+            f"be applied to the tokens of a block: give a ViT of timm, or use "
+            f"rcut, chefer or gradcam")
     run = lambda: m.forward_head(m.norm(tokens))
     return run() if m is self.model else self.model.reader(run)

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.data import (ImageNetInfo, create_transform, infer_imagenet_subset,
+                       resolve_data_config)
 from torch import nn
 
 from ..core import *
@@ -32,17 +33,23 @@ def asset_path(name:str)->Path:
     return Path(str(files('vitx')/'assets'/name))
 
 def _small_vit(name, size, pretrained):
-    "A plain ViT for square images of `size` pixels; its classes are listed in its JSON file"
+    """A plain ViT for square images of `size` pixels; its classes are listed in
+    its JSON file"""
     from timm.layers import HybridEmbed
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
     labels = json.loads(asset_path(f'{name}.json').read_text())['classes']
     stem = partial(HybridEmbed, ConvStem(channels=(16, 32, 128)), proj=False)
-    model = VisionTransformer(img_size=size, patch_size=1, embed_dim=128, depth=6, num_heads=4, num_classes=len(labels), embed_layer=stem)
+    model = VisionTransformer(img_size=size, patch_size=1, embed_dim=128,
+                              depth=6, num_heads=4, num_classes=len(labels),
+                              embed_layer=stem)
     half = (.5, .5, .5)
-    model.pretrained_cfg = dict(architecture=name, input_size=(3, size, size), num_classes=len(labels), mean=half, std=half, crop_pct=1., crop_mode='squash',
+    model.pretrained_cfg = dict(architecture=name, input_size=(3, size, size),
+                                num_classes=len(labels), mean=half, std=half,
+                                crop_pct=1., crop_mode='squash',
                                 interpolation='bicubic', label_names=labels)
-    if pretrained: model.load_state_dict(load_file(asset_path(f'{name}.safetensors')))
+    if pretrained:
+        model.load_state_dict(load_file(asset_path(f'{name}.safetensors')))
     return model.eval()
 
 # %% ../../nbs/model/01_classifiers.ipynb #25fe27eb
@@ -60,36 +67,47 @@ BUNDLED_MODELS = dict(scene_vit=scene_vit, road_vit=road_vit)   # by name
 
 # %% ../../nbs/model/01_classifiers.ipynb #cce04e2a
 class WrappedClassifier(nn.Module):
-    "A classifier of any library, unchanged, as a module from pictures (B,3,H,W) to logits (B,C)"
-    def __init__(self, model:nn.Module,
-                 num_classes:int,  # 0: the model has no classifier
-                 labels=None,      # a text per class; None: unknown
-                 transform=None,   # PIL image → (3,h,w); None: unknown
-                 size=None,        # (h,w) of its input
-                 name=None,
-                 forward_fn=None,        # (model, x) → output; None: model(x)
-                 hint:str='',      # end of the error message if a transform or a classifier is needed but missing
-                 reader=None,      # `OutputReader`; None: the logits are the only candidate
-                 channels:int=3,   # of its input
-                ):
+    """A classifier of any library, unchanged, as a module from pictures
+    (B,3,H,W) to logits (B,C)"""
+    def __init__(
+        self, model:nn.Module,
+        num_classes:int,  # 0: the model has no classifier
+        labels=None,  # a text per class; None: unknown
+        transform=None,  # PIL image → (3,h,w); None: unknown
+        size=None,  # (h,w) of its input
+        name=None,
+        forward_fn=None,  # (model, x) → output; None: model(x)
+        # end of the error message if a transform or a classifier is needed but
+        # missing
+        hint:str='',
+        reader=None,  # `OutputReader`; None: the logits are the only candidate
+        channels:int=3,  # of its input
+    ):
         super().__init__()
-        self.model, self.num_classes, self.forward_fn, self.hint = model, num_classes, forward_fn, hint
+        self.model, self.num_classes, self.forward_fn, self.hint = (model,
+            num_classes, forward_fn, hint)
         self.reader = reader or OutputReader()
-        self.__dict__['transform'] = transform      # not as an attribute: torchvision's transforms are modules and would become submodules
+        # not as an attribute: torchvision's transforms are modules and would
+        # become submodules
+        self.__dict__['transform'] = transform
         self.name = name or type(model).__name__
-        self.pretrained_cfg = dict(architecture=self.name, num_classes=num_classes, label_names=labels and list(labels), input_size=(channels, *size) if size else None)
+        self.pretrained_cfg = dict(
+            architecture=self.name, num_classes=num_classes, label_names=labels
+            and list(labels), input_size=(channels, *size) if size else None)
         self.training = model.training
     @property
     def task(self)->str: return self.reader.task or 'multiclass'
     def run(self, x):
         "What the model returns, as it is"
-        return self.forward_fn(self.model, x) if self.forward_fn else self.model(x)
+        return (self.forward_fn(self.model, x) if self.forward_fn
+                else self.model(x))
     def forward(self, x): return self.reader(lambda: self.run(x))
 
 # %% ../../nbs/model/01_classifiers.ipynb #c6ede531
 @contextmanager
 def eval_mode(model:nn.Module):
-    "Context manager: evaluation mode and no gradients; afterwards every submodule is back in its own mode"
+    """Context manager: evaluation mode and no gradients; afterwards every
+    submodule is back in its own mode"""
     modes = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad(): yield model.eval()
@@ -97,13 +115,17 @@ def eval_mode(model:nn.Module):
         for m,mode in modes: m.training = mode
 
 # %% ../../nbs/model/01_classifiers.ipynb #32bc0d25
-def is_from(obj, owner:str)->bool: # owner: a package or module, such as 'transformers'
-    "Was the class of the object, or a base class of it, defined in this package?"
-    return any(f'{c.__module__}.'.startswith(f'{owner}.') for c in type(obj).__mro__)
+def is_from(
+    obj, owner:str)->bool:  # owner: a package or module, such as 'transformers'
+    """Was the class of the object, or a base class of it, defined in this
+    package?"""
+    return any(f'{c.__module__}.'.startswith(f'{owner}.') for c in type(obj)
+               .__mro__)
 
 def find_adapter(obj):
     "The adapter for an object, or None"
-    return next((f for f in library.values() if is_from(obj, f.meta['owner'])), None)
+    return next((f for f in library.values() if is_from(obj, f.meta['owner'])),
+                None)
 
 def read_json(path)->dict:
     "Content of a JSON file; empty if it can't be read"
@@ -112,22 +134,29 @@ def read_json(path)->dict:
 
 def as_pair(size)->tuple: # an int, a pair or None
     "A size as (height, width); None stays None"
-    return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    return (None if size is None else (size, size) if isinstance(size, int)
+            else tuple(size))
 def num_outputs(model)->int:
     "Number of outputs of the last linear layer; None if there is none"
-    return next((m.out_features for m in reversed([*model.modules()]) if isinstance(m, nn.Linear)), None)
+    return next((m.out_features for m in reversed([*model.modules()])
+                 if isinstance(m, nn.Linear)), None)
 
 def require_classifier(model):
     "Return the model; `VitxError` if it has no classifier"
-    if isinstance(model, WrappedClassifier) and model.num_classes == 0: raise VitxError(f"{model.name} has no classifier head, so there is no class to explain{model.hint}")
+    if isinstance(model, WrappedClassifier) and model.num_classes == 0:
+        raise VitxError(f"{model.name} has no classifier head, so there is no "
+                        f"class to explain{model.hint}")
     return model
 
 # %% ../../nbs/model/01_classifiers.ipynb #23473bbc
 def model_labels(model)->list: # one text per class
-    "The labels of a model: from its config, else timm's names of ImageNet classes, else numbers"
-    cfg, n = getattr(model, 'pretrained_cfg', None) or {}, getattr(model, 'num_classes', None)
+    """The labels of a model: from its config, else timm's names of ImageNet
+    classes, else numbers"""
+    cfg, n = getattr(model, 'pretrained_cfg', None) or {}, getattr(model,
+        'num_classes', None)
     names = cfg.get('label_names')
-    if isinstance(names, dict): names = [names[k] for k in sorted(names, key=int)]
+    if isinstance(names, dict):
+        names = [names[k] for k in sorted(names, key=int)]
     if names and len(names) == n:
         texts = cfg.get('label_descriptions') or {}
         return [str(texts.get(name, name)) for name in names]
@@ -137,66 +166,109 @@ def model_labels(model)->list: # one text per class
 
 # %% ../../nbs/model/01_classifiers.ipynb #0e45fa71
 def input_size(model)->tuple: # (H,W)
-    "The input size in the model's attributes or config; 224×224 if there is none"
+    """The input size in the model's attributes or config; 224×224 if there is
+    none"""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    candidates = (getattr(getattr(model, 'patch_embed', None), 'img_size', None), (cfg.get('input_size') or ())[1:], getattr(model, 'img_size', None), getattr(model, 'image_size', None))
-    return next((size for s in candidates if s and len(size := as_pair(s)) == 2), (224, 224))
+    candidates = (getattr(getattr(model, 'patch_embed', None), 'img_size',
+                          None), (cfg.get('input_size') or ())[1:],
+                  getattr(model, 'img_size', None),
+                  getattr(model, 'image_size', None))
+    return next((size for s in candidates if s and len(size := as_pair(s)) ==
+                 2), (224, 224))
 
 def num_channels(model)->int:
-    "Channels of the pictures that a model takes: those of its first convolution, else what its config says, else 3"
-    if isinstance(model, WrappedClassifier) and model.pretrained_cfg.get('input_size'): return model.pretrained_cfg['input_size'][0]
+    """Channels of the pictures that a model takes: those of its first
+    convolution, else what its config says, else 3"""
+    if isinstance(model,
+                  WrappedClassifier) and model.pretrained_cfg.get('input_size'):
+        return model.pretrained_cfg['input_size'][0]
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    return conv.in_channels if conv is not None else (cfg.get('input_size') or (3,))[0]
+    return conv.in_channels if conv is not None else (cfg.get('input_size')
+        or (3,))[0]
 
-def standard_transform(size:int=224,   # of the model's input, or (h,w)
-                       channels:int=3, # 3, or 1 for gray pictures
-                       mean=(.485, .456, .406), std=(.229, .224, .225), # of each channel; default: ImageNet's
-                       crop_pct:float=.875, # share of the shorter side that is kept
-                       squash:bool=False,   # resize the whole picture instead of cropping its middle
-                      ): # PIL image → (channels,h,w)
+# %% ../../nbs/model/01_classifiers.ipynb #c4bd04c2
+def standard_transform(
+    size:int=224,  # of the model's input, or (h,w)
+    channels:int=3,  # 3, or 1 for gray pictures
+    # of each channel; default: ImageNet's
+    mean=(.485, .456, .406), std=(.229, .224, .225),
+    crop_pct:float=.875,  # share of the shorter side that is kept
+    # resize the whole picture instead of cropping its middle
+    squash:bool=False,
+):  # PIL image → (channels,h,w)
     "The usual preprocessing: resize, crop the middle, scale to 0..1, normalize"
-    mean, std = ((v,)*channels if isinstance(v, (int, float)) else tuple(v) if len(v) == channels else (sum(v)/len(v),)*channels for v in (mean, std))
-    t = create_transform((3, *as_pair(size)), mean=(0.,)*3, std=(1.,)*3, crop_pct=1. if squash else crop_pct, crop_mode='squash' if squash else 'center', interpolation='bicubic')
+    mean, std = ((v,)*channels if isinstance(v, (int, float)) else tuple(v)
+                 if len(v) == channels else (sum(v)/len(v),)*channels
+                 for v in (mean, std))
+    t = create_transform((3, *as_pair(size)), mean=(0.,)*3, std=(1.,)*3,
+                         crop_pct=1. if squash else crop_pct, crop_mode='squash'
+                         if squash else 'center', interpolation='bicubic')
     return partial(_apply_standard, t, channels, mean, std)
 
 def _apply_standard(t, channels, mean, std, img):
     x = t(img.convert('L').convert('RGB') if channels == 1 else img)
     x = x[:1] if channels == 1 else x
-    return (x - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]
+    return (
+        x - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]
 
 # %% ../../nbs/model/01_classifiers.ipynb #50378c97
-def model_transform(model,
-                    squash:bool=False, # resize the whole picture instead of cropping it; its proportions change
-                   ): # PIL image → (3,h,w)
-    "The preprocessing of a model, built by timm or by the model's library; `VitxError` if it is unknown"
+def model_transform(
+    model,
+    # resize the whole picture instead of cropping it; its proportions change
+    squash:bool=False,
+):  # PIL image → (3,h,w)
+    """The preprocessing of a model, built by timm or by the model's library;
+    `VitxError` if it is unknown"""
     if isinstance(model, WrappedClassifier):
-        if model.transform is None: raise VitxError(f"the preprocessing of {model.name} is unknown. Give Explainer(..., transform=...), for example transform=vitx.standard_transform({_known_size(model)}){model.hint}")
+        if model.transform is None:
+            raise VitxError(f"the preprocessing of {model.name} is unknown. "
+                            f"Give Explainer(..., transform=...), for "
+                            f"example transform=vitx.standard_transform("
+                            f"{_known_size(model)}){model.hint}")
         return squash_transform(model.transform) if squash else model.transform
     cfg = getattr(model, 'pretrained_cfg', None)
-    if not cfg: raise VitxError("the preprocessing of this model is unknown, because it has no pretrained_cfg. Give Explainer(..., transform=...), for example transform=vitx.standard_transform(224)")
+    if not cfg:
+        raise VitxError(
+            "the preprocessing of this model is unknown, because it has no "
+            "pretrained_cfg. Give Explainer(..., transform=...), for example "
+            "transform=vitx.standard_transform(224)")
     config = resolve_data_config({}, model=model)
-    if num_channels(model) == 1: return standard_transform(input_size(model), 1, config['mean'], config['std'], config['crop_pct'], squash)
+    if num_channels(model) == 1:
+        return standard_transform(input_size(model), 1, config['mean'],
+                                  config['std'], config['crop_pct'], squash)
     config['input_size'] = (config['input_size'][0], *input_size(model))
     if squash: config.update(crop_pct=1., crop_mode='squash')
     return create_transform(**config)
 
 def _known_size(model):
     cfg = model.pretrained_cfg
-    return cfg['input_size'][1] if cfg['input_size'] and cfg.get('is_size_known', True) else 'size'
+    return cfg['input_size'][1] if cfg['input_size'] and cfg.get(
+        'is_size_known', True) else 'size'
 
 # %% ../../nbs/model/01_classifiers.ipynb #19d6cef3
 def _apply_processor(processor, img):
     x = processor(images=img, return_tensors='pt')
     x = x.get('pixel_values')
-    if x is None or x.ndim != 4 or len(x) != 1: raise VitxError(f"{type(processor).__name__} doesn't turn a picture into one tensor (3,h,w), which a map needs. Give a transform that does")
+    if x is None or x.ndim != 4 or len(x) != 1:
+        raise VitxError(f"{type(processor).__name__} doesn't turn a picture "
+                        f"into one tensor (3,h,w), which a map needs. Give a "
+                        f"transform that does")
     return x[0]
 
-def as_transform(t): # a transform, or an image processor of Hugging Face → PIL image → (3,h,w)
-    "A transform or image processor as a function from a PIL image to a tensor; `VitxError` if it is neither"
-    t = getattr(t, 'image_processor', t)     # processors for pictures and texts have one for pictures inside
-    if not callable(t): raise VitxError(f"a {type(t).__name__} is no transform. Give a function from a PIL image to a tensor (3,h,w), or an image processor of transformers")
-    return partial(_apply_processor, t) if is_from(t, 'transformers') or 'return_tensors' in signature_params(t) else t
+def as_transform(
+    t
+):  # a transform, or an image processor of Hugging Face → PIL image → (3,h,w)
+    """A transform or image processor as a function from a PIL image to a
+    tensor; `VitxError` if it is neither"""
+    # processors for pictures and texts have one for pictures inside
+    t = getattr(t, 'image_processor', t)
+    if not callable(t):
+        raise VitxError(
+            f"a {type(t).__name__} is no transform. Give a function from a PIL "
+            f"image to a tensor (3,h,w), or an image processor of transformers")
+    return (partial(_apply_processor, t) if is_from(t, 'transformers')
+            or 'return_tensors' in signature_params(t) else t)
 
 def signature_params(f)->dict:
     "Parameters of a function, by name; empty if it has no signature"
@@ -204,33 +276,51 @@ def signature_params(f)->dict:
     except (TypeError, ValueError): return {}
 
 # %% ../../nbs/model/01_classifiers.ipynb #ee2b93ac
-def _paste_on_canvas(transform, canvas_size, box, img): # (W,H), (left, top, width, height)
+def _paste_on_canvas(transform, canvas_size, box,
+                     img):  # (W,H), (left, top, width, height)
     canvas = Image.new('RGB', canvas_size, (128,)*3)
     canvas.paste(img.resize(box[2:], Image.BICUBIC), box[:2])
     return transform(canvas)
 
 def squash_transform(transform, # PIL image → (3,h,w)
             ): # PIL image → (3,h,w), without the crop
-    "The same transform of the whole picture, resized to the input size; `VitxError` if the transform pads or turns pictures"
+    """The same transform of the whole picture, resized to the input size;
+    `VitxError` if the transform pads or turns pictures"""
     p = infer_geometry(transform, (512, 512))
-    f = partial(_paste_on_canvas, transform, (round(512/p.ax), round(512/p.ay)), (round(p.bx/p.ax), round(p.by/p.ay), *p.input_size[::-1])) if min(p.ax, p.ay) > 0 else None
+    f = partial(_paste_on_canvas, transform, (round(512/p.ax), round(512/p.ay)),
+                (round(p.bx/p.ax), round(p.by/p.ay),
+                 *p.input_size[::-1])) if min(p.ax, p.ay) > 0 else None
     q = f and infer_geometry(f, (300, 400))
-    if not (f and q.visible.all() and abs(q.ax*p.input_size[1]/400 - 1) + abs(q.ay*p.input_size[0]/300 - 1) < .03):
-        raise VitxError("this transform can't keep the whole picture, because it pads or turns pictures. Give a transform that resizes to the input's shape")
+    if not (f and q.visible.all() and abs(q.ax*p.input_size[1]/400 - 1) +
+            abs(q.ay*p.input_size[0]/300 - 1) < .03):
+        raise VitxError("this transform can't keep the whole picture, because "
+                        "it pads or turns pictures. Give a transform that "
+                        "resizes to the input's shape")
     return f
 
 # %% ../../nbs/model/01_classifiers.ipynb #39e62bd9
-OFFLINE_HINT = ("they are not in the local cache and can't be downloaded now. Connect once so that they are cached, "
-            "or copy a hub cache to this machine and point HF_HOME at it, or give a folder that holds the model")
+OFFLINE_HINT = ("they are not in the local cache and can't be downloaded now. "
+                "Connect once so that they are cached, "
+                "or copy a hub cache to this machine and point HF_HOME at it, "
+                "or give a folder that holds the model")
 
 def wrap_forward_errors(model, shape): # of a batch (B,3,H,W)
-    "Context manager: an error of the model becomes a `VitxError` that names the size of these pictures and the expected size"
-    expected_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size')
-    return wrap_errors(f"this model fails on pictures of {'×'.join(map(str, shape[-3:]))}" + (f": it was made for {'×'.join(map(str, expected_size))}" if expected_size and tuple(expected_size) != tuple(shape[-3:]) else ''))
+    """Context manager: an error of the model becomes a `VitxError` that names
+    the size of these pictures and the expected size"""
+    expected_size = (getattr(model, 'pretrained_cfg', None)
+                     or {}).get('input_size')
+    return wrap_errors(
+        f"this model fails on pictures of {'×'.join(map(str, shape[-3:]))}" +
+        (f": it was made for {'×'.join(map(str, expected_size))}"
+         if expected_size and tuple(expected_size) != tuple(shape[-3:])
+         else ''))
 
 @contextmanager
 def wrap_errors(message:str):
-    "Context manager: any error becomes a `VitxError` that begins with this message and quotes the original"
+    """Context manager: any error becomes a `VitxError` that begins with this
+    message and quotes the original"""
     try: yield
     except VitxError: raise
-    except Exception as e: raise VitxError(f"{message} ({type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e).strip() else 'no details'})") from None
+    except Exception as e:
+        details = (str(e).strip().splitlines() or ['no details'])[0][:120]
+        raise VitxError(f"{message} ({type(e).__name__}: {details})") from None

@@ -15,10 +15,17 @@ from torch import nn
 from ..core import *
 
 # %% ../../nbs/model/11_cuda_graphs.ipynb #cc209476
-def replay_key(model:nn.Module)->tuple: # None: it has hooks, which may do anything and wouldn't be called
-    "What a recorded call depends on besides its inputs: the model's modules, modes and tensors, and how PyTorch computes"
-    key, modules = [torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda'), torch.get_float32_matmul_precision()], [model]
-    while modules:                                    # quicker than model.modules() and model.parameters(), which would take longer than a replay
+def replay_key(
+    model:nn.Module
+)->tuple:  # None: it has hooks, which may do anything and wouldn't be called
+    """What a recorded call depends on besides its inputs: the model's modules,
+    modes and tensors, and how PyTorch computes"""
+    key, modules = [torch.is_autocast_enabled('cuda'),
+                    torch.get_autocast_dtype('cuda'),
+                    torch.get_float32_matmul_precision()], [model]
+    # quicker than model.modules() and model.parameters(), which would take
+    # longer than a replay
+    while modules:
         m = modules.pop().__dict__
         if m['_forward_hooks'] or m['_forward_pre_hooks']: return None
         key.append(m['training'])
@@ -29,12 +36,18 @@ def replay_key(model:nn.Module)->tuple: # None: it has hooks, which may do anyth
 
 # %% ../../nbs/model/11_cuda_graphs.ipynb #c01899e8
 class GraphCache:
-    "CUDA graphs of calls that were made twice; the least recently used are dropped"
+    """CUDA graphs of calls that were made twice; the least recently used are
+    dropped"""
     def __init__(self, size:int=8): # graphs that are kept
-        self.size, self.seen, self.graphs, self.failed, self.lock, self.pool = size, OrderedDict(), OrderedDict(), set(), threading.Lock(), None
-    def __call__(self, key, f, *inputs): # f: of tensors, returns a tuple of tensors
-        "The result of `f(*inputs)`: computed at the first call with a key, recorded at the second, replayed from then on"
-        if not self.lock.acquire(blocking=False): return f(*inputs)      # another thread uses the cache
+        self.size, self.seen, self.graphs, self.failed, self.lock, self.pool = (
+            size, OrderedDict(), OrderedDict(), set(), threading.Lock(), None)
+    def __call__(self, key, f,
+                 *inputs):  # f: of tensors, returns a tuple of tensors
+        """The result of `f(*inputs)`: computed at the first call with a key,
+        recorded at the second, replayed from then on"""
+        # another thread uses the cache
+        if not self.lock.acquire(blocking=False):
+            return f(*inputs)
         try:
             if key in self.failed: return f(*inputs)
             if key not in self.seen:
@@ -45,7 +58,12 @@ class GraphCache:
                 try: self.graphs[key] = self._record(f, inputs)
                 except Exception as e:
                     self.failed.add(key)
-                    warnings.warn(f"this call can't be recorded as a CUDA graph ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ''}), so it is computed step by step. Set cuda_graphs=False to avoid this warning")
+                    warnings.warn(
+                        f"this call can't "
+                        f"be recorded as a CUDA graph ({type(e).__name__}: "
+                        f"{str(e).splitlines()[0][:100] if str(e) else ''}), "
+                        f"so it is computed step by step. Set "
+                        f"cuda_graphs=False to avoid this warning")
                     return f(*inputs)
                 if len(self.graphs) > self.size: self.graphs.popitem(last=False)
             self.graphs.move_to_end(key)
@@ -59,9 +77,11 @@ class GraphCache:
         with torch.inference_mode(False), keep_constants() as constants:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side): f(*static_inputs)      # creates what is created only once
+            with torch.cuda.stream(side): # creates what is created only once
+                f(*static_inputs)
             torch.cuda.current_stream().wait_stream(side)
             if self.pool is None: self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool): outputs = f(*static_inputs)
+            with torch.cuda.graph(graph, pool=self.pool):
+                outputs = f(*static_inputs)
         return graph, static_inputs, outputs, constants

@@ -21,158 +21,276 @@ from .tracing import *
 from .linearize import *
 
 # %% ../../nbs/model/09_interception.ipynb #438fca5f
-HOOK_SITES = ('pixels', 'tokens', 'attn_input', 'queries', 'keys', 'attn', 'flow')
+HOOK_SITES = ('pixels', 'tokens', 'attn_input', 'queries', 'keys', 'attn',
+              'flow')
 
-def attention_matrix(q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None, num_keys:int=None)->torch.Tensor: # (…,N,d), (…,M,d) → (…,N,M); keys after num_keys are padding
-    "The attention matrix that `scaled_dot_product_attention` computes but doesn't return"
+def attention_matrix(
+    q:torch.Tensor, k:torch.Tensor, mask=None, causal=False, scale=None,
+    num_keys:int=None
+)->torch.Tensor:  # (…,N,d), (…,M,d) → (…,N,M); keys after num_keys are padding
+    """The attention matrix that `scaled_dot_product_attention` computes but
+    doesn't return"""
     a = (q*(q.shape[-1]**-.5 if scale is None else scale)) @ k.mT
-    if causal: mask = torch.ones(a.shape[-2:], dtype=torch.bool, device=a.device).tril()
-    if mask is not None: a = a.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else a + mask
+    if causal:
+        mask = torch.ones(a.shape[-2:], dtype=torch.bool,
+                          device=a.device).tril()
+    if mask is not None:
+        a = (a.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool
+             else a + mask)
     if num_keys: a[..., num_keys:] = -torch.inf
     return a.softmax(-1)
 
 # %% ../../nbs/model/09_interception.ipynb #d996cdce
 class AttentionInterceptor(TorchFunctionMode):
-    "Function mode that passes queries, keys and attention matrices of the wanted layers to `callback(site, layer, t)` and continues with what it returns"
-    def __init__(self, callback, wanted:dict, # site → layers
-                 linearize:bool=False,       # gradients see attention, norms and activations as constants
-                 flow=None,              # an `AttentionFlow`, which records attention times gradient in the backward pass
-                 token_shapes:list=(), # of what enters the last block, filled while the model runs
-                 num_pooled:int=0):      # leading tokens that the head reads; 0: others as well
+    """Function mode that passes queries, keys and attention matrices of the
+    wanted layers to `callback(site, layer, t)` and continues with what it
+    returns"""
+    def __init__(
+        self, callback, wanted:dict,  # site → layers
+        # gradients see attention, norms and activations as constants
+        linearize:bool=False,
+        # an `AttentionFlow`, which records attention times gradient in the
+        # backward pass
+        flow=None,
+        # of what enters the last block, filled while the model runs
+        token_shapes:list=(),
+        # leading tokens that the head reads; 0: others as well
+        num_pooled:int=0
+    ):
         super().__init__()
-        self.callback, self.wanted, self.linearize, self.flow, self.token_shapes, self.num_pooled = callback, wanted, linearize, flow, token_shapes, num_pooled
-        self.running_layers, self.in_gated_unit, self.in_last_block, self.last_linear, self.seen, self.same_thread = [], [], [], None, set(), thread_check()
+        self.callback, self.wanted, self.linearize = callback, wanted, linearize
+        self.flow, self.token_shapes = flow, token_shapes
+        self.num_pooled = num_pooled
+        self.running_layers, self.in_gated_unit, self.in_last_block = [], [], []
+        self.last_linear, self.seen = None, set()
+        self.same_thread = thread_check()
         self.after_attention, self.zeros, self.leftover = False, {}, []
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kw, name = kwargs or {}, getattr(func, '__name__', '')
-        if name == 'scaled_dot_product_attention': return self._intercept_sdpa(func, *args, **kw)
-        if name == 'multi_head_attention_forward': return self._intercept_mha(func, args, kw)
+        if name == 'scaled_dot_product_attention':
+            return self._intercept_sdpa(func, *args, **kw)
+        if name == 'multi_head_attention_forward':
+            return self._intercept_mha(func, args, kw)
         if name == 'softmax': return self._intercept_softmax(func(*args, **kw))
-        if self.linearize and (rule := LINEARIZED_OPS.get(name)) and args and torch.is_tensor(args[0]):
-            return norm_op(func, args, kw, self.zeros) if rule is norm_op else (detached_op if self.in_gated_unit and rule is gate_op else rule)(func, args, kw)
+        if self.linearize and (rule := LINEARIZED_OPS.get(
+            name)) and args and torch.is_tensor(args[0]):
+            return norm_op(func, args, kw, self.zeros) if rule is norm_op else (
+                detached_op if self.in_gated_unit and rule is gate_op
+                else rule)(func, args, kw)
         if func is F.linear: return self._linear(func, *args, **kw)
         out = func(*args, **kw)
-        if name == 'batch_norm' and out.requires_grad: out.register_hook(torch.Tensor.contiguous)   # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
+        # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
+        if name == 'batch_norm' and out.requires_grad:
+            out.register_hook(torch.Tensor.contiguous)
         return out
-    def push(self, stack, entry): # called by hooks, which also run in other threads
+    def push(self, stack,
+             entry):  # called by hooks, which also run in other threads
         if self.same_thread(): stack.append(entry)
     def pop(self, stack):
         if self.same_thread(): stack.pop()
-    def _wanted_layer(self, site, shape): # the wanted layer that is running, if nothing of this site was shown yet and the shape is that of one matrix per head
+    def _wanted_layer(
+        self, site, shape
+        # the wanted layer that is running, if nothing of this site was shown
+        # yet and the shape is that of one matrix per head
+    ):
         l = self.running_layers[-1] if self.running_layers else None
-        return l if l in self.wanted.get(site, ()) and (site, l) not in self.seen and len(shape) == 4 else None
-    def _claim_layer(self, site, shape): # the same layer, which is then marked as shown
-        if (l := self._wanted_layer(site, shape)) is not None: self.seen.add((site, l))
+        return (l if l in self.wanted.get(site, ())
+                and (site, l) not in self.seen and len(shape) == 4 else None)
+    def _claim_layer(self, site,
+                     shape):  # the same layer, which is then marked as shown
+        if (l := self._wanted_layer(site, shape)) is not None:
+            self.seen.add((site, l))
         return l
     def _linear(self, func, input, weight, bias=None):
-        leading = self.num_pooled and self.in_last_block and self.after_attention and self.token_shapes and input.ndim == 3 and input.shape[:2] == self.token_shapes[-1][:2]
-        out = leading_grad_linear(input, weight, bias, self.num_pooled, self.leftover) if leading else func(input, weight, bias)
-        if self.linearize: self.last_linear = input, weight, out, out._version     # attention may read its output
+        leading = (self.num_pooled and self.in_last_block
+                   and self.after_attention and self.token_shapes
+                   and input.ndim == 3 and input.shape[:2] ==
+                   self.token_shapes[-1][:2])
+        out = leading_grad_linear(
+            input, weight, bias, self.num_pooled,
+            self.leftover) if leading else func(input, weight, bias)
+        if self.linearize: # attention may read its output
+            self.last_linear = input, weight, out, out._version
         return out
-    def _intercept(self, site, t): return t if (l := self._claim_layer(site, t.shape)) is None else self.callback(site, l, t)
+    def _intercept(self, site, t):
+        return (t if (l := self._claim_layer(site, t.shape)) is None
+                else self.callback(site, l, t))
 
 # %% ../../nbs/model/09_interception.ipynb #7e1faf9a
 @patch
-def _intercept_softmax(self:AttentionInterceptor, a): # a softmax outside of a fused kernel
+def _intercept_softmax(self:AttentionInterceptor,
+                       a):  # a softmax outside of a fused kernel
     if a.ndim < 3: return a      # of logits, not of attention
     self.after_attention = bool(self.in_last_block)
     if self.linearize: a = a.detach()
     if a.ndim != 4 or a.shape[-1] != a.shape[-2]: return a
     a = self._intercept('attn', a)
     if (l := self._claim_layer('flow', a.shape)) is None: return a
-    if self.flow: return _RecordedAttention.apply(self.flow.anchor, a, partial(self.flow.record, l))
+    if self.flow:
+        return _RecordedAttention.apply(self.flow.anchor, a,
+                                        partial(self.flow.record, l))
     self.callback('flow', l, a.mean(1))
     return a
 
+# %% ../../nbs/model/09_interception.ipynb #33009178
 @patch
-def _intercept_sdpa(self:AttentionInterceptor, func, query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+def _intercept_sdpa(self:AttentionInterceptor, func, query, key, value,
+                    attn_mask=None, dropout_p=0., is_causal=False, scale=None,
+                    enable_gqa=False):
     self.after_attention = bool(self.in_last_block)
     query, key = self._intercept('queries', query), self._intercept('keys', key)
-    if self.linearize: query, key, value = query.detach(), key.detach(), values_only_grad(value, self.last_linear)
-    wants = [s for s in ('attn', 'flow') if query.shape[-2] == key.shape[-2] and self._wanted_layer(s, query.shape) is not None]
-    if not wants: return func(query, key, value, attn_mask, 0., is_causal, scale=scale, enable_gqa=enable_gqa)
-    if enable_gqa: key, value = (v.repeat_interleave(query.shape[-3]//v.shape[-3], -3) for v in (key, value))
-    if wants == ['flow'] and (self.linearize or not self.flow): return self._sdpa_with_flow(query, key, value, attn_mask, is_causal, scale)
-    return self._intercept_softmax(attention_matrix(query, key, attn_mask, is_causal, scale)) @ value
+    if self.linearize:
+        query, key, value = query.detach(), key.detach(), values_only_grad(
+            value, self.last_linear)
+    wants = [s for s in ('attn', 'flow') if query.shape[-2] == key.shape[-2]
+             and self._wanted_layer(s, query.shape) is not None]
+    if not wants:
+        return func(query, key, value, attn_mask, 0., is_causal, scale=scale,
+                    enable_gqa=enable_gqa)
+    if enable_gqa:
+        key, value = (v.repeat_interleave(query.shape[-3]//v.shape[-3], -3)
+                      for v in (key, value))
+    if wants == ['flow'] and (self.linearize or not self.flow):
+        return self._sdpa_with_flow(query, key, value, attn_mask, is_causal,
+                                    scale)
+    return self._intercept_softmax(attention_matrix(query, key, attn_mask,
+        is_causal, scale)) @ value
 
+# %% ../../nbs/model/09_interception.ipynb #0a85fd8c
 @patch
-def _sdpa_with_flow(self:AttentionInterceptor, q, k, v, *options): # fused attention; its mean over heads is recorded
+def _sdpa_with_flow(
+    self:AttentionInterceptor, q, k, v,
+    *options):  # fused attention; its mean over heads is recorded
     l = self._claim_layer('flow', q.shape)
-    if self.flow: return _FusedAttention.apply(self.flow.anchor, q, k, v, options, self.flow, l)
+    if self.flow:
+        return _FusedAttention.apply(self.flow.anchor, q, k, v, options,
+                                     self.flow, l)
     mean = _empty_mean(q)
-    for images,rows,a in attention_chunks(q, k, *options): mean[images, rows] = a.mean(1)
+    for images,rows,a in attention_chunks(q, k, *options):
+        mean[images, rows] = a.mean(1)
     self.callback('flow', l, mean)
-    return F.scaled_dot_product_attention(q, k, v, options[0], 0., options[1], scale=options[2])
+    return F.scaled_dot_product_attention(q, k, v, options[0], 0., options[1],
+                                          scale=options[2])
 
 # %% ../../nbs/model/09_interception.ipynb #00e7aca3
 @patch
-def _intercept_mha(self:AttentionInterceptor, func, args, kw): # as `F.multi_head_attention_forward`: (N,B,D) each → (N,B,D), weights or None
+def _intercept_mha(
+    self:AttentionInterceptor, func, args, kw
+    # as `F.multi_head_attention_forward`: (N,B,D) each → (N,B,D), weights or
+    # None
+):
     a = _MHA_SIGNATURE.bind(*args, **kw)
     a.apply_defaults()
     a = a.arguments
-    if a['add_zero_attn'] or any(a[n] is not None for n in ('bias_k', 'bias_v', 'static_k', 'static_v', 'key_padding_mask')): return func(*args, **kw)
-    Ws = [a[f'{n}_proj_weight'] for n in 'qkv'] if a['use_separate_proj_weight'] else a['in_proj_weight'].chunk(3)
+    if a['add_zero_attn'] or any(a[n] is not None for n in ('bias_k', 'bias_v',
+        'static_k', 'static_v', 'key_padding_mask')):
+        return func(*args, **kw)
+    Ws = ([a[f'{n}_proj_weight'] for n in 'qkv']
+          if a['use_separate_proj_weight'] else a['in_proj_weight'].chunk(3))
     bs = (None,)*3 if a['in_proj_bias'] is None else a['in_proj_bias'].chunk(3)
-    q, k, v = (F.linear(a[n], W, b).unflatten(-1, (a['num_heads'], -1)).permute(1, 2, 0, 3) for n,W,b in zip(('query', 'key', 'value'), Ws, bs))
-    if (mask := a['attn_mask']) is not None and mask.ndim == 3: mask = mask.unflatten(0, (-1, a['num_heads']))
-    out = self._intercept_sdpa(F.scaled_dot_product_attention, q, k, v, mask).permute(2, 0, 1, 3).flatten(2)
-    return F.linear(out, a['out_proj_weight'], a['out_proj_bias']), attention_matrix(q, k, mask).mean(1) if a['need_weights'] else None
+    q, k, v = (F.linear(a[n], W, b).unflatten(-1, (a['num_heads'], -1))
+               .permute(1, 2, 0, 3) for n,W,b in zip(('query', 'key', 'value'),
+                   Ws, bs))
+    if (mask := a['attn_mask']) is not None and mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, a['num_heads']))
+    out = self._intercept_sdpa(F.scaled_dot_product_attention, q, k, v,
+                               mask).permute(2, 0, 1, 3).flatten(2)
+    return (F.linear(out, a['out_proj_weight'], a['out_proj_bias']),
+            attention_matrix(q, k, mask).mean(1) if a['need_weights'] else None)
 
 _MHA_SIGNATURE = signature(F.multi_head_attention_forward)
 
 # %% ../../nbs/model/09_interception.ipynb #51ca4234
-CHUNK_ENTRIES = dict(cpu=2**19, cuda=2**25)   # maximum entries of attention matrices in memory at a time: on a CPU as many as its caches hold, on a GPU enough to keep it busy
+# maximum entries of attention matrices in memory at a time: on a CPU as many as
+# its caches hold, on a GPU enough to keep it busy
+CHUNK_ENTRIES = dict(cpu=2**19, cuda=2**25)
 MIN_CHUNK_ROWS = 128                         # products of fewer rows are slow
 
 def fits_one_chunk(q)->bool: # (B,H,N,d)
-    "Are the attention matrices of these queries small enough to be held at once?"
+    """Are the attention matrices of these queries small enough to be held at
+    once?"""
     B, H, N, _ = q.shape
     return B*H*N*N <= CHUNK_ENTRIES.get(q.device.type, CHUNK_ENTRIES['cuda'])
 
-def attention_chunks(q, k, mask=None, causal=False, scale=None, num_keys=None): # (B,H,N,d) each; num_keys: the keys after these are padding → pictures and rows (slices), and their part of the matrix
+def attention_chunks(
+    q, k, mask=None, causal=False, scale=None, num_keys=None
+    # (B,H,N,d) each; num_keys: the keys after these are padding → pictures and
+    # rows (slices), and their part of the matrix
+):
     "The attention matrix, a few pictures or rows at a time"
     padding = None if num_keys in (None, q.shape[-2]) else num_keys
-    (B, H, N, _), entries = q.shape, CHUNK_ENTRIES.get(q.device.type, CHUNK_ENTRIES['cuda'])
-    images, rows = max(1, entries//(H*N*N)), min(N, max(MIN_CHUNK_ROWS, entries//(H*N)))
+    (B, H, N, _), entries = q.shape, CHUNK_ENTRIES.get(q.device.type,
+        CHUNK_ENTRIES['cuda'])
+    images, rows = max(1, entries//(H*N*N)), min(N,
+        max(MIN_CHUNK_ROWS, entries//(H*N)))
     if causal: mask = torch.ones(N, N, dtype=torch.bool, device=q.device).tril()
     if mask is not None: mask = mask.expand(B, H, N, N)
     for b in range(0, B, images):
         for i in range(0, N, rows):
             chunk = slice(b, b+images), slice(i, i+rows)
-            yield *chunk, attention_matrix(q[chunk[0], :, chunk[1]], k[chunk[0]], None if mask is None else mask[chunk[0], :, chunk[1]], scale=scale, num_keys=padding)
+            yield *chunk, attention_matrix(q[chunk[0], :, chunk[1]],
+                k[chunk[0]], None if mask is None
+                else mask[chunk[0], :, chunk[1]], scale=scale, num_keys=padding)
 
-def _empty_mean(q): return q.new_empty(q.shape[0], q.shape[2], q.shape[2])   # over heads, to be filled
+def _empty_mean(q): # over heads, to be filled
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[2])
 
 # %% ../../nbs/model/09_interception.ipynb #f7545261
-STACKED_ENTRIES = 2**24    # entries of all layers' matrices that are held at once
+STACKED_ENTRIES = 2**24  # entries of all layers' matrices that are held at once
 
+# %% ../../nbs/model/09_interception.ipynb #0992c4ae
 class AttentionFlow:
-    "Attention, and attention times its gradient, of each block and target, recorded in the backward pass"
+    """Attention, and attention times its gradient, of each block and target,
+    recorded in the backward pass"""
     def __init__(self, like):
-        self.anchor, self.mean, self.relevance, self.target = constant(torch.zeros, (), like=like).detach().requires_grad_(), {}, {}, 0
-        self.blocks, self.attention, self.output_grads = {}, {}, {}    # fused attention by layer: what goes in, its matrix (B·H,N,N), gradient of what comes out
-    def record(self, l, mean, step): # (B,N,N) each: attention, and attention times gradient, averaged over heads
+        self.anchor, self.mean, self.relevance, self.target = constant(
+            torch.zeros, (), like=like).detach().requires_grad_(), {}, {}, 0
+        # fused attention by layer: what goes in, its matrix (B·H,N,N), gradient
+        # of what comes out
+        self.blocks, self.attention, self.output_grads = {}, {}, {}
+    def record(
+        self, l, mean, step
+        # (B,N,N) each: attention, and attention times gradient, averaged over
+        # heads
+    ):
         self.mean[l], self.relevance[l, self.target] = mean, step
     @property
-    def is_stacked(self): # are the matrices of all layers few enough to be held at once? Then a few operations make them
-        shapes = {(*q.shape, k.shape == q.shape == v.shape, *options) for q,k,v,options in self.blocks.values()}
-        if len(shapes) != 1 or (shape := shapes.pop())[4:] != (True, None, False, None): return False
+    def is_stacked(
+        self
+        # are the matrices of all layers few enough to be held at once? Then a
+        # few operations make them
+    ):
+        shapes = {(*q.shape, k.shape == q.shape == v.shape, *options)
+                  for q,k,v,options in self.blocks.values()}
+        if len(shapes) != 1 or (shape := shapes.pop())[4:] != (True, None,
+            False, None):
+            return False
         B, H, N, _ = shape[:4]
         return len(self.blocks)*B*H*N*N <= STACKED_ENTRIES
     def value_gradient(self, l, g, needed):
         if not self.attention: self._attend()
         self.output_grads[l] = g
-        return torch.bmm(self.attention[l].mT, g.flatten(0, 1)).unflatten(0, g.shape[:2]) if needed else None
+        return (torch.bmm(self.attention[l].mT, g.flatten(0, 1))
+                .unflatten(0, g.shape[:2]) if needed else None)
     def _attend(self):
-        q, self._k, self._v = torch.stack([b[i] for i in range(3) for b in self.blocks.values()]).unflatten(0, (3, -1))       # (L,B,H,N,d)
-        self._a = torch.baddbmm(q.new_empty(1, 1, 1), q.flatten(0, 2), self._k.flatten(0, 2).mT, beta=0, alpha=q.shape[-1]**-.5).softmax(-1)
-        self.attention = dict(zip(self.blocks, self._a.unflatten(0, (len(q), -1))))
-        self.mean = self.mean | dict(zip(self.blocks, self._a.unflatten(0, q.shape[:3]).mean(2)))
+        q, self._k, self._v = torch.stack([b[i] for i in range(3)
+            for b in self.blocks.values()]).unflatten(0, (3, -1))  # (L,B,H,N,d)
+        self._a = torch.baddbmm(q.new_empty(1, 1, 1), q.flatten(0, 2),
+                                self._k.flatten(0, 2).mT, beta=0,
+                                alpha=q.shape[-1]**-.5).softmax(-1)
+        self.attention = dict(zip(self.blocks,
+                                  self._a.unflatten(0, (len(q), -1))))
+        self.mean = self.mean | dict(
+            zip(self.blocks, self._a.unflatten(0, q.shape[:3]).mean(2)))
     def finish(self): # one target's backward pass is over
         if not self.output_grads: return
-        g = torch.stack([self.output_grads[l] if l in self.output_grads else torch.zeros_like(self.blocks[l][0]) for l in self.blocks])
-        step = torch.bmm(g.flatten(0, 2), self._v.flatten(0, 2).mT).mul_(self._a).unflatten(0, g.shape[:3]).mean(2)
-        self.relevance |= {(l, self.target): s for l,s in zip(self.blocks, step)}
+        g = torch.stack([self.output_grads[l] if l in self.output_grads
+                         else torch.zeros_like(self.blocks[l][0])
+                         for l in self.blocks])
+        step = torch.bmm(g.flatten(0, 2), self._v.flatten(0, 2)
+                         .mT).mul_(self._a).unflatten(0, g.shape[:3]).mean(2)
+        self.relevance |= {(l, self.target): s
+                           for l,s in zip(self.blocks, step)}
         self.output_grads = {}
 
 # %% ../../nbs/model/09_interception.ipynb #e1b36da1
@@ -182,47 +300,75 @@ class _FusedAttention(torch.autograd.Function):
     def forward(ctx, anchor, q, k, v, options, flow, layer):
         ctx.save_for_backward(q, k, v)
         ctx.options, ctx.flow, ctx.layer = options, flow, layer
-        flow.blocks[layer] = q.detach(), k.detach(), v.detach(), options     # not a cycle of what autograd keeps
-        return F.scaled_dot_product_attention(q, k, v, options[0], 0., options[1], scale=options[2])
+        # not a cycle of what autograd keeps
+        flow.blocks[layer] = q.detach(), k.detach(), v.detach(), options
+        return F.scaled_dot_product_attention(q, k, v, options[0], 0.,
+            options[1], scale=options[2])
     @staticmethod
     def backward(ctx, g):
         (q, k, v), needs_v = ctx.saved_tensors, ctx.needs_input_grad[3]
-        if ctx.flow.is_stacked: return None, None, None, ctx.flow.value_gradient(ctx.layer, g, needs_v), None, None, None
-        if fits_one_chunk(q) and ctx.options[0] is None and not ctx.options[1] and q.shape == v.shape: mean, step, dv = _one_chunk(q, k, v, g, ctx.options[2], needs_v)
+        if ctx.flow.is_stacked:
+            return None, None, None, ctx.flow.value_gradient(ctx.layer, g,
+                needs_v), None, None, None
+        if fits_one_chunk(q) and ctx.options[0] is None and not ctx.options[
+            1] and q.shape == v.shape:
+            mean, step, dv = _one_chunk(q, k, v, g, ctx.options[2], needs_v)
         else:
-            N, pad = q.shape[-2], _padding(q) if ctx.options[0] is None and not ctx.options[1] else 0
-            if pad: q, k, v, g = (F.pad(t, (0, 0, 0, pad)) for t in (q, k, v, g))
-            dv = torch.empty_like(v.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) if needs_v else None
+            N, pad = (q.shape[-2], _padding(q) if ctx.options[0] is None
+                      and not ctx.options[1] else 0)
+            if pad:
+                q, k, v, g = (F.pad(t, (0, 0, 0, pad)) for t in (q, k, v, g))
+            dv = (torch.empty_like(v.transpose(1, 2),
+                                   memory_format=torch.contiguous_format)
+                  .transpose(1, 2) if needs_v else None)
             mean, step = _empty_mean(q), _empty_mean(q)
-            for images,rows,a in attention_chunks(q, k, *ctx.options, num_keys=N):
+            for images,rows,a in attention_chunks(q, k, *ctx.options,
+                num_keys=N):
                 d = g[images, :, rows]
                 if dv is not None:
-                    if rows.start: dv[images][0].baddbmm_(a[0].mT, d[0])   # the next rows of one picture
+                    if rows.start: # the next rows of one picture
+                        dv[images][0].baddbmm_(a[0].mT, d[0])
                     else: dv[images] = a.mT @ d
-                mean[images, rows], step[images, rows] = a.mean(1), (d @ v[images].mT).mul_(a).mean(1)
-            if pad: mean, step, dv = mean[:, :N, :N], step[:, :N, :N], None if dv is None else dv[:, :, :N]
+                mean[images, rows], step[images, rows] = (a.mean(1),
+                    (d @ v[images].mT).mul_(a).mean(1))
+            if pad:
+                mean, step, dv = (mean[:, :N, :N], step[:, :N, :N],
+                                  None if dv is None else dv[:, :, :N])
         ctx.flow.record(ctx.layer, mean, step)
         return None, None, None, dv, None, None, None
 
 # %% ../../nbs/model/09_interception.ipynb #6af2cf7c
-def _padding(q): return -q.shape[-2] % 8 if q.is_cuda and q.dtype.itemsize == 2 else 0     # tensor cores want sides that are multiples of 8
+def _padding(q): # tensor cores want sides that are multiples of 8
+    return -q.shape[-2] % 8 if q.is_cuda and q.dtype.itemsize == 2 else 0
 
-def _one_chunk(q, k, v, g, scale, needs_v): # all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient of v
-    "The same in few operations: queries, keys and values are copied once, into the memory order that matrix products need"
+def _one_chunk(
+    q, k, v, g, scale, needs_v
+    # all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient
+    # of v
+):
+    """The same in few operations: queries, keys and values are copied once,
+    into the memory order that matrix products need"""
     B, H, N, d = q.shape
     pad = _padding(q)
-    if pad: q, k, v, g = torch.cat([F.pad(torch.stack([q, k, v]), (0, 0, 0, pad)), F.pad(g, (0, 0, 0, pad))[None]]).flatten(1, 2)
-    else: (q, k, v), g = torch.stack([q, k, v]).flatten(1, 2), g.reshape(B*H, N, d)
-    a = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=d**-.5 if scale is None else scale)
+    if pad:
+        q, k, v, g = torch.cat([F.pad(torch.stack([q, k, v]), (0, 0, 0, pad)),
+                                F.pad(g, (0, 0, 0, pad))[None]]).flatten(1, 2)
+    else:
+        (q, k, v), g = (torch.stack([q, k, v]).flatten(1, 2),
+                        g.reshape(B*H, N, d))
+    a = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0,
+                      alpha=d**-.5 if scale is None else scale)
     if pad: a[..., N:] = -torch.inf
     a = a.softmax(-1)
     step = torch.bmm(g, v.mT).mul_(a)
     mean, step = (t.unflatten(0, (B, H)).mean(1)[:, :N, :N] for t in (a, step))
-    return mean, step, torch.bmm(a.mT, g).unflatten(0, (B, H))[:, :, :N] if needs_v else None
+    return (mean, step, torch.bmm(a.mT, g).unflatten(0, (B, H))[:, :, :N]
+            if needs_v else None)
 
 # %% ../../nbs/model/09_interception.ipynb #e5d7b092
 class _RecordedAttention(torch.autograd.Function):
-    "An attention matrix that is recorded in the backward pass and passes its gradient on"
+    """An attention matrix that is recorded in the backward pass and passes its
+    gradient on"""
     @staticmethod
     def forward(ctx, anchor, a, record):
         ctx.save_for_backward(a)
@@ -236,30 +382,52 @@ class _RecordedAttention(torch.autograd.Function):
 
 # %% ../../nbs/model/09_interception.ipynb #4536f71e
 def add_hooks(site, model, anat, l, callback, interceptor, undo):
-    "Call `callback(site, l, t)` with the tensor at a site of layer `l`, and continue with what it returns"
+    """Call `callback(site, l, t)` with the tensor at a site of layer `l`, and
+    continue with what it returns"""
     layer, hook = anat.layers[l], lambda t: callback(site, l, t)
     if site == 'pixels':
         if l: raise VitxError(f"pixels have one layer, 0, not {l}")
-        h = model.register_forward_pre_hook(lambda m, args: (hook(args[0]), *args[1:]))
-    elif site in ('tokens', 'attn_input'): h = getattr(layer, site).register(hook)
-    elif not (layer.has_keys if site in ('queries', 'keys') else layer.is_global): raise VitxError(_unavailable_message(site, anat, l))
-    elif site in ('queries', 'keys') and hasattr(layer.attn, norm := f'{site[0]}_norm'):
-        h = getattr(layer.attn, norm).register_forward_hook(lambda m, args, k: hook(k) if k.shape[1] < k.shape[2] else hook(k.transpose(1, 2)).transpose(1, 2))  # before rotary positions; some have tokens before heads
+        h = model.register_forward_pre_hook(lambda m, args: (hook(args[0]),
+            *args[1:]))
+    elif site in ('tokens', 'attn_input'):
+        h = getattr(layer, site).register(hook)
+    elif not (layer.has_keys if site in ('queries', 'keys')
+              else layer.is_global):
+        raise VitxError(_unavailable_message(site, anat, l))
+    elif site in ('queries', 'keys') and hasattr(layer.attn,
+        norm := f'{site[0]}_norm'):
+        # before rotary positions; some have tokens before heads
+        h = getattr(layer.attn, norm).register_forward_hook(
+            lambda m, args, k: hook(k) if k.shape[1] < k.shape[2]
+            else hook(k.transpose(1, 2)).transpose(1, 2))
         interceptor.wanted[site].discard(l)
     else:
-        undo.callback(layer.attn.register_forward_hook(lambda *_: interceptor.pop(interceptor.running_layers), always_call=True).remove)
-        h = layer.attn.register_forward_pre_hook(lambda *_: interceptor.push(interceptor.running_layers, l))
+        undo.callback(layer.attn.register_forward_hook(lambda *_:
+            interceptor.pop(interceptor.running_layers), always_call=True)
+                      .remove)
+        h = layer.attn.register_forward_pre_hook(
+            lambda *_: interceptor.push(interceptor.running_layers, l))
     undo.callback(h.remove)
 
 def _unavailable_message(site, anat, l):
-    what, reason = ('attention matrix of all tokens', 'it attends within windows, over channels or to fewer places')
-    if site in ('queries', 'keys'): what, reason = f'{site} of all tokens that can be recorded', 'it computes attention in its own way' if anat.layers[l].is_global else reason
-    return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: {reason}, "
-            "so methods that need them can't be used here. Use rcut, rout, cut or gradcam, which apply to every transformer")
+    what, reason = ('attention matrix of all tokens', 'it attends within '
+                    'windows, over channels or to fewer places')
+    if site in ('queries', 'keys'):
+        what, reason = (f'{site} of all tokens that can be recorded',
+                        'it computes attention in its own way' if anat.layers[l]
+                        .is_global else reason)
+    return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: "
+            f"{reason}, " "so methods that need them can't be used here. Use "
+            "rcut, rout, cut or gradcam, which apply to every transformer")
 
 # %% ../../nbs/model/09_interception.ipynb #bd18042d
 def track_blocks(model, last, interceptor, undo):
-    "Tell `interceptor`, until `undo` is closed, when the last block and, in a linearized model, a gated unit is running"
-    for m,where in [(last, interceptor.in_last_block)] + [(m, interceptor.in_gated_unit) for m in model.modules() if interceptor.linearize and 'GL' in type(m).__name__.upper()]:
-        undo.callback(m.register_forward_pre_hook(lambda *_, where=where: interceptor.push(where, 1)).remove)
-        undo.callback(m.register_forward_hook(lambda *_, where=where: interceptor.pop(where), always_call=True).remove)
+    """Tell `interceptor`, until `undo` is closed, when the last block and, in a
+    linearized model, a gated unit is running"""
+    for m,where in [(last, interceptor.in_last_block)] + [
+        (m, interceptor.in_gated_unit) for m in model.modules()
+        if interceptor.linearize and 'GL' in type(m).__name__.upper()]:
+        undo.callback(m.register_forward_pre_hook(lambda *_, where=where:
+            interceptor.push(where, 1)).remove)
+        undo.callback(m.register_forward_hook(lambda *_, where=where:
+            interceptor.pop(where), always_call=True).remove)

@@ -19,78 +19,141 @@ from .classifiers import *
 # %% ../../nbs/model/02_libraries.ipynb #0b51dec4
 def _load_hf(name):
     import transformers as tf
-    with wrap_errors(f"can't load {name!r} with transformers: its config.json and model.safetensors, {OFFLINE_HINT}" if not Path(name).is_dir() else
-                 f"the folder {name} holds no image classifier that transformers can read: it needs config.json and model.safetensors, as save_pretrained writes them"):
-        model, info = tf.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True)
-    used = {n for n,_ in model.named_parameters() if not n.endswith('mask_token')}      # only pretraining uses it
-    if missing := sorted(used & {*info['missing_keys']}): raise VitxError(f"the checkpoint {name!r} has no weights for {', '.join(missing[:3])}: it is no trained classifier. Give a checkpoint of an image classifier")
+    with wrap_errors(f"can't load {name!r} with transformers: its config.json "
+                     f"and model.safetensors, {OFFLINE_HINT}"
+                     if not Path(name).is_dir()
+                     else f"the folder {name} holds no image classifier that "
+                     f"transformers can read: it needs config.json and "
+                     f"model.safetensors, as save_pretrained writes them"):
+        model, info = tf.AutoModelForImageClassification.from_pretrained(name,
+            use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
+            output_loading_info=True)
+    used = {n for n,_ in model.named_parameters()
+            if not n.endswith('mask_token')}  # only pretraining uses it
+    if missing := sorted(used & {*info['missing_keys']}):
+        raise VitxError(f"the checkpoint {name!r} has no weights "
+                        f"for {', '.join(missing[:3])}: it is no trained "
+                        f"classifier. Give a checkpoint of an image classifier")
     return model.eval()
 
 def _load_processor(name, local_only): # local_only: look on this machine only
     from transformers import AutoImageProcessor
-    try: return as_transform(AutoImageProcessor.from_pretrained(name, local_files_only=local_only, trust_remote_code=False))
-    except Exception: return None   # `model_transform` raises an error if it is needed
+    try: return as_transform(AutoImageProcessor.from_pretrained(name,
+        local_files_only=local_only, trust_remote_code=False))
+    except Exception:
+        return None  # `model_transform` raises an error if it is needed
 
-def _hf_forward(size, model, x): # position embeddings are interpolated only for other sizes, because not every model can do it
-    interpolate = size and tuple(x.shape[-2:]) != size and 'interpolate_pos_encoding' in signature_params(model.forward)
-    return model(pixel_values=x, **dict(interpolate_pos_encoding=True) if interpolate else {})
+def _hf_forward(
+    size, model, x
+    # position embeddings are interpolated only for other sizes, because not
+    # every model can do it
+):
+    interpolate = (
+        size and tuple(x.shape[-2:]) != size
+        and 'interpolate_pos_encoding' in signature_params(model.forward))
+    return model(pixel_values=x, **dict(interpolate_pos_encoding=True)
+                 if interpolate else {})
 
 # %% ../../nbs/model/02_libraries.ipynb #ebbb91f7
-@library('hf', owner='transformers', extra='hf', folder=lambda path: 'model_type' in read_json(path/'config.json'))
+@library('hf', owner='transformers', extra='hf',
+         folder=lambda path: 'model_type' in read_json(path/'config.json'))
 def hf_model(source, labels=None): # name, folder, module or pipeline
-    "Adapter for image classifiers of Hugging Face's transformers; None for a part of a model"
-    model, t = (_load_hf(source), _load_processor(source, False)) if isinstance(source, str) else (source, None)
-    if not isinstance(model, nn.Module) and hasattr(model, 'image_processor') and hasattr(model, 'model'): model, t = source.model, as_transform(source)   # a pipeline
+    """Adapter for image classifiers of Hugging Face's transformers; None for a
+    part of a model"""
+    model, t = ((_load_hf(source), _load_processor(source, False))
+                if isinstance(source, str) else (source, None))
+    if not isinstance(model, nn.Module) and hasattr(model,
+        'image_processor') and hasattr(model, 'model'): # a pipeline
+        model, t = source.model, as_transform(source)
     cfg = getattr(model, 'config', None)
-    if not (isinstance(model, nn.Module) and hasattr(model, 'name_or_path') and hasattr(cfg, 'id2label')): return None   # a part of a model
-    name, size = model.name_or_path, getattr(cfg, 'image_size', None) or getattr(getattr(cfg, 'vision_config', None), 'image_size', None)
+    if not (isinstance(model, nn.Module) and hasattr(model, 'name_or_path')
+            and hasattr(cfg, 'id2label')): # a part of a model
+        return None
+    name, size = model.name_or_path, getattr(cfg, 'image_size',
+        None) or getattr(getattr(cfg, 'vision_config', None), 'image_size',
+                         None)
     if t is None and name: t = _load_processor(name, True)
-    n = (num_outputs(model) or cfg.num_labels) if any('ForImageClassification' in c.__name__ for c in type(model).__mro__) else 0
+    n = (num_outputs(model)
+         or cfg.num_labels) if any('ForImageClassification' in c.__name__
+                                   for c in type(model).__mro__) else 0
     names = [cfg.id2label[k] for k in sorted(cfg.id2label or {}, key=int)]
-    hint = (": give AutoImageProcessor.from_pretrained(…), or a function from a PIL image to a tensor" if n else
-            ": models that compare pictures with texts are read with open_clip and zero_shot(…)" if hasattr(cfg, 'text_config') else ": load it with AutoModelForImageClassification")
-    task = dict(multi_label_classification='multilabel', regression='regression', single_label_classification='multiclass').get(getattr(cfg, 'problem_type', None))
-    return WrappedClassifier(model, n, names if len(names) == n else None, t, as_pair(size), name or None, partial(_hf_forward, as_pair(size)), hint, OutputReader(task=task), getattr(cfg, 'num_channels', 3))
+    hint = (": give AutoImageProcessor.from_pretrained(…), or a function "
+            "from a PIL image to a tensor" if n else ": models that compare "
+            "pictures with texts are read with open_clip and zero_shot(…)"
+            if hasattr(cfg, 'text_config')
+            else ": load it with AutoModelForImageClassification")
+    task = dict(multi_label_classification='multilabel',
+                regression='regression',
+                single_label_classification='multiclass').get(
+                    getattr(cfg, 'problem_type', None))
+    return WrappedClassifier(model, n, names if len(names) == n else None, t,
+                             as_pair(size), name or None, partial(_hf_forward,
+                                 as_pair(size)), hint, OutputReader(task=task),
+                             getattr(cfg, 'num_channels', 3))
 
 # %% ../../nbs/model/02_libraries.ipynb #0a976cf5
 def _tv_weights(name):
     from torchvision import models
     name, _, tag = name.partition('/')
-    if name not in (names := models.list_models(module=models)):      # detection and segmentation models are listed elsewhere
+    # detection and segmentation models are listed elsewhere
+    if name not in (names := models.list_models(module=models)):
         close = close_matches(name, names)
-        raise VitxError(f"torchvision has no image classifier {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else ''))
+        raise VitxError(f"torchvision has no image classifier {name!r}" +
+                        (f": did you mean {' or '.join(map(repr, close))}?"
+                         if close else ''))
     known = models.get_model_weights(name)
     try: return name, known[tag or 'DEFAULT']
-    except KeyError: raise VitxError(f"torchvision has no weights {tag!r} for {name}: there are {', '.join(w.name for w in known)}") from None
+    except KeyError:
+        raise VitxError(f"torchvision has no weights {tag!r} for {name}: there "
+                        f"are {', '.join(w.name for w in known)}") from None
 
 def _load_tv(name):
     from torchvision import models
     name, weights = _tv_weights(name)
     n, size = len(weights.meta['categories']), weights.meta['min_size']
-    size_args = dict(image_size=size[0]) if name.startswith('vit') else dict(input_size=size) if name.startswith('maxvit') else {}
+    size_args = dict(image_size=size[0]) if name.startswith('vit') else dict(
+        input_size=size) if name.startswith('maxvit') else {}
     model = models.get_model(name, weights=None, num_classes=n, **size_args)
-    with wrap_errors(f"can't get the weights of {name!r}: they are not in torch's cache and can't be downloaded now. Connect once, or copy {Path(weights.url).name} into TORCH_HOME/hub/checkpoints"):
-        model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    with wrap_errors(f"can't get the weights of {name!r}: they are not in "
+                     f"torch's cache and can't be downloaded now. Connect "
+                     f"once, or copy {Path(weights.url).name} into "
+                     f"TORCH_HOME/hub/checkpoints"):
+        model.load_state_dict(weights.get_state_dict(progress=False,
+            check_hash=True, weights_only=True))
     return model.eval(), weights
 
+# %% ../../nbs/model/02_libraries.ipynb #cb767453
 def _guess_tv_weights(model, n):
-    "The torchvision weights of a model with as many parameters as this one, apart from the head; None if there are none"
+    """The torchvision weights of a model with as many parameters as this one,
+    apart from the head; None if there are none"""
     from torchvision import models
     head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    params = sum(p.numel() for p in model.parameters()) - n*(head.in_features + (head.bias is not None))
-    has_same_size = lambda w: w.meta['num_params'] == params + len(w.meta['categories'] or ())*(head.in_features + 1)
-    return next((w for a in models.list_models(module=models) for w in models.get_model_weights(a) if has_same_size(w)), None)
+    params = sum(p.numel() for p in model.parameters()) - n*(head.in_features +
+        (head.bias is not None))
+    has_same_size = lambda w: w.meta['num_params'] == params + len(
+        w.meta['categories'] or ())*(head.in_features + 1)
+    return next((w for a in models.list_models(module=models)
+                 for w in models.get_model_weights(a) if has_same_size(w)),
+                None)
 
 # %% ../../nbs/model/02_libraries.ipynb #f24afa2d
 @library('torchvision', owner='torchvision.models')
 def torchvision_model(source, labels=None): # name[/weights], or module
     "Adapter for classifiers of torchvision; None for a part of a model"
-    model, loaded = _load_tv(source) if isinstance(source, str) else (source, None)
-    if not any(hasattr(model, a) for a in ('heads', 'head', 'classifier', 'fc')): return None   # a part of a model
+    model, loaded = (_load_tv(source) if isinstance(source, str)
+                     else (source, None))
+    if not any(hasattr(model, a) for a in ('heads', 'head', 'classifier',
+        'fc')): # a part of a model
+        return None
     n = num_outputs(model)
     if n is None: return WrappedClassifier(model, 0)
     likely = loaded or _guess_tv_weights(model, n)
-    matching = loaded or (likely if likely and len(likely.meta['categories']) == n else None)
-    size = as_pair(getattr(model, 'image_size', None)) or (likely and likely.meta['min_size'])
-    hint = f". If it was trained like torchvision's {likely}, its transform is torchvision.models.{likely}.transforms()" if likely else ''
-    return WrappedClassifier(model, n, loaded and loaded.meta['categories'], matching and matching.transforms(), size, source if loaded else None, hint=hint)
+    matching = loaded or (likely if likely and len(likely.meta['categories']) ==
+                          n else None)
+    size = as_pair(getattr(model, 'image_size', None)) or (likely
+        and likely.meta['min_size'])
+    hint = (f". If it was trained like torchvision's {likely}, its transform "
+            f"is torchvision.models.{likely}.transforms()" if likely else '')
+    return WrappedClassifier(model, n, loaded and loaded.meta['categories'],
+                             matching and matching.transforms(), size,
+                             source if loaded else None, hint=hint)

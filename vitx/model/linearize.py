@@ -11,32 +11,54 @@ import torch
 import torch.nn.functional as F
 
 # %% ../../nbs/model/08_linearize.ipynb #357edb8c
-def linearize_gate(x:torch.Tensor, gate)->torch.Tensor: # gate: a function of single elements
+def linearize_gate(x:torch.Tensor,
+                   gate)->torch.Tensor:  # gate: a function of single elements
     "gate(x), whose gradient treats the factor gate(x)/x as a constant"
     with torch.no_grad(): y = gate(x)
     if not x.requires_grad: return y
-    with torch.no_grad(): factor = y.div(x).nan_to_num_(0, 0, 0)   # 0 where x is 0
+    with torch.no_grad(): # 0 where x is 0
+        factor = y.div(x).nan_to_num_(0, 0, 0)
     return _LinearizedOp.apply(x, y, lambda g, factor: g*factor, factor)
 
-def leading_grad_linear(input:torch.Tensor, weight:torch.Tensor, bias, rows:int, leftover:list=None)->torch.Tensor: # (B,N,D)
-    "A linear layer whose backward pass computes only the first `rows` tokens; a bool tensor that says if others had a gradient is appended to `leftover`"
+def leading_grad_linear(input:torch.Tensor, weight:torch.Tensor, bias, rows:int,
+                        leftover:list=None)->torch.Tensor:  # (B,N,D)
+    """A linear layer whose backward pass computes only the first `rows` tokens;
+    a bool tensor that says if others had a gradient is appended to
+    `leftover`"""
     with torch.no_grad(): y = F.linear(input, weight, bias)
     def backward_fn(g):
         if leftover is not None: leftover.append(g[:, rows:].any())
-        return F.pad(g[:, :rows] @ weight.detach().to(g), (0, 0, 0, g.shape[1] - rows))
-    return _LinearizedOp.apply(input, y, backward_fn) if input.requires_grad else y
+        return F.pad(g[:, :rows] @ weight.detach().to(g),
+                     (0, 0, 0, g.shape[1] - rows))
+    return _LinearizedOp.apply(input, y,
+                               backward_fn) if input.requires_grad else y
 
-def linearize_norm(x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5, zeros:dict=None)->torch.Tensor: # shape: the last dimensions, which are normalized; zeros: cache that several norms share
+# %% ../../nbs/model/08_linearize.ipynb #e7ebd664
+def linearize_norm(
+    x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5,
+    zeros:dict=None
+    # shape: the last dimensions, which are normalized; zeros: cache that
+    # several norms share
+)->torch.Tensor:
     "A layer norm whose gradient treats the standard deviation as a constant"
     shape = x.shape[-1:] if shape is None else tuple(shape)
-    with torch.no_grad(): y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+    with torch.no_grad():
+        y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
     if not x.requires_grad: return y
     zeros = {} if zeros is None else zeros
-    def backward_fn(g, scale, *weight): # PyTorch's backward pass for an input of zeros: there, the term of the deviation vanishes
+    def backward_fn(
+        g, scale, *weight
+        # PyTorch's backward pass for an input of zeros: there, the term of the
+        # deviation vanishes
+    ):
         key = g.shape, g.dtype, scale.dtype
-        if key not in zeros: zeros[key] = torch.zeros_like(g), torch.zeros_like(scale)
-        return torch.ops.aten.native_layer_norm_backward(g, zeros[key][0], shape, zeros[key][1], scale, weight[0] if weight else None, None, [True, False, False])[0]
-    return _LinearizedOp.apply(x, y, backward_fn, scale, *([] if weight is None else [weight.detach()]))
+        if key not in zeros:
+            zeros[key] = torch.zeros_like(g), torch.zeros_like(scale)
+        return torch.ops.aten.native_layer_norm_backward(g, zeros[key][0],
+            shape, zeros[key][1], scale, weight[0] if weight else None, None,
+            [True, False, False])[0]
+    return _LinearizedOp.apply(x, y, backward_fn, scale,
+                               *([] if weight is None else [weight.detach()]))
 
 # %% ../../nbs/model/08_linearize.ipynb #37a3b1e8
 class _LinearizedOp(torch.autograd.Function):
@@ -47,21 +69,36 @@ class _LinearizedOp(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         return y.view_as(y)
     @staticmethod
-    def backward(ctx, g): return ctx.backward_fn(g, *ctx.saved_tensors), None, None, *[None]*len(ctx.saved_tensors)
+    def backward(ctx, g):
+        return (ctx.backward_fn(g, *ctx.saved_tensors), None, None,
+                *[None]*len(ctx.saved_tensors))
 
-def values_only_grad(v, last_linear): # values (B,H,N,d), and the last linear layer: its input, weight and output (B,N,…)
-    "The same values; if one layer makes queries, keys and values, the backward pass skips the zeros of queries and keys"
-    if last_linear is None or v.ndim != 4 or not last_linear[0].requires_grad or last_linear[2]._version != last_linear[3] or last_linear[2].untyped_storage().data_ptr() != v.untyped_storage().data_ptr(): return v
+def values_only_grad(
+    v, last_linear
+    # values (B,H,N,d), and the last linear layer: its input, weight and output
+    # (B,N,…)
+):
+    """The same values; if one layer makes queries, keys and values, the
+    backward pass skips the zeros of queries and keys"""
+    if (last_linear is None or v.ndim != 4 or not last_linear[0].requires_grad
+        or last_linear[2]._version != last_linear[3] or last_linear[2]
+        .untyped_storage().data_ptr() != v.untyped_storage().data_ptr()):
+        return v
     x, W, y, _ = last_linear
     (B, H, N, d), first = v.shape, v.storage_offset() - y.storage_offset()
-    if y.shape != (B, N, len(W)) or v.stride() != (y.stride(0), d, y.stride(1), 1) or not 0 <= first <= len(W) - H*d: return v
+    if y.shape != (B, N, len(W)) or v.stride() != (y.stride(0), d, y.stride(1),
+        1) or not 0 <= first <= len(W) - H*d:
+        return v
     rows = slice(first, first + H*d)
-    return _LinearizedOp.apply(x, y.detach()[..., rows], lambda g: g @ W.detach()[rows].to(g)).unflatten(-1, (H, d)).transpose(1, 2)
+    return _LinearizedOp.apply(x, y.detach()[..., rows],
+                               lambda g: g @ W.detach()[rows]
+                               .to(g)).unflatten(-1, (H, d)).transpose(1, 2)
 
 # %% ../../nbs/model/08_linearize.ipynb #421f1cdc
 def gate_op(func, args, kw):
     "Call an activation function with `linearize_gate`"
-    return linearize_gate(args[0], lambda x: func(x, *args[1:], **{k: v for k,v in kw.items() if k != 'inplace'}))
+    return linearize_gate(args[0], lambda x: func(x, *args[1:],
+        **{k: v for k,v in kw.items() if k != 'inplace'}))
 
 def detached_op(func, args, kw):
     "Call a function whose result counts as a constant factor"
@@ -69,7 +106,11 @@ def detached_op(func, args, kw):
 
 def norm_op(func, args, kw, zeros=None):
     "Call a layer norm with `linearize_norm`"
-    return linearize_norm(*args, **{'shape' if k == 'normalized_shape' else k: v for k,v in kw.items() if k != 'input'}, zeros=zeros)
+    return linearize_norm(*args, **{'shape' if k == 'normalized_shape' else k: v
+                                    for k,v in kw.items() if k != 'input'},
+                          zeros=zeros)
 
-LINEARIZED_OPS = {'layer_norm': norm_op} | dict.fromkeys('sigmoid hardsigmoid rsqrt std var var_mean softmax'.split(), detached_op) \
-      | dict.fromkeys('gelu relu relu6 silu hardswish hardtanh leaky_relu elu celu selu mish softplus tanh prelu rms_norm normalize'.split(), gate_op)
+LINEARIZED_OPS = {'layer_norm': norm_op} | dict.fromkeys('sigmoid hardsigmoid '
+    'rsqrt std var var_mean softmax'.split(), detached_op) | dict.fromkeys(
+        'gelu relu relu6 silu hardswish hardtanh leaky_relu elu celu selu mish '
+        'softplus tanh prelu rms_norm normalize'.split(), gate_op)

@@ -25,59 +25,84 @@ from .zero_shot import *
 
 # %% ../../nbs/model/04_loading.ipynb #d82e8515
 def unwrap_model(model):
-    "The module inside `DataParallel` or `torch.compile`, with the same weights: hooks don't work in a compiled module"
+    """The module inside `DataParallel` or `torch.compile`, with the same
+    weights: hooks don't work in a compiled module"""
     while True:
         if hasattr(model, '_orig_mod'): model = model._orig_mod
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
-        elif is_from(model, 'peft') and is_from(getattr(model, 'base_model', None), 'peft.tuners'): model = model.get_base_model()    # adapters such as LoRA are parts of it
+        elif isinstance(model,
+                        (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif is_from(model, 'peft') and is_from(getattr(model, 'base_model',
+            None), 'peft.tuners'):
+            # adapters such as LoRA are parts of it
+            model = model.get_base_model()
         else: return model
 
 def wrap_classifier(model:nn.Module)->nn.Module:
-    "Put a classifier into a `WrappedClassifier`, except timm's models and modules of no known library, which are returned unchanged"
+    """Put a classifier into a `WrappedClassifier`, except timm's models and
+    modules of no known library, which are returned unchanged"""
     if isinstance(model, WrappedClassifier): return model
     if getattr(model, 'pretrained_cfg', None): return _wrap_new_head(model)
-    if (adapter := find_adapter(model)) and (found := adapter(model)): return found
+    if (adapter := find_adapter(model)) and (found := adapter(model)):
+        return found
     inner = _inner_classifiers(model)
     return _wrap_outer(model, inner[0]) if len(inner) == 1 else model
 
 def _wrap_new_head(model):
-    "Wrap a timm model whose head was replaced by hand: its attributes still have the old number of classes"
+    """Wrap a timm model whose head was replaced by hand: its attributes still
+    have the old number of classes"""
     head = model.get_classifier() if hasattr(model, 'get_classifier') else None
     n = num_outputs(head) if isinstance(head, nn.Module) else None
-    return WrappedClassifier(model, n, None, model_transform(model), model.pretrained_cfg.get('input_size', (3,))[1:], model.pretrained_cfg.get('architecture')) if n and n != model.num_classes else model
+    return (WrappedClassifier(model, n, None, model_transform(model),
+                              model.pretrained_cfg.get('input_size', (3,))[1:],
+                              model.pretrained_cfg.get('architecture')) if n
+            and n != model.num_classes else model)
 
+# %% ../../nbs/model/04_loading.ipynb #2d6e0a32
 def _inner_classifiers(model):
     "The outermost models of known libraries in a module"
     found = []
     for m in map(unwrap_model, model.children()):
-        known = m if isinstance(m, WrappedClassifier) or getattr(m, 'pretrained_cfg', None) else find_adapter(m) and find_adapter(m)(m)
+        known = m if isinstance(m, WrappedClassifier) or getattr(m,
+            'pretrained_cfg', None) else find_adapter(m) and find_adapter(m)(m)
         found += _inner_classifiers(m) if known is None else [known]
     return found
 
 # %% ../../nbs/model/04_loading.ipynb #375df577
-def _denormalize(transform, black, white, img): return (transform(img) - black)/(white - black)
+def _denormalize(transform, black, white, img):
+    return (transform(img) - black)/(white - black)
 
 def _has_normalization(model, inner):
     inner_ids = {id(m) for m in inner.modules()}
-    return any('Normalize' in type(m).__name__ or hasattr(m, 'mean') and hasattr(m, 'std') for m in model.modules() if id(m) not in inner_ids)
+    return any('Normalize' in type(m).__name__ or hasattr(m, 'mean')
+               and hasattr(m, 'std') for m in model.modules()
+               if id(m) not in inner_ids)
 
 def _wrap_outer(model, inner):
-    "Wrap a module with the preprocessing of the one known model in it, and its labels if their number fits"
+    """Wrap a module with the preprocessing of the one known model in it, and
+    its labels if their number fits"""
     cfg = inner.pretrained_cfg
     try: t = model_transform(inner)
     except VitxError: t = None
     if t and _has_normalization(model, inner):
-        black, white = (t(Image.new('RGB', (64, 64), c)).flatten(1).median(1).values[:, None, None] for c in ('black', 'white'))
+        black, white = (t(Image.new('RGB', (64, 64), c)).flatten(1).median(1)
+                        .values[:, None, None] for c in ('black', 'white'))
         t = partial(_denormalize, t, black, white)
-    shape = tuple(t(Image.new('RGB', (64, 64))).shape) if t else cfg.get('input_size')
+    shape = tuple(t(Image.new('RGB', (64, 64)))
+                  .shape) if t else cfg.get('input_size')
     n = _count_classes(model, shape) if shape else num_outputs(model)
-    names = model_labels(inner) if n == getattr(inner, 'num_classes', None) else None
-    return WrappedClassifier(model, n, names, t, shape and shape[1:], hint=getattr(inner, 'hint', ''), channels=shape[0] if shape else 3)
+    names = model_labels(inner) if n == getattr(inner, 'num_classes',
+        None) else None
+    return WrappedClassifier(model, n, names, t, shape and shape[1:],
+                             hint=getattr(inner, 'hint', ''),
+                             channels=shape[0] if shape else 3)
 
 def _count_classes(model, shape): # None: unknown until its output is read
     p = next(model.parameters())
     try:
-        with eval_mode(model): return pick_output(model(torch.zeros(1, *shape, device=p.device, dtype=p.dtype))).shape[1]
+        with eval_mode(model):
+            return pick_output(model(torch.zeros(1, *shape, device=p.device,
+                dtype=p.dtype))).shape[1]
     except Exception: return None
 
 # %% ../../nbs/model/04_loading.ipynb #937b9d3e
@@ -86,58 +111,104 @@ def _check_timm_name(name):
     base = name.split('/')[-1]
     arch = base.split('.')[0]
     if not timm.is_model(arch):
-        close = close_matches(arch, [*BUNDLED_MODELS, *dict.fromkeys(n.split('.')[0] for n in list_classifiers('*'))])
-        raise VitxError(f"timm {timm.__version__} knows no model {name!r}" + (f": did you mean {' or '.join(map(repr, close))}?" if close else "; `vitx models` lists those that were tested.") + (f" A model of transformers is written hf:{name}" if '/' in name else ''))
-    tags = [m for m in timm.list_models(f'{arch}.*', pretrained=True) if m.split('.')[0] == arch]
-    if not tags: raise VitxError(f"timm has no pretrained weights for {arch!r}. Build the model yourself and give the module")
-    if '.' in base and base not in tags: raise VitxError(f"timm knows no weights {name!r}: there are {', '.join(tags[:6])}")
+        close = close_matches(arch, [*BUNDLED_MODELS, *dict.fromkeys(
+            n.split('.')[0] for n in list_classifiers('*'))])
+        raise VitxError(f"timm {timm.__version__} knows no model {name!r}" + (
+            f": did you mean {' or '.join(map(repr, close))}?"
+            if close else "; `vitx models` lists those that were tested.") +
+                        (f" A model of transformers is written hf:{name}"
+                         if '/' in name else ''))
+    tags = [m for m in timm.list_models(f'{arch}.*', pretrained=True)
+            if m.split('.')[0] == arch]
+    if not tags:
+        raise VitxError(f"timm has no pretrained weights for {arch!r}. Build "
+                        f"the model yourself and give the module")
+    if '.' in base and base not in tags:
+        raise VitxError(
+            f"timm knows no weights {name!r}: there are {', '.join(tags[:6])}")
 
 def list_classifiers(pattern:str='*')->list: # a name with * and ?
     "Names of timm's pretrained models that have a classifier"
-    return sorted(n for n in timm.list_models(pattern, pretrained=True) if timm.get_pretrained_cfg(n).num_classes > 0)
+    return sorted(n for n in timm.list_models(pattern, pretrained=True)
+                  if timm.get_pretrained_cfg(n).num_classes > 0)
 
 # %% ../../nbs/model/04_loading.ipynb #4c09ea2e
 def _load_by_name(adapter, name, labels):
-    "Load a model by the adapter of its library; `VitxError` if the library isn't installed"
+    """Load a model by the adapter of its library; `VitxError` if the library
+    isn't installed"""
     package = adapter.meta['owner'].split('.')[0]
     try: import_module(package)
-    except ImportError: raise VitxError(f"models of {package} need the package: pip install 'vitx[{adapter.meta.get('extra')}]'") from None
+    except ImportError:
+        raise VitxError(f"models of {package} need the package: pip install "
+                        f"'vitx[{adapter.meta.get('extra')}]'") from None
     with offline_if_unreachable(): model = adapter(name, labels)
-    if model is None: raise VitxError(f"{name!r} is no image classifier of {package}")
+    if model is None:
+        raise VitxError(f"{name!r} is no image classifier of {package}")
     return model
 
-def _check(model, need_classes): return require_classifier(model) if need_classes else model
+def _check(model, need_classes):
+    return require_classifier(model) if need_classes else model
 
-def load_model(spec=None, # timm name, `hf:…`, `torchvision:…` or `open_clip:…`, `scene_vit` or `road_vit`, a saved folder, a module, or None for scene_vit
-               labels=None, # texts: the classes of a model that compares pictures with texts
-               need_classes:bool=True, # raise an error if the model has no classifier
-              )->nn.Module:
-    "Load a classifier by name or from a folder, or wrap a module; `VitxError` says why it can't be used"
+# %% ../../nbs/model/04_loading.ipynb #7c86c303
+def load_model(
+    # timm name, `hf:…`, `torchvision:…` or `open_clip:…`, `scene_vit` or
+    # `road_vit`, a saved folder, a module, or None for scene_vit
+    spec=None,
+    # texts: the classes of a model that compares pictures with texts
+    labels=None,
+    need_classes:bool=True,  # raise an error if the model has no classifier
+)->nn.Module:
+    """Load a classifier by name or from a folder, or wrap a module; `VitxError`
+    says why it can't be used"""
     if spec is None: return scene_vit(pretrained=True)
-    if isinstance(spec, torch.fx.GraphModule) and 'train' in vars(spec): raise VitxError("vitx can't read an exported module: give the module that it was made from")
-    if isinstance(spec, nn.Module): return _check(wrap_classifier(unwrap_model(spec)), need_classes)
-    if (adapter := find_adapter(spec)) and (found := adapter(spec)): return _check(found, need_classes)     # a pipeline
-    if isinstance(spec, dict) or isinstance(spec, (str, Path)) and Path(spec).is_file():
-        raise VitxError("these are weights without a model: build the module, call its load_state_dict (names without `module.`), and give the module")
-    if not isinstance(spec, (str, Path)): raise VitxError(f"a {type(spec).__name__} is no model: give a timm name, a folder, or an nn.Module")
-    if Path(spec).is_dir(): return _check(_load_folder(str(spec), labels), need_classes)
+    if isinstance(spec, torch.fx.GraphModule) and 'train' in vars(spec):
+        raise VitxError("vitx can't read an exported module: give the module "
+                        "that it was made from")
+    if isinstance(spec, nn.Module):
+        return _check(wrap_classifier(unwrap_model(spec)), need_classes)
+    # a pipeline
+    if (adapter := find_adapter(spec)) and (found := adapter(spec)):
+        return _check(found, need_classes)
+    if isinstance(spec, dict) or isinstance(spec,
+        (str, Path)) and Path(spec).is_file():
+        raise VitxError("these are weights without a model: build the module, "
+                        "call its load_state_dict (names without `module.`), "
+                        "and give the module")
+    if not isinstance(spec, (str, Path)):
+        raise VitxError(f"a {type(spec).__name__} is no model: give a timm "
+                        f"name, a folder, or an nn.Module")
+    if Path(spec).is_dir():
+        return _check(_load_folder(str(spec), labels), need_classes)
     if spec in BUNDLED_MODELS: return BUNDLED_MODELS[spec](pretrained=True)
-    source, _, name = (spec := str(spec).removeprefix('timm/')).partition(':')   # so the hub calls timm's
-    if name and source in library: return _check(_load_by_name(library[source], name, labels), need_classes)
+    # so the hub calls timm's
+    source, _, name = (spec := str(spec).removeprefix('timm/')).partition(':')
+    if name and source in library:
+        return _check(_load_by_name(library[source], name, labels),
+                      need_classes)
     if not name: _check_timm_name(spec)
     elif source not in ('hf_hub', 'hf-hub', 'local-dir'):
-        raise VitxError(f"unknown prefix {source!r}. Write a name of timm, hf_hub:, local-dir:, or a prefix of another library: {', '.join(f'{k}:' for k in library)}")
-    hint = f" If it is a model of transformers, write hf:{name}" if source.startswith('hf') else ''
-    return _create_timm(spec, f"can't get the weights of {spec!r}: {OFFLINE_HINT}.{hint}")
+        raise VitxError(f"unknown prefix {source!r}. Write a name of timm, "
+                        f"hf_hub:, local-dir:, or a prefix of another library: "
+                        f"{', '.join(f'{k}:' for k in library)}")
+    hint = (f" If it is a model of transformers, write hf:{name}"
+            if source.startswith('hf') else '')
+    return _create_timm(
+        spec, f"can't get the weights of {spec!r}: {OFFLINE_HINT}.{hint}")
 
+# %% ../../nbs/model/04_loading.ipynb #6dee5edc
 def _load_folder(folder, labels):
     for adapter in library.values():
-        if (is_own_folder := adapter.meta.get('folder')) and is_own_folder(Path(folder)): return _load_by_name(adapter, folder, labels)
-    return _create_timm(f'local-dir:{folder}', f"the folder {folder} holds no model that timm can read: it needs config.json and model.safetensors, as timm's save_for_hf writes them")
+        if (is_own_folder := adapter.meta.get('folder')) and is_own_folder(
+            Path(folder)):
+            return _load_by_name(adapter, folder, labels)
+    return _create_timm(f'local-dir:{folder}', f"the folder {folder} holds no "
+                        f"model that timm can read: it needs config.json and "
+                        f"model.safetensors, as timm's save_for_hf writes them")
 
 # %% ../../nbs/model/04_loading.ipynb #3d6153a8
 def _create_timm(name, message):
-    with wrap_errors(message), offline_if_unreachable(): return timm.create_model(name, pretrained=True).eval()
+    with wrap_errors(message), offline_if_unreachable():
+        return timm.create_model(name, pretrained=True).eval()
 
 # %% ../../nbs/model/04_loading.ipynb #96b36965
 def _can_connect(host, port, found):
@@ -146,18 +217,24 @@ def _can_connect(host, port, found):
     found.append(True)
 
 def hub_is_reachable()->bool:
-    "Does the model hub, or its mirror at HF_ENDPOINT, accept a connection within five seconds? Always True behind a proxy"
-    if any(os.environ.get(k) for k in ('HTTPS_PROXY', 'https_proxy', 'ALL_PROXY', 'all_proxy')): return True
+    """Does the model hub, or its mirror at HF_ENDPOINT, accept a connection
+    within five seconds? Always True behind a proxy"""
+    if any(os.environ.get(k) for k in ('HTTPS_PROXY', 'https_proxy',
+                                       'ALL_PROXY', 'all_proxy')):
+        return True
     from huggingface_hub.constants import ENDPOINT
     host, _, port = ENDPOINT.split('://')[-1].split('/')[0].partition(':')
-    asking = threading.Thread(target=_can_connect, args=(host, int(port or (80 if ENDPOINT.startswith('http:') else 443)), found := []), daemon=True)   # looking up a name can't be interrupted
+    # looking up a name can't be interrupted
+    asking = threading.Thread(target=_can_connect, args=(host, int(port or (80
+        if ENDPOINT.startswith('http:') else 443)), found := []), daemon=True)
     asking.start()
     asking.join(6)
     return bool(found)
 
 @contextmanager
 def offline_if_unreachable():
-    "Context in which the hub's library uses only its cache, if the hub can't be reached"
+    """Context in which the hub's library uses only its cache, if the hub can't
+    be reached"""
     from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE or hub_is_reachable():
         yield
@@ -167,99 +244,175 @@ def offline_if_unreachable():
     finally: constants.HF_HUB_OFFLINE = False
 
 # %% ../../nbs/model/04_loading.ipynb #c9a14538
-def fit_reader(model:nn.Module,
-               output=None,      # key, index or function that picks an entry of the output; None: the only candidate
-               score=None,       # function: output of the model → (B,); replaces `output`
-               task:str=None,    # one of `TASKS`; None: found
-               inputs:dict=None, # further arguments of the model, by name
-               num_labels:int=None, # number of given labels
-               size:tuple=None,  # (h,w) of pictures, if known
-              )->nn.Module:
-    "The model; it is wrapped, unless it returns logits of classes that exclude each other"
-    if task not in (None, *TASKS): raise VitxError(f"unknown task {task!r}: there are {', '.join(TASKS)}")
-    gives_logits = isinstance(model, ZeroShotClassifier) or type(model).__module__.startswith('timm.') and (getattr(model, 'num_classes', 0) or 0) > 1
-    if gives_logits and output is None and score is None and task in (None, 'multiclass') and not inputs: return model
-    held = copy.copy(model) if isinstance(model, WrappedClassifier) else _hold(model)
+def fit_reader(
+    model:nn.Module,
+    # key, index or function that picks an entry of the output; None: the only
+    # candidate
+    output=None,
+    score=None,  # function: output of the model → (B,); replaces `output`
+    task:str=None,  # one of `TASKS`; None: found
+    inputs:dict=None,  # further arguments of the model, by name
+    num_labels:int=None,  # number of given labels
+    size:tuple=None,  # (h,w) of pictures, if known
+)->nn.Module:
+    """The model; it is wrapped, unless it returns logits of classes that
+    exclude each other"""
+    if task not in (None, *TASKS):
+        raise VitxError(f"unknown task {task!r}: there are {', '.join(TASKS)}")
+    gives_logits = (isinstance(model, ZeroShotClassifier)
+                    or type(model).__module__.startswith('timm.')
+                    and (getattr(model, 'num_classes', 0) or 0) > 1)
+    if gives_logits and output is None and score is None and task in (None,
+        'multiclass') and not inputs:
+        return model
+    held = copy.copy(model) if isinstance(model,
+                                          WrappedClassifier) else _hold(model)
     if inputs: held.forward_fn = partial(_forward_with_inputs, dict(inputs))
     else: _check_num_inputs(held)
     raw, final, last, x = _run_once(held, size)
-    held.reader = _choose_reader(held, raw, final, last, output, score, task, num_labels)
-    y = held.reader(lambda: raw) if not held.reader.activation else held.reader.pick(raw)
+    held.reader = _choose_reader(held, raw, final, last, output, score, task,
+                                 num_labels)
+    y = (held.reader(lambda: raw) if not held.reader.activation
+         else held.reader.pick(raw))
     n = 0 if held.reader.task == 'embedding' else max(2, y.shape[1])
     names = held.pretrained_cfg.get('label_names')
-    held.num_classes, held.pretrained_cfg = n, held.pretrained_cfg | dict(num_classes=n, input_size=tuple(x.shape[1:]), is_size_known=bool(size or held.pretrained_cfg.get('input_size')), label_names=names if names and len(names) == n else None)
+    held.num_classes, held.pretrained_cfg = n, held.pretrained_cfg | dict(
+        num_classes=n, input_size=tuple(x.shape[1:]),
+        is_size_known=bool(size or held.pretrained_cfg.get('input_size')),
+        label_names=names if names and len(names) == n else None)
     return held
 
+# %% ../../nbs/model/04_loading.ipynb #d4d9a887
 def _hold(model):
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    held = WrappedClassifier(model, getattr(model, 'num_classes', None), name=cfg.get('architecture'), size=input_size(model) if cfg else None, channels=num_channels(model),
-                             transform=model_transform(model) if cfg and num_channels(model) in (1, 3) else None)
+    held = WrappedClassifier(model, getattr(model, 'num_classes',
+        None), name=cfg.get('architecture'), size=input_size(model) if cfg
+                             else None, channels=num_channels(model),
+                             transform=model_transform(model) if cfg
+                             and num_channels(model) in (1, 3) else None)
     held.pretrained_cfg['label_names'] = cfg.get('label_names')
     return held
 
 def _forward_with_inputs(inputs, model, x):
-    one = lambda v: v.to(x.device).expand(len(x), *v.shape[1:]) if torch.is_tensor(v) and v.ndim and len(v) == 1 else v
+    one = (lambda v: v.to(x.device).expand(len(x), *v.shape[1:])
+           if torch.is_tensor(v) and v.ndim and len(v) == 1 else v)
     return model(x, **{k: one(v) for k,v in inputs.items()})
 
 def _check_num_inputs(held):
     if held.forward_fn or isinstance(held, ZeroShotClassifier): return
-    needed = [k for k,p in signature_params(held.model.forward).items() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if len(needed) > 1: raise VitxError(f"this model takes {len(needed)} inputs ({', '.join(needed)}): give all inputs but the picture with inputs=dict({needed[1]}=...), or, to compare two pictures, give their encoder and use similarity(image, reference)")
+    needed = [k for k,p in signature_params(held.model.forward).items()
+              if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY,
+                  p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if len(needed) > 1:
+        raise VitxError(f"this model takes {len(needed)} inputs "
+                        f"({', '.join(needed)}): give all inputs but the "
+                        f"picture with inputs=dict({needed[1]}=...), or, to "
+                        f"compare two pictures, give their encoder and use "
+                        f"similarity(image, reference)")
 
 # %% ../../nbs/model/04_loading.ipynb #603aceaf
-_SIZES = (224, 518, 512, 448, 384, 336, 288, 256, 192, 160, 128, 96, 64, 32)    # the largest first: some models take smaller pictures than they were made for, without an error
+# the largest first: some models take smaller pictures than they were made for,
+# without an error
+_SIZES = (224, 518, 512, 448, 384, 336, 288, 256, 192, 160, 128, 96, 64, 32)
 
-def _run_once(held, size): # → output, `FinalActivation`, the last layer with weights, pictures
-    if any(isinstance(m, (nn.Conv3d, nn.MaxPool3d)) for m in held.modules()) or hasattr(getattr(held.model, 'config', None), 'num_frames'):
-        raise VitxError(f"{held.name} takes videos or volumes (it has 3-d convolutions, or frames in its config); time and depth aren't supported yet: give a model of single pictures")
-    p, declared, errors = next(held.parameters()), held.pretrained_cfg['input_size'], []
-    sizes = [tuple(size)] if size else [tuple(declared[1:])] if declared else [input_size(held.model), *((s, s) for s in _SIZES)]
-    for c,s in dict.fromkeys((c, s) for c in (num_channels(held), num_channels(held.model), 3, 1) for s in sizes):
-        x = torch.randn(4, c, *s, generator=torch.Generator().manual_seed(0)).to(p)
+def _run_once(
+    held,
+    size):  # → output, `FinalActivation`, the last layer with weights, pictures
+    if any(isinstance(m, (nn.Conv3d, nn.MaxPool3d))
+           for m in held.modules()) or hasattr(getattr(held.model, 'config',
+               None), 'num_frames'):
+        raise VitxError(
+            f"{held.name} takes videos or volumes (it has 3-d convolutions, or "
+            f"frames in its config); time and depth aren't supported yet: give "
+            f"a model of single pictures")
+    p, declared, errors = (next(held.parameters()),
+                           held.pretrained_cfg['input_size'], [])
+    sizes = [tuple(size)] if size else [tuple(declared[1:])] if declared else [
+        input_size(held.model), *((s, s) for s in _SIZES)]
+    for c,s in dict.fromkeys((c, s) for c in (num_channels(held),
+        num_channels(held.model), 3, 1) for s in sizes):
+        x = torch.randn(4, c, *s,
+                        generator=torch.Generator().manual_seed(0)).to(p)
         try:
-            with eval_mode(held), _last_layer(held) as last, FinalActivation() as final: return held.run(x), final, last[-1] if last else None, x
+            with eval_mode(held), _last_layer(
+                held) as last, FinalActivation() as final:
+                return held.run(x), final, last[-1] if last else None, x
         except Exception as e: errors.append(e)
     e = errors[0]
     if isinstance(e, VitxError): raise e
-    raise VitxError(f"this model fails on pictures of {x.shape[1]}×{sizes[0][0]}×{sizes[0][1]}" + (' and of other sizes' if len(sizes) > 1 else '') + f": {type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e).strip() else 'no details'}. Give the transform that it was trained with, transform=...")
+    more = ' and of other sizes' if len(sizes) > 1 else ''
+    details = (str(e).strip().splitlines() or ['no details'])[0][:120]
+    raise VitxError(
+        f"this model fails on pictures of {x.shape[1]}×{sizes[0][0]}×"
+        f"{sizes[0][1]}{more}: {type(e).__name__}: {details}. Give the "
+        "transform that it was trained with, transform=...")
 
+# %% ../../nbs/model/04_loading.ipynb #704e9347
 @contextmanager
-def _last_layer(model): # yields a list of layers with weights, in the order in which they run
+def _last_layer(
+    model
+):  # yields a list of layers with weights, in the order in which they run
     ran = []
-    hooks = [m.register_forward_hook(lambda m, args, y: ran.append(m)) for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    hooks = [m.register_forward_hook(lambda m, args, y: ran.append(m))
+             for m in model.modules()
+             if any(True for _ in m.parameters(recurse=False))]
     try: yield ran
     finally:
         for h in hooks: h.remove()
 
+# %% ../../nbs/model/04_loading.ipynb #fd6f8069
 def _choose_reader(held, raw, final, last, output, score, task, num_labels):
-    if task == 'embedding' or score is None and output is None and held.num_classes == 0 and 'zero_shot' not in held.hint and _has_embedding(raw): return OutputReader(score=embedding_of, task='embedding')
-    if score is None and held.num_classes == 0 and 'zero_shot' in held.hint: require_classifier(held)
-    reader = OutputReader(output, score, task or held.reader.task, None, num_labels)
+    if (task == 'embedding' or score is None and output is None
+        and held.num_classes == 0 and 'zero_shot' not in held.hint
+        and _has_embedding(raw)):
+        return OutputReader(score=embedding_of, task='embedding')
+    if score is None and held.num_classes == 0 and 'zero_shot' in held.hint:
+        require_classifier(held)
+    reader = OutputReader(output, score, task or held.reader.task, None,
+                          num_labels)
     y = reader.pick(raw)
     n, found = y.shape[1], final.find(y)[1]
-    if score is None and num_labels != n and task is None and _looks_like_embedding(y, last): return OutputReader(output, None, 'embedding')
+    if (score is None and num_labels != n and task is None
+        and _looks_like_embedding(y, last)):
+        return OutputReader(output, None, 'embedding')
     reader.activation = found
-    if score is None and not found and task != 'regression' and _looks_like_probs(y): raise VitxError("this model returns probabilities, but vitx needs logits: give the module without its last softmax or sigmoid")
-    if reader.task is None: reader.task = ('binary' if n == 1 else 'multilabel') if found == 'sigmoid' else 'multiclass' if n > 1 else 'binary' if num_labels == 2 and score is None else 'regression'
-    if reader.task in ('binary', 'regression') and n > 1: reader.task = 'multilabel' if reader.task == 'binary' else _refuse_regression(n)
-    if n == 1 and reader.task not in ('binary', 'regression'): reader.task = 'binary' if reader.task == 'multilabel' else 'regression'
+    if (score is None and not found and task != 'regression'
+        and _looks_like_probs(y)):
+        raise VitxError(
+            "this model returns probabilities, but vitx needs logits: give the "
+            "module without its last softmax or sigmoid")
+    if reader.task is None:
+        reader.task = (('binary' if n == 1 else 'multilabel') if found ==
+                       'sigmoid' else 'multiclass' if n > 1 else 'binary'
+                       if num_labels == 2 and score is None else 'regression')
+    if reader.task in ('binary', 'regression') and n > 1:
+        reader.task = ('multilabel' if reader.task == 'binary'
+                       else _refuse_regression(n))
+    if n == 1 and reader.task not in ('binary', 'regression'):
+        reader.task = 'binary' if reader.task == 'multilabel' else 'regression'
     return reader
 
 # %% ../../nbs/model/04_loading.ipynb #9678f401
-def _refuse_regression(n): raise VitxError(f"this model predicts {n} numbers: choose one with score=, e.g. score=lambda y: y[:, 0]")
+def _refuse_regression(n):
+    raise VitxError(f"this model predicts {n} numbers: choose one with score=, "
+                    f"e.g. score=lambda y: y[:, 0]")
 
 def _has_embedding(raw):
     try: return embedding_of(raw).ndim == 2
     except VitxError: return False
 
-def _looks_like_embedding(y, last): # of length 1, or the output of a normalization
-    return y.shape[1] > 15 and ((y.float().norm(dim=1) - 1).abs().max() < 1e-3 or 'norm' in type(last).__name__.lower())
+def _looks_like_embedding(
+    y, last):  # of length 1, or the output of a normalization
+    return y.shape[1] > 15 and ((y.float().norm(dim=1) - 1).abs().max() < 1e-3
+                                or 'norm' in type(last).__name__.lower())
 
 def _looks_like_probs(y):
     inside = y.min() >= 0 and y.max() <= 1 and y.shape[1] > 1
-    return bool(inside and ((y.sum(1) - 1).abs().max() < 1e-2 or y.numel() > 20))
+    return bool(inside
+                and ((y.sum(1) - 1).abs().max() < 1e-2 or y.numel() > 20))
 
 # %% ../../nbs/model/04_loading.ipynb #8b65fe9c
 def choose_device()->str:
     "The fastest available device: 'cuda', 'mps' or 'cpu'"
-    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    return ('cuda' if torch.cuda.is_available() else 'mps'
+            if torch.backends.mps.is_available() else 'cpu')

@@ -17,103 +17,173 @@ from .anatomy import *
 from .tracing import *
 
 # %% ../../nbs/model/07_token_places.ipynb #351e8997
-def layer_grid(anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout)->tuple: # size (H,W); shape of a tensor with all tokens of the layer
+def layer_grid(
+    anat:Anatomy, layer:Layer, size:tuple, shape:tuple, layout
+)->tuple:  # size (H,W); shape of a tensor with all tokens of the layer
     "Rows and columns of a layer's patches"
     if layout == 'channels_last': return tuple(shape[-3:-1])
     if layout == 'channels_first': return tuple(shape[-2:])
-    if layout == 'tiles': return (math.isqrt(shape[-3])*math.isqrt(shape[-2]),)*2
+    if layout == 'tiles':
+        return (math.isqrt(shape[-3])*math.isqrt(shape[-2]),)*2
     n = shape[-2] - layer.num_prefix_tokens
-    if (grid := anat.grid_fn(*size, n)) is None or grid[0]*grid[1] != n: raise VitxError(f"{n} tokens of an input of {size[0]}×{size[1]} don't form a grid" + (f" after a prefix of {layer.num_prefix_tokens}" if layer.num_prefix_tokens else ''))
+    if (grid := anat.grid_fn(*size, n)) is None or grid[0]*grid[1] != n:
+        raise VitxError(
+            f"{n} tokens of an input of {size[0]}×{size[1]} don't form a grid" +
+            (f" after a prefix of {layer.num_prefix_tokens}"
+             if layer.num_prefix_tokens else ''))
     return tuple(grid)
 
 class _StopForward(Exception): pass
 
-def layer_tokens(model, anat:Anatomy, l:int, x:torch.Tensor)->tuple: # x (B,3,H,W) → (B,n,D), (rows, columns)
-    "The patch tokens that enter one layer, and their grid; the rest of the model isn't run. `VitxError` if they form no grid"
+def layer_tokens(
+    model, anat:Anatomy, l:int,
+    x:torch.Tensor)->tuple:  # x (B,3,H,W) → (B,n,D), (rows, columns)
+    """The patch tokens that enter one layer, and their grid; the rest of the
+    model isn't run. `VitxError` if they form no grid"""
     layer, captured, same_thread = anat.layers[l], [], thread_check()
     def capture(t):
         if not same_thread(): return t
         captured.append(t)
         raise _StopForward
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(model) as undo:
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        model) as undo:
         undo.callback(layer.tokens.register(capture).remove)
         try: model(x)
         except _StopForward: pass
-    return as_tokens(captured[0], layer.tokens.layout)[:, layer.num_prefix_tokens:].float(), layer_grid(anat, layer, x.shape[-2:], captured[0].shape, layer.tokens.layout)
+    return as_tokens(captured[0], layer.tokens.layout)[:,
+        layer.num_prefix_tokens:].float(), layer_grid(anat, layer, x.shape[-2:],
+            captured[0].shape, layer.tokens.layout)
 
 # %% ../../nbs/model/07_token_places.ipynb #09db7741
-def cell_pixels(layer:Layer, size:tuple, grid:tuple, cell:tuple)->tuple: # → two slices
+def cell_pixels(layer:Layer, size:tuple, grid:tuple,
+                cell:tuple)->tuple:  # → two slices
     "The pixels of one cell, (row, column), of a layer's grid"
     cell_steps = layer.cell_steps or tuple((s/n, 0.) for s,n in zip(size, grid))
-    ends = [(max(round(a*c + b), 0), round(a*(c+1) + b)) for (a, b), c in zip(cell_steps, cell)]
+    ends = [(max(round(a*c + b), 0), round(a*(c+1) + b))
+            for (a, b), c in zip(cell_steps, cell)]
     return tuple(slice(lo, max(hi, lo+1)) for lo,hi in ends)
 
 # %% ../../nbs/model/07_token_places.ipynb #6eb8aee6
-def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3, samples:int=8, seed:int=0)->tuple: # (rows, columns)
-    "Offset, in cells, from a cell to the token that changes most if noise is added to the cell's pixels (mean over pictures and cells). (0, 0) if the cell's own token changes more than 90% as much; None if no token stands out"
-    size, p, g = size or input_size(model), next(model.parameters()), torch.Generator().manual_seed(seed)
-    x = F.interpolate(torch.randn(samples, num_channels(model), *(max(s//16, 2) for s in size), generator=g), size=size, mode='bicubic')/2
+def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3,
+                 samples:int=8, seed:int=0)->tuple:  # (rows, columns)
+    """Offset, in cells, from a cell to the token that changes most if noise is
+    added to the cell's pixels (mean over pictures and cells). (0, 0) if the
+    cell's own token changes more than 90% as much; None if no token stands
+    out"""
+    size, p, g = (size or input_size(model), next(model.parameters()),
+                  torch.Generator().manual_seed(seed))
+    x = F.interpolate(torch.randn(samples, num_channels(model), *(max(s//16, 2)
+        for s in size), generator=g), size=size, mode='bicubic')/2
     clean, grid = layer_tokens(model, anat, l, x.to(p))
     mean_moved, num_unclear, per_cell = torch.zeros(grid), 0, []
     for _ in range(cells):
         cell = _random_cell(grid, g)
         pixels, z = cell_pixels(anat.layers[l], size, grid, cell), x.clone()
         z[:, :, *pixels] += torch.randn(z[:, :, *pixels].shape, generator=g)
-        moved = (layer_tokens(model, anat, l, z.to(p))[0] - clean).pow(2).sum(-1).mean(0).cpu()
+        moved = ((layer_tokens(model, anat, l, z.to(p))[0] - clean).pow(2)
+                 .sum(-1).mean(0).cpu())
         num_unclear += (moved.max() < 2.5*moved.median()).item()
-        centered = torch.roll(moved.view(grid)/moved.max(), [n//2 - c for n,c in zip(grid, cell)], (0, 1))
+        centered = torch.roll(moved.view(grid)/moved.max(),
+                              [n//2 - c for n,c in zip(grid, cell)], (0, 1))
         mean_moved += centered/cells
         per_cell.append(_peak_offset(centered))
     if num_unclear > cells/2: return None
-    if mean_moved.max() <= .6: return max(per_cell, key=lambda o: abs(o[0]) + abs(o[1]))   # the cells disagree: return the largest offset
-    return (0, 0) if mean_moved[grid[0]//2, grid[1]//2] > .9*mean_moved.max() else _peak_offset(mean_moved)
+    if mean_moved.max() <= .6: # the cells disagree: return the largest offset
+        return max(per_cell, key=lambda o: abs(o[0]) + abs(o[1]))
+    return ((0, 0) if mean_moved[grid[0]//2, grid[1]//2] > .9*mean_moved.max()
+            else _peak_offset(mean_moved))
 
+# %% ../../nbs/model/07_token_places.ipynb #b1d95fde
 def check_token_positions(model, anat:Anatomy, size:tuple):
-    "Raise a `VitxError` if tokens clearly belong to other cells than expected. Tested are the first layer, each layer where the number of tokens changes, and the order of tokens in all layers"
+    """Raise a `VitxError` if tokens clearly belong to other cells than
+    expected. Tested are the first layer, each layer where the number of tokens
+    changes, and the order of tokens in all layers"""
     tokens = _sequences(model, anat, size)
     counts = [None if t is None else len(t) for t in tokens]
     check_token_order(anat, tokens)
-    for l in [0, *(l for l in range(1, len(anat.layers)) if counts[l] != counts[l-1])]:
+    for l in [0, *(l for l in range(1, len(anat.layers))
+                   if counts[l] != counts[l-1])]:
         layer = anat.layers[l]
         try: offset = token_offset(model, anat, l, size, samples=4)
-        except VitxError as e: raise VitxError(f"layer {l}: {e}. {_DROPPED}" if l else str(e)) from None
-        if offset == (0, 0) or offset is None and layer.tokens.layout != 'sequence' or offset is not None and not layer.num_prefix_tokens and max(map(abs, offset)) < 2: continue
-        where = "each token depends on the whole picture" if offset is None else f"they are up to {max(map(abs, offset))} cells away from their expected places"
-        if l: raise VitxError(f"the {counts[l]} tokens that enter layer {l} (layer {l-1}: {counts[l-1]}) don't follow the order of the picture's cells: {where}. {_DROPPED}")
-        raise VitxError(f"the tokens of this model don't follow the order of the picture's cells: {where}, so a map would show the wrong place. "
-                        "Put class and register tokens before the patches. If the patches have another order, add a @family (lesson 7)")
+        except VitxError as e:
+            raise VitxError(f"layer {l}: {e}. {_DROPPED}" if l
+                            else str(e)) from None
+        if (offset == (0, 0) or offset is None and layer.tokens.layout !=
+            'sequence' or offset is not None and not layer.num_prefix_tokens
+            and max(map(abs, offset)) < 2):
+            continue
+        where = ("each token depends on the whole picture" if offset is None
+                 else f"they are up to {max(map(abs, offset))} cells away from "
+                 f"their expected places")
+        if l:
+            raise VitxError(
+                f"the {counts[l]} tokens that enter layer {l} (layer {l-1}: "
+                f"{counts[l-1]}) don't follow the order of the picture's "
+                f"cells: {where}. {_DROPPED}")
+        raise VitxError(
+            f"the tokens of this model don't follow the order of the picture's "
+            f"cells: {where}, so a map would show the wrong place. "
+            "Put class and register tokens before the patches. If the patches "
+            "have another order, add a @family (lesson 7)")
 
-_DROPPED = "Models that drop or merge tokens can't be explained yet. Turn this off, so that all patches reach the last block"
+_DROPPED = ("Models that drop or merge tokens can't be explained yet. Turn "
+            "this off, so that all patches reach the last block")
 
 # %% ../../nbs/model/07_token_places.ipynb #6ee377d6
-def _sequences(model, anat, size): # of one picture → tokens (N,D) that enter each layer; None where they are no sequence
+def _sequences(
+    model, anat, size
+    # of one picture → tokens (N,D) that enter each layer; None where they are
+    # no sequence
+):
     found, same_thread, p = {}, thread_check(), next(model.parameters())
-    x = F.interpolate(torch.randn(1, num_channels(model), *(max(s//16, 2) for s in size), generator=torch.Generator().manual_seed(0)), size=size, mode='bicubic')
+    x = F.interpolate(torch.randn(1, num_channels(model), *(max(s//16, 2)
+        for s in size), generator=torch.Generator().manual_seed(0)), size=size,
+                      mode='bicubic')
     def keep(l, t):
-        if same_thread(): found.setdefault(l, t[0].float() if anat.layers[l].tokens.layout == 'sequence' else None)
+        if same_thread():
+            found.setdefault(l, t[0].float() if anat.layers[l].tokens.layout ==
+                             'sequence' else None)
         return t
-    with torch.inference_mode(False), torch.no_grad(), preserve_state(model) as undo:
-        for l,layer in enumerate(anat.layers): undo.callback(layer.tokens.register(lambda t, l=l: keep(l, t)).remove)
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        model) as undo:
+        for l,layer in enumerate(anat.layers):
+            undo.callback(layer.tokens.register(lambda t, l=l: keep(l, t))
+                          .remove)
         model(x.to(p))
     return [found.get(l) for l in range(len(anat.layers))]
 
-def _random_cell(grid, g): # not near the border, where padding matters, and not on the diagonal, where a transposed layout isn't noticed
-    cells = [c for c in itertools.product(*(range(n//4, n - n//4) for n in grid))]
+def _random_cell(
+    grid, g
+    # not near the border, where padding matters, and not on the diagonal, where
+    # a transposed layout isn't noticed
+):
+    cells = [c
+             for c in itertools.product(*(range(n//4, n - n//4) for n in grid))]
     off_diagonal = [c for c in cells if c[0]*grid[1] != c[1]*grid[0]] or cells
     return off_diagonal[torch.randint(len(off_diagonal), (), generator=g)]
 
-def _peak_offset(m): return tuple(i.item() - n//2 for i,n in zip(torch.unravel_index(m.argmax(), m.shape), m.shape))
+def _peak_offset(m):
+    return tuple(i.item() - n//2 for i,n in zip(
+        torch.unravel_index(m.argmax(), m.shape), m.shape))
 
 # %% ../../nbs/model/07_token_places.ipynb #8a252ef4
-def check_token_order(anat:Anatomy,
-                      tokens:list, # for each layer: tokens (N,D) that enter it, or None
-                     ):
-    "Raise a `VitxError` if patches change places between two layers, so that each resembles the earlier token of another place"
+def check_token_order(
+    anat:Anatomy,
+    tokens:list,  # for each layer: tokens (N,D) that enter it, or None
+):
+    """Raise a `VitxError` if patches change places between two layers, so that
+    each resembles the earlier token of another place"""
     for l,(before, after) in enumerate(zip(tokens, tokens[1:]), 1):
-        if before is None or after is None or before.shape != after.shape: continue
-        a, b = (F.normalize(t - t.mean(0), dim=-1) for t in (p[anat.layers[l].num_prefix_tokens:] for p in (after, before)))
+        if before is None or after is None or before.shape != after.shape:
+            continue
+        a, b = (F.normalize(t - t.mean(0), dim=-1) for t in (
+            p[anat.layers[l].num_prefix_tokens:] for p in (after, before)))
         nearest = (a @ b.T).argmax(1).cpu()
         moved = nearest != torch.arange(len(nearest))
-        if moved.float().mean() > .5 and len(nearest.unique()) > .9*len(nearest):      # a permutation, not a layer that forgets its input
-            raise VitxError(f"the tokens that enter layer {l} are in another order than those of layer {l-1}, so a map of a later layer would show the wrong place. "
-                            "Keep the order of the patches, or add a @family that says where they are (lesson 7)")
+        if moved.float().mean() > .5 and len(nearest.unique()) > .9*len(
+            nearest): # a permutation, not a layer that forgets its input
+            raise VitxError(f"the tokens that enter layer {l} are in another "
+                            f"order than those of layer {l-1}, so a map of a "
+                            f"later layer would show the wrong place. "
+                            "Keep the order of the patches, or add a @family "
+                            "that says where they are (lesson 7)")

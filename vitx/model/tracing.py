@@ -21,151 +21,257 @@ from .anatomy import *
 
 # %% ../../nbs/model/06_tracing.ipynb #74e50025
 class AttentionTracer(TorchFunctionMode):
-    "Record the shapes of all attention matrices and the module that computes each"
-    def __init__(self, module_stack): super().__init__(); self.module_stack, self.calls = module_stack, []
+    """Record the shapes of all attention matrices and the module that computes
+    each"""
+    def __init__(self, module_stack):
+        super().__init__()
+        self.module_stack, self.calls = module_stack, []
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        out, name, kw = func(*args, **(kwargs or {})), getattr(func, '__name__', ''), kwargs or {}
+        out, name, kw = (func(*args, **(kwargs or {})),
+                         getattr(func, '__name__', ''), kwargs or {})
         if name == 'scaled_dot_product_attention':
-            q, k = (kw[n] if n in kw else args[i] for i,n in enumerate(('query', 'key')))
-            self.calls.append((self.module_stack[-1], (*q.shape[:-1], k.shape[-2]), tuple(k.shape)))
+            q, k = (kw[n] if n in kw else args[i]
+                    for i,n in enumerate(('query', 'key')))
+            self.calls.append((self.module_stack[-1],
+                               (*q.shape[:-1], k.shape[-2]), tuple(k.shape)))
         elif name == 'multi_head_attention_forward':   # takes (N,B,D)
             (n, b, d), heads = args[0].shape, args[4]
-            self.calls.append((self.module_stack[-1], (b, heads, n, args[1].shape[0]), (b, heads, args[1].shape[0], d//heads)))
-        elif name == 'softmax' and out.ndim > 2: self.calls.append((self.module_stack[-1], tuple(out.shape), None))
+            self.calls.append((self.module_stack[-1], (b, heads, n,
+                args[1].shape[0]), (b, heads, args[1].shape[0], d//heads)))
+        elif name == 'softmax' and out.ndim > 2:
+            self.calls.append((self.module_stack[-1], tuple(out.shape), None))
         return out
 
 # %% ../../nbs/model/06_tracing.ipynb #f4be4cb2
-def _tensor_args(args, kw): # → (path, tensor) for each tensor among the arguments
+def _tensor_args(args,
+                 kw):  # → (path, tensor) for each tensor among the arguments
     for k,v in [*enumerate(args), *kw.items()]:
         if torch.is_tensor(v): yield (k,), v
-        elif isinstance(v, (list, tuple)): yield from (((k, i), u) for i,u in enumerate(v) if torch.is_tensor(u))
+        elif isinstance(v, (list, tuple)):
+            yield from (((k, i), u) for i,u in enumerate(v)
+                        if torch.is_tensor(u))
 
 def check_logits(y)->torch.Tensor: # (B,C)
     "Return the logits; `VitxError` if the output isn't (batch, classes)"
     if torch.is_tensor(y) and y.ndim == 2: return y
-    raise VitxError(f"this model returns {tuple(y.shape) if torch.is_tensor(y) else type(y).__name__} instead of (batch, classes). Give a classifier with a head")
+    raise VitxError(
+        f"this model returns "
+        f"{tuple(y.shape) if torch.is_tensor(y) else type(y).__name__} instead "
+        f"of (batch, classes). Give a classifier with a head")
 
+# %% ../../nbs/model/06_tracing.ipynb #f3cf9467
 class ForwardTrace:
-    "Shapes in one run: `input_shapes` and `output_shapes` by module name in the order of first calls, `attention` matrices, `strided` convolutions and poolings"
+    """Shapes in one run: `input_shapes` and `output_shapes` by module name in
+    the order of first calls, `attention` matrices, `strided` convolutions and
+    poolings"""
     def __init__(self, model, size):
-        p, names, module_stack, same_thread = next(model.parameters()), {m: n for n,m in model.named_modules()}, [''], thread_check()
-        self.size, self.input_shapes, self.output_shapes, self.strided = tuple(size), {}, {}, []
+        p, names, module_stack, same_thread = next(model.parameters()), {m: n
+            for n,m in model.named_modules()}, [''], thread_check()
+        self.size, self.input_shapes, self.output_shapes, self.strided = (
+            tuple(size), {}, {}, [])
         def pre_hook(m, args, kw):
             if not same_thread(): return
             module_stack.append(names[m])
-            self.input_shapes.setdefault(names[m], [(path, tuple(t.shape)) for path,t in _tensor_args(args, kw) if t.is_floating_point()])
+            self.input_shapes.setdefault(names[m], [(path, tuple(t.shape))
+                for path,t in _tensor_args(args, kw) if t.is_floating_point()])
         def post_hook(m, args, kw, y):
             if not same_thread(): return
             module_stack.pop()
             if not torch.is_tensor(y): return
             self.output_shapes.setdefault(names[m], tuple(y.shape))
-            if y.ndim == 4 and args and torch.is_tensor(args[0]) and all(hasattr(m, n) for n in ('kernel_size', 'stride', 'padding')): self.strided.append((names[m], m, tuple(args[0].shape), tuple(y.shape)))
-        x = torch.randn(1, num_channels(model), *size, generator=torch.Generator().manual_seed(0)).to(p)
-        with torch.inference_mode(False), torch.no_grad(), preserve_state(model) as undo:
+            if y.ndim == 4 and args and torch.is_tensor(args[0]) and all(
+                hasattr(m, n) for n in ('kernel_size', 'stride', 'padding')):
+                self.strided.append((names[m], m, tuple(args[0].shape),
+                                     tuple(y.shape)))
+        x = torch.randn(1, num_channels(model), *size,
+                        generator=torch.Generator().manual_seed(0)).to(p)
+        with torch.inference_mode(False), torch.no_grad(), preserve_state(
+            model) as undo:
             for m in names:
-                undo.callback(m.register_forward_pre_hook(pre_hook, with_kwargs=True).remove)
-                undo.callback(m.register_forward_hook(post_hook, with_kwargs=True).remove)
-            with AttentionTracer(module_stack) as tracer, wrap_forward_errors(model, x.shape): y = model(x)
+                undo.callback(m.register_forward_pre_hook(pre_hook,
+                    with_kwargs=True).remove)
+                undo.callback(m.register_forward_hook(post_hook,
+                    with_kwargs=True).remove)
+            with AttentionTracer(module_stack) as tracer, wrap_forward_errors(
+                model, x.shape):
+                y = model(x)
         check_logits(y)
         self.attention = tracer.calls
 
 # %% ../../nbs/model/06_tracing.ipynb #04b6fef3
-_GATING = re.compile(r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$|Pool')   # attention inside these only scales channels or pools tokens
-_NOT_ATTENTION = re.compile(_GATING.pattern + r'|Cross(?!Cov)|Class|SE$|SelectiveKernel|Split|Drop|Embed|Norm|PosEnc')
-_ATTENTION = re.compile(r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
+# attention inside these only scales channels or pools tokens
+_GATING = re.compile(
+    r'Spatial(Attention|Gating)|Squeeze|Cbam|Eca|GlobalContext$|Pool')
+_NOT_ATTENTION = re.compile(_GATING.pattern + r'|Cross(?!Cov)|Class|SE$|'
+                            r'SelectiveKernel|Split|Drop|Embed|Norm|PosEnc')
+_ATTENTION = re.compile(
+    r'FactorAttn|Att(ention|n)|GPSA|MHSA|SHSA|SHMA|LiteMLA|EfficientAdditive')
 
 def class_name(m)->str:
     "Name of the class of an object"
     return type(m).__name__
 
 def is_attention(m:nn.Module)->bool:
-    "Does the class name say that the module computes attention? Not for pooling heads, class attention and channel gates"
-    return 'FactorAttn' in class_name(m) or not _NOT_ATTENTION.search(class_name(m)) and bool(_ATTENTION.search(class_name(m)) or hasattr(m, 'qkv'))
-def _is_inside(name, others): return any(name.startswith(o + '.') for o in others)
+    """Does the class name say that the module computes attention? Not for
+    pooling heads, class attention and channel gates"""
+    return ('FactorAttn' in class_name(m)
+            or not _NOT_ATTENTION.search(class_name(m))
+            and bool(_ATTENTION.search(class_name(m)) or hasattr(m, 'qkv')))
+def _is_inside(name, others):
+    return any(name.startswith(o + '.') for o in others)
 
 _KNOWN_LIBRARIES = ('timm.', 'torchvision.', 'transformers.', 'open_clip.')
 
-def _with_weights(mods, name): # a softmax that is a module of its own belongs to the module that makes queries and keys
-    while name and not any(True for _ in mods[name].parameters()): name = name.rpartition('.')[0]
+def _with_weights(
+    mods, name
+    # a softmax that is a module of its own belongs to the module that makes
+    # queries and keys
+):
+    while name and not any(True for _ in mods[name].parameters()):
+        name = name.rpartition('.')[0]
     return name
 
-def attention_modules(model, trace:ForwardTrace)->list: # names, in order of their calls
+# %% ../../nbs/model/06_tracing.ipynb #a910fee0
+def attention_modules(
+    model, trace:ForwardTrace)->list:  # names, in order of their calls
     "The outermost modules that compute attention"
     mods = dict(model.named_modules())
-    square = {_with_weights(mods, n) for n,s,_ in trace.attention if n and len(s) > 2 and s[-1] == s[-2] > 3} - {''}
-    gates = [n for n,m in mods.items() if n and _GATING.search(class_name(m)) and type(m).__module__.startswith(_KNOWN_LIBRARIES)]   # elsewhere, a name says nothing
-    found = [n for n in trace.input_shapes if n and (is_attention(mods[n]) or n in square and not _NOT_ATTENTION.search(class_name(mods[n]))) and not _is_inside(n, gates)]
-    found = [n for n in found if not (re.search('(Block|Layer)$|^(Parallel)?PartitionAttention', class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]   # a block whose name contains that of its attention
+    square = {_with_weights(mods, n) for n,s,_ in trace.attention if n
+              and len(s) > 2 and s[-1] == s[-2] > 3} - {''}
+    gates = [n for n,m in mods.items() if n and _GATING.search(class_name(m))
+             and type(m).__module__.startswith(
+                 _KNOWN_LIBRARIES)]  # elsewhere, a name says nothing
+    found = [n for n in trace.input_shapes if n and (is_attention(mods[n])
+        or n in square and not _NOT_ATTENTION.search(class_name(mods[n])))
+             and not _is_inside(n, gates)]
+    # a block whose name contains that of its attention
+    found = [n for n in found if not (re.search(
+        '(Block|Layer)$|^(Parallel)?PartitionAttention',
+        class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]
     return [n for n in found if not _is_inside(n, found)]
 
-def _find_tokens(trace, name, num_prefix, grid=None): # the first input that can be read as tokens, on this grid if there is one
-    return next(((path, l) for path,s in trace.input_shapes.get(name, ()) if (l := infer_layout(s, trace.size, num_prefix)) and grid in (None, l[2])), None)
+def _find_tokens(
+    trace, name, num_prefix, grid=None
+):  # the first input that can be read as tokens, on this grid if there is one
+    return next(((path, l) for path,s in trace.input_shapes.get(name, ()) if (
+        l := infer_layout(s, trace.size, num_prefix)) and grid in (None, l[2])),
+                None)
 
-def _find_block(mods, trace, name, attns, num_prefix): # → (name of the block, where its tokens are, their layout)
+# %% ../../nbs/model/06_tracing.ipynb #f710702d
+def _find_block(
+    mods, trace, name, attns,
+    num_prefix):  # → (name of the block, where its tokens are, their layout)
     own_tokens = _find_tokens(trace, name, num_prefix)
     parents = [name.rsplit('.', i)[0] for i in range(1, name.count('.') + 1)]
     for n in (*parents, name):
-        if n not in trace.input_shapes or isinstance(mods[n], (nn.Sequential, nn.ModuleList)): continue
-        if n != name and own_tokens and any((r := _find_tokens(trace, m, num_prefix)) and r[1][2] == own_tokens[1][2] for m in attns if m != name and m.startswith(n + '.')): break   # a stage of several
-        if r := _find_tokens(trace, n, num_prefix, own_tokens and own_tokens[1][2]): return n, *r
+        if n not in trace.input_shapes or isinstance(mods[n],
+            (nn.Sequential, nn.ModuleList)):
+            continue
+        if n != name and own_tokens and any((r := _find_tokens(trace,
+            m, num_prefix)) and r[1][2] == own_tokens[1][2] for m in attns
+            if m != name and m.startswith(n + '.')): # a stage of several
+            break
+        if r := _find_tokens(trace, n, num_prefix,
+                             own_tokens and own_tokens[1][2]):
+            return n, *r
     return own_tokens and (name, *own_tokens)
 
 # %% ../../nbs/model/06_tracing.ipynb #893f7085
 def _attention_input(mods, trace, block, attn, path, layout, num_prefix):
-    if (r := _find_tokens(trace, attn, num_prefix)) and r[1][1:] == layout[1:]: return HookPoint(mods[attn], r[0], r[1][0])
-    before = list(trace.input_shapes)[:list(trace.input_shapes).index(attn)]   # a norm after attention isn't its input
-    norms = (n for n in before if n in trace.output_shapes and n.startswith(block + '.') and 'norm' in class_name(mods[n]).lower())
-    return next((HookPoint(mods[n], (), l[0]) for n in norms if (l := infer_layout(trace.output_shapes[n], trace.size, num_prefix)) and l[1:] == layout[1:]), HookPoint(mods[block], path, layout[0]))
+    if (r := _find_tokens(trace, attn, num_prefix)) and r[1][1:] == layout[1:]:
+        return HookPoint(mods[attn], r[0], r[1][0])
+    # a norm after attention isn't its input
+    before = list(trace.input_shapes)[:list(trace.input_shapes).index(attn)]
+    norms = (n for n in before if n in trace.output_shapes
+             and n.startswith(block + '.') and 'norm' in class_name(mods[n])
+             .lower())
+    return next((HookPoint(mods[n], (), l[0]) for n in norms
+                 if (l := infer_layout(trace.output_shapes[n], trace.size,
+                                       num_prefix)) and l[1:] == layout[1:]),
+                HookPoint(mods[block], path, layout[0]))
 
-def _cubic_layout(mods, trace, block, path): # (1,n,n,n) fits two layouts: the first module that reads it decides
+def _cubic_layout(
+    mods, trace, block,
+    path):  # (1,n,n,n) fits two layouts: the first module that reads it decides
     shape = dict(trace.input_shapes[block])[path]
     if len(shape) != 4 or len(set(shape[1:])) > 1: return None
     for n,shapes in trace.input_shapes.items():
         if n.startswith(block + '.') and any(s == shape for _,s in shapes):
-            if isinstance(mods[n], nn.Linear) or isinstance(mods[n], nn.LayerNorm) and not class_name(mods[n]).endswith('2d'): return 'channels_last'
-            if isinstance(mods[n], (nn.Conv2d, nn.BatchNorm2d)) or class_name(mods[n]).endswith('2d'): return 'channels_first'
+            if isinstance(mods[n], nn.Linear) or isinstance(mods[n],
+                nn.LayerNorm) and not class_name(mods[n]).endswith('2d'):
+                return 'channels_last'
+            if isinstance(mods[n], (nn.Conv2d, nn.BatchNorm2d)) or class_name(
+                mods[n]).endswith('2d'):
+                return 'channels_first'
 
-def read_layers(model, trace:ForwardTrace, num_prefix:int=None)->list: # of Layer; num_prefix: tokens before the patches, if known
+# %% ../../nbs/model/06_tracing.ipynb #8a1a32e6
+def read_layers(
+    model, trace:ForwardTrace, num_prefix:int=None
+)->list:  # of Layer; num_prefix: tokens before the patches, if known
     "All layers that one run shows"
     mods, layers = dict(model.named_modules()), {}
-    if num_prefix is None: num_prefix = getattr(model, 'num_prefix_tokens', None)
+    if num_prefix is None:
+        num_prefix = getattr(model, 'num_prefix_tokens', None)
     attns = attention_modules(model, trace)
     for attn in attns:
-        if (found := _find_block(mods, trace, attn, attns, num_prefix)) is None or found[:2] in layers: continue
+        if (found := _find_block(mods, trace, attn, attns,
+                                 num_prefix)) is None or found[:2] in layers:
+            continue
         block, path, layout = found
-        layout = (_cubic_layout(mods, trace, block, path) or layout[0], *layout[1:])
+        layout = (_cubic_layout(mods, trace, block, path) or layout[0],
+                  *layout[1:])
         n = layout[1] + layout[2][0]*layout[2][1]
-        matrices = [(s, k) for m,s,k in trace.attention if m == attn or m.startswith(attn + '.')]
-        is_global = any(len(s) == 4 and s[0] == 1 and s[-1] == s[-2] == n for s,_ in matrices)
-        has_keys = is_global and (hasattr(mods[attn], 'k_norm') or any(k and k[-2] == n for _,k in matrices))
-        cell_steps = tuple(cell_step(trace, attns, i, layout[2][i]) for i in (0, 1))
-        layers[block, path] = Layer(mods[block], mods[attn], layout[1], HookPoint(mods[block], path, layout[0]), _attention_input(mods, trace, block, attn, path, layout, num_prefix), is_global, has_keys, cell_steps)
+        matrices = [(s, k) for m,s,k in trace.attention if m == attn
+                    or m.startswith(attn + '.')]
+        is_global = any(len(s) == 4 and s[0] == 1 and s[-1] == s[-2] == n
+                        for s,_ in matrices)
+        has_keys = is_global and (hasattr(mods[attn], 'k_norm')
+                                  or any(k and k[-2] == n for _,k in matrices))
+        cell_steps = tuple(cell_step(trace, attns, i, layout[2][i])
+                           for i in (0, 1))
+        layers[block, path] = Layer(mods[block], mods[attn], layout[1],
+                                    HookPoint(mods[block], path, layout[0]),
+                                    _attention_input(mods, trace, block, attn,
+                                        path, layout, num_prefix), is_global,
+                                    has_keys, cell_steps)
     return list(layers.values())
 
 # %% ../../nbs/model/06_tracing.ipynb #c5dcf88b
 def _along_axis(v, i): return v[i] if isinstance(v, (tuple, list)) else v
 
-def _strides(trace, attns, i): # (size before, size after) → [(stride, shift)], without those inside attention if there are others
+def _strides(
+    trace, attns, i
+    # (size before, size after) → [(stride, shift)], without those inside
+    # attention if there are others
+):
     ops = defaultdict(list)
     for name, m, x, y in trace.strided:
-        k, s, p = (_along_axis(getattr(m, a), i) for a in ('kernel_size', 'stride', 'padding'))
+        k, s, p = (_along_axis(getattr(m, a), i)
+                   for a in ('kernel_size', 'stride', 'padding'))
         n, o = x[2+i], y[2+i]
         if o >= n or s == 1: continue
-        if 'Same' in class_name(m) or p == 'same': p = max((o-1)*s + k - n, 0)//2   # TensorFlow's padding: if it is odd, the end gets one pixel more
+        # TensorFlow's padding: if it is odd, the end gets one pixel more
+        if 'Same' in class_name(m) or p == 'same':
+            p = max((o-1)*s + k - n, 0)//2
         ops[n, o].append((name, s, (k-1)/2 - (0 if isinstance(p, str) else p)))
-    outside = {w: [v for v in vs if not _is_inside(v[0], attns)] for w,vs in ops.items()}
+    outside = {w: [v for v in vs if not _is_inside(v[0], attns)]
+               for w,vs in ops.items()}
     return {w: [v[1:] for v in outside[w] or vs] for w,vs in ops.items()}
 
+# %% ../../nbs/model/06_tracing.ipynb #e822ef03
 def cell_step(trace:ForwardTrace, attns:list, # names of attention modules
             i:int, # 0: rows, 1: columns
             n:int, # cells
            )->tuple: # (a, b)
-    "Position of the cells: cell i has its center at pixel a·(i+½) + b. A reduction that no module shows is assumed to merge cells evenly"
+    """Position of the cells: cell i has its center at pixel a·(i+½) + b. A
+    reduction that no module shows is assumed to merge cells evenly"""
     ops, size = _strides(trace, attns, i), trace.size[i]
     a, b = 1., 0.
     while size > n:
         after = max((o for s,o in ops if s == size and o >= n), default=None)
-        if after is None:  # no module shows this step: go to the next size of a known step, or to the end
+        # no module shows this step: go to the next size of a known step, or to
+        # the end
+        if after is None:
             after = max((s for s,_ in ops if n < s < size), default=n)
             a, size = a*size/after, after
             continue
@@ -175,75 +281,115 @@ def cell_step(trace:ForwardTrace, attns:list, # names of attention modules
 
 # %% ../../nbs/model/06_tracing.ipynb #b3f0e3b2
 def _num_pooled_by_gradient(model, layer, size):
-    "Number of prefix tokens that the logits depend on; 0 if they depend on patches"
+    """Number of prefix tokens that the logits depend on; 0 if they depend on
+    patches"""
     p, leaves, same_thread = next(model.parameters()), [], thread_check()
     def hook(m, args, y):
         t = y[0] if isinstance(y, (tuple, list)) else y
         if torch.is_tensor(t) and t.ndim == 3 and not leaves and same_thread():
             leaves.append(t.detach().requires_grad_())
             return leaves[0] if t is y else (leaves[0], *y[1:])
-    with torch.inference_mode(False), torch.enable_grad(), preserve_state(model) as undo:
+    with torch.inference_mode(False), torch.enable_grad(), preserve_state(
+        model) as undo:
         undo.callback(layer.block.register_forward_hook(hook).remove)
-        y = model(torch.randn(1, num_channels(model), *size, generator=torch.Generator().manual_seed(0)).to(p))
-        g = torch.autograd.grad((y*torch.linspace(.5, 1, y.shape[-1]).to(y)).sum(), leaves, allow_unused=True)[0] if y.requires_grad else None
-    if g is None or not (matters := g[0].abs().amax(-1) > 0).any(): return int(layer.num_prefix_tokens > 0)
+        y = model(torch.randn(1, num_channels(model), *size,
+                              generator=torch.Generator().manual_seed(0)).to(p))
+        g = torch.autograd.grad(
+            (y*torch.linspace(.5, 1, y.shape[-1]).to(y)).sum(), leaves,
+            allow_unused=True)[0] if y.requires_grad else None
+    if g is None or not (matters := g[0].abs().amax(-1) > 0).any():
+        return int(layer.num_prefix_tokens > 0)
     return 0 if matters[layer.num_prefix_tokens:].any() else int(matters.sum())
 
 # %% ../../nbs/model/06_tracing.ipynb #2d5dc8f5
-def trace_anatomy(model, size:tuple=None)->Anatomy: # (H,W) of the random picture
-    "The anatomy from a trace; pictures of another size are traced again. `VitxError` if there is no attention"
+def trace_anatomy(model,
+                  size:tuple=None)->Anatomy:  # (H,W) of the random picture
+    """The anatomy from a trace; pictures of another size are traced again.
+    `VitxError` if there is no attention"""
     trace = ForwardTrace(model, size := tuple(size or input_size(model)))
-    if not (layers := read_layers(model, trace)): raise VitxError(_no_layers_message(model, trace))
+    if not (layers := read_layers(model, trace)):
+        raise VitxError(_no_layers_message(model, trace))
     num_pooled = timm_num_pooled(model) if layers[-1].num_prefix_tokens else 0
-    return Anatomy(layers, _num_pooled_by_gradient(model, layers[-1], size) if num_pooled is None else num_pooled, size=size, rebuild=lru_cache(16)(partial(trace_anatomy, model)))
+    return Anatomy(layers, _num_pooled_by_gradient(model, layers[-1], size)
+                   if num_pooled is None else num_pooled, size=size,
+                   rebuild=lru_cache(16)(partial(trace_anatomy, model)))
 
 def _no_layers_message(model, trace):
     name = getattr(model, 'name', None) or class_name(model)
-    if not attention_modules(model, trace): return f"{name} has no attention blocks, so vitx can't explain it: give a Vision Transformer"
-    return (f"{name} has attention, but its input doesn't have the shape of a picture's tokens: (batch, tokens, width), (batch, height, width, channels) or (batch, channels, height, width). "
-            "Make the batch the first dimension (batch_first=True), or add a @family that says where the tokens are")
+    if not attention_modules(model, trace):
+        return (f"{name} has no attention blocks, so vitx can't explain it: "
+                f"give a Vision Transformer")
+    return (f"{name} has attention, but its input doesn't have the shape of a "
+            f"picture's tokens: (batch, tokens, width), (batch, height, width, "
+            f"channels) or (batch, channels, height, width). "
+            "Make the batch the first dimension (batch_first=True), or add a "
+            "@family that says where the tokens are")
 
 @family('hiera')
 def hiera(model)->Anatomy:
-    "Hiera: traced, and put into reading order by its own `reroll`; the input of a block has the order of the previous block's output. None for other models"
+    """Hiera: traced, and put into reading order by its own `reroll`; the input
+    of a block has the order of the previous block's output. None for other
+    models"""
     if not hasattr(model, 'reroll') or not hasattr(model, 'unroll'): return None
     anat = trace_anatomy(model)
-    anat.size = None   # it accepts only one size of picture, so there is nothing to trace again
+    # it accepts only one size of picture, so there is nothing to trace again
+    anat.size = None
     for l,layer in enumerate(anat.layers):
         order = lambda t, l=l: model.reroll(t, max(l-1, 0)).flatten(1, 2)
-        layer.tokens, layer.attn_input, layer.is_global, layer.has_keys = HookPoint(layer.block, layout=order), HookPoint(layer.attn, layout=order), False, False
+        layer.tokens, layer.attn_input, layer.is_global, layer.has_keys = (
+            HookPoint(layer.block, layout=order),
+            HookPoint(layer.attn, layout=order), False, False)
     return anat
 
 # %% ../../nbs/model/06_tracing.ipynb #715d9890
 @family('detection-tokens')
 def detection_tokens(model):
-    "YOLOS: the tokens of detected objects come after the patches; they are moved before them, next to CLS. None for other models"
-    tokens = next((t for m in model.modules() if torch.is_tensor(t := getattr(m, 'detection_tokens', None)) and t.ndim == 3), None)
-    return None if tokens is None else _detection_anatomy(model, tokens.shape[1], input_size(model))
+    """YOLOS: the tokens of detected objects come after the patches; they are
+    moved before them, next to CLS. None for other models"""
+    tokens = next((t for m in model.modules() if torch.is_tensor(t := getattr(m,
+        'detection_tokens', None)) and t.ndim == 3), None)
+    return None if tokens is None else _detection_anatomy(model,
+        tokens.shape[1], input_size(model))
 
 def _detection_anatomy(model, k, size): # k: tokens after the patches
     layers = read_layers(model, ForwardTrace(model, size), 1 + k)
     order = lambda t: torch.cat([t[:, :1], t[:, -k:], t[:, 1:-k]], 1)
-    for l in layers: l.tokens.layout, l.attn_input.layout, l.is_global, l.has_keys = order, order, False, False
-    return Anatomy(layers, 0, size=tuple(size), rebuild=lru_cache(16)(partial(_detection_anatomy, model, k)))
+    for l in layers:
+        l.tokens.layout, l.attn_input.layout, l.is_global, l.has_keys = (order,
+            order, False, False)
+    return Anatomy(layers, 0, size=tuple(size),
+                   rebuild=lru_cache(16)(partial(_detection_anatomy, model, k)))
 
 # %% ../../nbs/model/06_tracing.ipynb #0e664d4d
-def anatomy(model:nn.Module, size:tuple=None)->Anatomy: # size: (H,W) of pictures, if the model doesn't have it in an attribute
-    "The anatomy of a model: read by a family that recognizes it, else traced; `VitxError` if it can't be found"
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()): raise VitxError("a traced or scripted model has no hooks. Give the module that it was made of")
-    if any(p.is_inference() for p in model.parameters()): raise VitxError("this model was made inside torch.inference_mode, so it has no gradients. Make it outside, or give copy.deepcopy(model)")
+def anatomy(
+    model:nn.Module, size:tuple=None
+    # size: (H,W) of pictures, if the model doesn't have it in an attribute
+)->Anatomy:
+    """The anatomy of a model: read by a family that recognizes it, else traced;
+    `VitxError` if it can't be found"""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise VitxError("a traced or scripted model has no hooks. Give the "
+                        "module that it was made of")
+    if any(p.is_inference() for p in model.parameters()):
+        raise VitxError(
+            "this model was made inside torch.inference_mode, so it has no "
+            "gradients. Make it outside, or give copy.deepcopy(model)")
     for read in reversed(family.values()):
         if (found := read(model)) is not None: return found
-    if isinstance(model, WrappedClassifier) and not model.forward_fn:      # only its output is read in another way
+    # only its output is read in another way
+    if isinstance(model, WrappedClassifier) and not model.forward_fn:
         for read in reversed(family.values()):
             if (found := read(model.model)) is not None: return found
     return trace_anatomy(model, size)
 
 def refuse_convnets(name:str):
-    "Raise a `VitxError` for a model name of timm without attention, before its weights are downloaded"
+    """Raise a `VitxError` for a model name of timm without attention, before
+    its weights are downloaded"""
     arch = name.removeprefix('timm/').split('.')[0]
     if ':' in name or not timm.is_model(arch): return
     with torch.device('meta'): model = timm.create_model(arch, pretrained=False)
     try: trace = ForwardTrace(model, input_size(model))
-    except Exception: return                # it can't run without weights: it is checked after loading
-    if not attention_modules(model, trace): raise VitxError(_no_layers_message(model, trace))
+    except Exception:
+        return  # it can't run without weights: it is checked after loading
+    if not attention_modules(model, trace):
+        raise VitxError(_no_layers_message(model, trace))

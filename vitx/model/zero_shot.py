@@ -15,83 +15,127 @@ from ..targets import *
 from .classifiers import *
 
 # %% ../../nbs/model/03_zero_shot.ipynb #a70b23ae
-DISTRACTOR_PROMPTS = tuple(f'a photo of {obj}' for obj in (
-    'a person', 'a dog', 'a cat', 'a bird', 'a horse', 'a fish', 'an insect', 'a flower', 'a tree', 'a mountain', 'the sea', 'a street', 'a house', 'a room',
-    'a car', 'a boat', 'an aeroplane', 'a meal', 'a machine', 'printed text'))
+DISTRACTOR_PROMPTS = tuple(f'a photo of {obj}' for obj in ('a person', 'a dog',
+    'a cat', 'a bird', 'a horse', 'a fish', 'an insect', 'a flower', 'a tree',
+    'a mountain', 'the sea', 'a street', 'a house', 'a room', 'a car', 'a boat',
+    'an aeroplane', 'a meal', 'a machine', 'printed text'))
 
 class _TextEncoder:
-    "Text → vector. It isn't a module, so the text tower is no part of the explained model; copies of the classifier share it"
-    def __init__(self, clip, tokenizer): self.clip, self.tokenizer = clip, tokenizer
+    """Text → vector. It isn't a module, so the text tower is no part of the
+    explained model; copies of the classifier share it"""
+    def __init__(self, clip, tokenizer):
+        self.clip, self.tokenizer = clip, tokenizer
     def __deepcopy__(self, memo): return self
     def __call__(self, texts): # (n,d), of length 1
         device = next(self.clip.parameters()).device
-        with eval_mode(self.clip): return torch.cat([self.clip.encode_text(self.tokenizer(list(t)).to(device), normalize=True) for t in _chunks(texts, 64)])
+        with eval_mode(self.clip):
+            return torch.cat([self.clip.encode_text(self.tokenizer(list(t))
+                .to(device), normalize=True) for t in _chunks(texts, 64)])
 
 def _chunks(items, n): return [items[i:i+n] for i in range(0, len(items), n)]
 
 # %% ../../nbs/model/03_zero_shot.ipynb #235d478c
 class ZeroShotClassifier(WrappedClassifier):
-    "Classifier from a picture tower and the vectors of texts: each text is a class"
+    """Classifier from a picture tower and the vectors of texts: each text is a
+    class"""
     def __init__(self, clip, tokenizer, texts, transform=None, name=None):
-        cfg, size = getattr(clip.visual, 'preprocess_cfg', None), as_pair(getattr(clip.visual, 'image_size', None))
-        super().__init__(clip.visual, 0, [], transform or (cfg and _clip_transform(cfg)), size, name or type(clip).__name__,
-                         hint=": take the third value of open_clip.create_model_and_transforms; the second is for training and has random steps")
+        cfg, size = (getattr(clip.visual, 'preprocess_cfg', None),
+                     as_pair(getattr(clip.visual, 'image_size', None)))
+        super().__init__(clip.visual, 0,
+                         [], transform or (cfg and _clip_transform(cfg)), size,
+                         name or type(clip).__name__, hint=": take the third "
+                         "value of open_clip.create_model_and_transforms; the "
+                         "second is for training and has random steps")
         self.encode = _TextEncoder(clip, tokenizer)
-        as_buffer = lambda v, default: torch.tensor(default) if v is None else v.detach().clone()
-        self.register_buffer('logit_scale', as_buffer(clip.logit_scale.exp(), 1.))
-        self.register_buffer('logit_bias', as_buffer(getattr(clip, 'logit_bias', None), 0.))
+        as_buffer = (lambda v, default: torch.tensor(default) if v is None
+                     else v.detach().clone())
+        self.register_buffer('logit_scale',
+                             as_buffer(clip.logit_scale.exp(), 1.))
+        self.register_buffer('logit_bias',
+                             as_buffer(getattr(clip, 'logit_bias', None), 0.))
         self.register_buffer('text_features', torch.zeros(0, 1))
         self._add_texts(list(texts))
     def _add_texts(self, texts):
-        if not all(isinstance(t, str) and t.strip() for t in texts): raise VitxError("an empty text is no class. Write what the picture may show, such as 'a photo of a dog'")
+        if not all(isinstance(t, str) and t.strip() for t in texts):
+            raise VitxError("an empty text is no class. Write what the picture "
+                            "may show, such as 'a photo of a dog'")
         new = self.encode(texts).to(self.logit_scale)
-        self.text_features = torch.cat([self.text_features, new]) if len(self.text_features) else new
+        self.text_features = (torch.cat([self.text_features, new])
+                              if len(self.text_features) else new)
         self.pretrained_cfg['label_names'] += texts
-        self.num_classes = self.pretrained_cfg['num_classes'] = len(self.text_features)
+        self.num_classes = self.pretrained_cfg['num_classes'] = (
+            len(self.text_features))
     def add_text(self, text:str)->int: # its index
-        "Add a class, unless there is one with this text; return its index. Logits of the other classes don't change, probabilities do"
+        """Add a class, unless there is one with this text; return its index.
+        Logits of the other classes don't change, probabilities do"""
         names = self.pretrained_cfg['label_names']
         if text not in names: self._add_texts([text])
         return names.index(text)
     def forward(self, x):
-        features = nn.functional.normalize(pick_output(self.model(x)), dim=-1)     # some towers return their tokens, too
-        return self.logit_scale*features @ self.text_features.T + self.logit_bias
+        # some towers return their tokens, too
+        features = nn.functional.normalize(pick_output(self.model(x)), dim=-1)
+        return (self.logit_scale*features @ self.text_features.T +
+                self.logit_bias)
 
 # %% ../../nbs/model/03_zero_shot.ipynb #da18145b
 def _clip_transform(cfg):
     import open_clip as clip
-    return clip.transform.image_transform_v2(clip.transform.PreprocessCfg(**cfg), is_train=False)
+    return clip.transform.image_transform_v2(
+        clip.transform.PreprocessCfg(**cfg), is_train=False)
 
-def zero_shot(clip:nn.Module, # CLIP, SigLIP or CoCa of open_clip
-              tokenizer,      # list of texts → tokens: open_clip.get_tokenizer(name)
-              texts=(),       # the classes; with fewer than two, DISTRACTOR_PROMPTS are added
-              transform=None, # PIL image → (3,h,w); None: the model's own
-              name=None)->ZeroShotClassifier:
-    "Make a classifier whose classes are texts; `VitxError` if the model has no text tower or a text is empty"
-    if not hasattr(clip, 'encode_text') or not hasattr(clip, 'visual'): raise VitxError(f"{type(clip).__name__} doesn't compare pictures with texts. Give a model of open_clip")
-    texts = list(dict.fromkeys([texts] if isinstance(texts, str) else map(str, texts or ())))
-    return ZeroShotClassifier(clip, tokenizer, texts if len(texts) > 1 else list(dict.fromkeys([*texts, *DISTRACTOR_PROMPTS])), transform and as_transform(transform), name)
+def zero_shot(
+    clip:nn.Module,  # CLIP, SigLIP or CoCa of open_clip
+    tokenizer,  # list of texts → tokens: open_clip.get_tokenizer(name)
+    texts=(),  # the classes; with fewer than two, DISTRACTOR_PROMPTS are added
+    transform=None,  # PIL image → (3,h,w); None: the model's own
+    name=None
+)->ZeroShotClassifier:
+    """Make a classifier whose classes are texts; `VitxError` if the model has
+    no text tower or a text is empty"""
+    if not hasattr(clip, 'encode_text') or not hasattr(clip, 'visual'):
+        raise VitxError(f"{type(clip).__name__} doesn't compare pictures with "
+                        f"texts. Give a model of open_clip")
+    texts = list(dict.fromkeys([texts] if isinstance(texts, str)
+                               else map(str, texts or ())))
+    return ZeroShotClassifier(clip, tokenizer, texts if len(
+        texts) > 1 else list(dict.fromkeys([*texts, *DISTRACTOR_PROMPTS])),
+                              transform and as_transform(transform), name)
 
+# %% ../../nbs/model/03_zero_shot.ipynb #5f0de768
 def _load_clip(name):
     import open_clip as clip
     if Path(name).is_dir(): name = f'local-dir:{name}'
-    arch, _, tag = (name, '', None) if name.startswith(('hf-hub:', 'local-dir:')) else name.partition('/')
+    arch, _, tag = (name, '', None) if name.startswith(
+        ('hf-hub:', 'local-dir:')) else name.partition('/')
     if tag is not None and arch not in (known := clip.list_models()):
-        raise VitxError(f"open_clip knows no model {arch!r}: did you mean {' or '.join(map(repr, close_matches(arch, known) or known[:3]))}?")
-    if tag is not None and tag not in (tags := clip.list_pretrained_tags_by_model(arch)):
-        raise VitxError(f"open_clip knows no weights {tag!r} for {arch}: " + (f"write open_clip:{arch}/{tags[0]}, or after the slash one of {', '.join(tags[:8])}" if tags else 'it has none'))
-    with wrap_errors(f"can't load {name!r} with open_clip: its weights, {OFFLINE_HINT}"):
-        model, _, transform = clip.create_model_and_transforms(arch, pretrained=tag, weights_only=True, require_pretrained=True)
+        near = map(repr, close_matches(arch, known) or known[:3])
+        raise VitxError(f"open_clip knows no model {arch!r}: did you mean "
+                        f"{' or '.join(near)}?")
+    if tag is not None and tag not in (
+        tags := clip.list_pretrained_tags_by_model(arch)):
+        raise VitxError(f"open_clip knows no weights {tag!r} for {arch}: " + (
+            f"write open_clip:{arch}/{tags[0]}, or after the slash one of "
+            f"{', '.join(tags[:8])}" if tags else 'it has none'))
+    with wrap_errors(
+        f"can't load {name!r} with open_clip: its weights, {OFFLINE_HINT}"):
+        model, _, transform = clip.create_model_and_transforms(arch,
+            pretrained=tag, weights_only=True, require_pretrained=True)
         return model.eval(), clip.get_tokenizer(arch), transform
 
 # %% ../../nbs/model/03_zero_shot.ipynb #ff5552fe
-@library('open_clip', owner='open_clip', extra='clip', folder=lambda path: (path/'open_clip_config.json').is_file())
-def open_clip_model(source, labels=None): # architecture/weights, hf-hub:…, folder, or module
-    "Adapter for open_clip: a name or folder with texts as classes; a module has no classes, so it needs `zero_shot`"
+@library('open_clip', owner='open_clip', extra='clip',
+         folder=lambda path: (path/'open_clip_config.json').is_file())
+def open_clip_model(
+    source, labels=None):  # architecture/weights, hf-hub:…, folder, or module
+    """Adapter for open_clip: a name or folder with texts as classes; a module
+    has no classes, so it needs `zero_shot`"""
     if isinstance(source, str):
         clip, tokenizer, transform = _load_clip(source)
         return zero_shot(clip, tokenizer, labels, transform, source)
     tower = getattr(source, 'visual', source)
     if not hasattr(tower, 'image_size'): return None    # a part of a model
     cfg = getattr(tower, 'preprocess_cfg', None)
-    return WrappedClassifier(source, 0, None, cfg and _clip_transform(cfg), as_pair(tower.image_size), hint=": it compares pictures with texts. Give the texts: zero_shot(model, tokenizer, ['a photo of a dog', …])")
+    return WrappedClassifier(
+        source, 0, None, cfg and _clip_transform(cfg),
+        as_pair(tower.image_size), hint=": it compares pictures with texts. "
+        "Give the texts: zero_shot(model, tokenizer, ['a photo of a dog', …])")

@@ -14,36 +14,58 @@ from PIL import Image
 from ..core import *
 
 # %% ../../nbs/picture/03_bands.ipynb #fd716614
-def read_bands(a,               # array (H,W,C), or tensor (C,H,W), in the model's units
-               channels:int,    # of the model
-               display=None,    # three channels to draw; None: the first three
-              )->Image.Image:   # RGB; its attribute `bands` is the tensor (C,H,W)
+def read_bands(
+    a,  # array (H,W,C), or tensor (C,H,W), in the model's units
+    channels:int,  # of the model
+    display=None,  # three channels to draw; None: the first three
+)->Image.Image:  # RGB; its attribute `bands` is the tensor (C,H,W)
     "Picture of many channels as an RGB image that carries them"
     if hasattr(a, 'bands'): return a
-    if not isinstance(a, (np.ndarray, torch.Tensor)) or a.ndim != 3 or channels not in (a.shape[0], a.shape[-1]): raise VitxError(f"this model takes {channels} channels: give an array (H,W,{channels}), a tensor ({channels},H,W), or a preprocessed batch to `maps`")
+    if not isinstance(a, (np.ndarray,
+                          torch.Tensor)) or a.ndim != 3 or channels not in (
+                              a.shape[0], a.shape[-1]):
+        raise VitxError(f"this model takes {channels} channels: give an array "
+                        f"(H,W,{channels}), a tensor ({channels},H,W), or a "
+                        f"preprocessed batch to `maps`")
     t = torch.as_tensor(a)
-    if t.shape[-1] == channels and not (torch.is_tensor(a) and t.shape[0] == channels): t = t.permute(2, 0, 1)
-    if not t.is_floating_point(): raise VitxError(f"the unit of pixels of type {t.dtype} is unknown: give floats, normalized as the model was trained")
-    if not t.isfinite().all(): raise VitxError("the picture contains NaN or infinite values: replace them first, e.g. with nan_to_num")
+    if t.shape[-1] == channels and not (torch.is_tensor(a)
+                                        and t.shape[0] == channels):
+        t = t.permute(2, 0, 1)
+    if not t.is_floating_point():
+        raise VitxError(f"the unit of pixels of type {t.dtype} is unknown: "
+                        f"give floats, normalized as the model was trained")
+    if not t.isfinite().all():
+        raise VitxError("the picture contains NaN or infinite values: replace "
+                        "them first, e.g. with nan_to_num")
     shown = t.float()[list(display or range(min(3, channels)))]
-    shown = (shown if len(shown) == 3 else shown[:1].expand(3, -1, -1)).flatten(1)
+    shown = (shown if len(shown) == 3 else shown[:1]
+             .expand(3, -1, -1)).flatten(1)
     k = [max(1, round(q*shown.shape[1])) for q in (.02, .98)]
     low, high = (shown.kthvalue(i, dim=1, keepdim=True).values for i in k)
-    img = Image.fromarray(((shown - low)/(high - low).clamp_min(1e-12)*255).clamp(0, 255).round().byte().view(3, *t.shape[1:]).permute(1, 2, 0).numpy())
+    img = Image.fromarray(((shown - low)/(high - low).clamp_min(1e-12)*255)
+                          .clamp(0, 255).round().byte().view(3, *t.shape[1:])
+                          .permute(1, 2, 0).numpy())
     img.bands = t.float()
     return img
 
+# %% ../../nbs/picture/03_bands.ipynb #54c8a191
 def band_transform(size, channels:int): # RGB image with `bands` → (C,h,w)
     "Preprocessing of pictures of many channels: resize"
     return partial(_resize_bands, tuple(size), channels)
 
 def _resize_bands(size, channels, img):
     bands = getattr(img, 'bands', None)
-    if bands is None: bands = torch.from_numpy(np.asarray(img, np.float32)/255).permute(2, 0, 1)[[c % 3 for c in range(channels)]]
-    return torch.nn.functional.interpolate(bands[None], size, mode='bilinear', antialias=True)[0]
+    if bands is None:
+        bands = (torch.from_numpy(np.asarray(img, np.float32)/255)
+                 .permute(2, 0, 1)[[c % 3 for c in range(channels)]])
+    return torch.nn.functional.interpolate(bands[None], size, mode='bilinear',
+        antialias=True)[0]
 
 # %% ../../nbs/picture/03_bands.ipynb #e660ca97
 def as_three_channels(x:torch.Tensor)->torch.Tensor: # (B,C,H,W) → (B,3,H,W)
-    "Pictures with any number of channels as three: one is repeated, more are averaged in three groups"
+    """Pictures with any number of channels as three: one is repeated, more are
+    averaged in three groups"""
     if x.shape[1] == 3: return x
-    return torch.nn.functional.adaptive_avg_pool1d(x.flatten(2).mT.flatten(0, 1)[:, None], 3)[:, 0].unflatten(0, (len(x), -1)).mT.unflatten(-1, x.shape[-2:])
+    return torch.nn.functional.adaptive_avg_pool1d(x.flatten(2)
+        .mT.flatten(0, 1)[:, None],
+        3)[:, 0].unflatten(0, (len(x), -1)).mT.unflatten(-1, x.shape[-2:])

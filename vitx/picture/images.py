@@ -20,40 +20,69 @@ from PIL import Image, ImageOps
 from ..core import *
 
 # %% ../../nbs/picture/01_images.ipynb #3d6f20ed
-def scale_to_bytes(values,           # array of numbers
-                   value_range=None, # (low, high): become 0 and 255; None: by the rules above
-                  ):                 # uint8
-    "Scale pixel values to 0 … 255; raises `VitxError` if their range would have to be guessed"
-    if not np.isfinite(values).all(): raise VitxError("the picture contains NaN or infinite values: replace them first, e.g. with nan_to_num")
+def scale_to_bytes(
+    values,  # array of numbers
+    value_range=None,  # (low, high): become 0 and 255; None: by the rules above
+):  # uint8
+    """Scale pixel values to 0 … 255; raises `VitxError` if their range would
+    have to be guessed"""
+    if not np.isfinite(values).all():
+        raise VitxError("the picture contains NaN or infinite values: replace "
+                        "them first, e.g. with nan_to_num")
     low, high = value_range or _full_range(values)
-    if not high > low: raise VitxError(f"value_range=({low}, {high}) is empty: give (low, high) with low < high")
-    return ((values.astype(np.float64) - low)/(high - low)*255).clip(0, 255).round().astype(np.uint8)
+    if not high > low:
+        raise VitxError(f"value_range=({low}, {high}) is empty: give (low, "
+                        f"high) with low < high")
+    return (((values.astype(np.float64) - low)/(high - low)*255).clip(0, 255)
+            .round().astype(np.uint8))
 
 def _full_range(values):
-    low, high, whole = values.min(), values.max(), np.issubdtype(values.dtype, np.integer) or values.max() > 127 and (values == values.round()).all()
-    if values.dtype == np.uint8 or values.dtype == bool: return 0, np.iinfo(np.uint8).max if values.dtype == np.uint8 else 1
+    low, high, whole = values.min(), values.max(), np.issubdtype(values.dtype,
+        np.integer) or values.max() > 127 and (values == values.round()).all()
+    if values.dtype == np.uint8 or values.dtype == bool:
+        return 0, np.iinfo(np.uint8).max if values.dtype == np.uint8 else 1
     if not whole and -1e-3 <= low and high <= 1 + 1e-3: return 0, 1
-    if whole and low >= 0 and high <= 255 and values.dtype != np.uint16 or high == low == 0: return 0, 255
+    if (whole and low >= 0 and high <= 255 and values.dtype != np.uint16
+        or high == low == 0):
+        return 0, 255
     if whole and low >= 0 and 2**14 <= high < 2**16: return 0, 2**16-1
-    likely = 2**int(high).bit_length()-1 if whole and low >= 0 else f'{high:.4g}'
-    raise VitxError(f"pixel values are in {low:.4g}..{high:.4g}, so their full range is unknown: give it, e.g. read_image(..., value_range=({0 if low >= 0 else f'{low:.4g}'}, {likely})); the command has --value-range")
+    likely = (2**int(high).bit_length()-1 if whole and low >= 0
+              else f'{high:.4g}')
+    raise VitxError(f"pixel values are in {low:.4g}..{high:.4g}, so their "
+                    f"full range is unknown: give it, e.g. read_image(..., "
+                    f"value_range=({0 if low >= 0 else f'{low:.4g}'}, "
+                    f"{likely})); the command has --value-range")
 
+# %% ../../nbs/picture/01_images.ipynb #d64a094e
 def _check_alpha(alpha):
     if ((alpha > 0) & (alpha < 255)).mean() > .5:
-        raise VitxError("the fourth channel may be transparency or another band such as infrared: give channels='rgba', or the three to use, e.g. read_image(..., channels=(0, 1, 2)); the command has --channels")
+        raise VitxError("the fourth channel may be transparency or another "
+                        "band such as infrared: give channels='rgba', or the "
+                        "three to use, e.g. read_image(..., channels=(0, 1, "
+                        "2)); the command has --channels")
 
-def to_rgb(im:Image.Image,
-           upright:bool=True, # rotate as the EXIF data say; False: keep as stored
-           value_range=None,  # (low, high): values that become black and white; None: known from the format
-           channels=None,     # indices of the one or three channels to use, or 'rgba'; None: all
-          )->Image.Image:
-    "Convert a PIL image of any mode to RGB: transparent pixels on white, wide pixels scaled to 8 bits"
-    if 0 in im.size: raise VitxError(f"a picture of {im.width}×{im.height} has no pixels: give another one")
+def to_rgb(
+    im:Image.Image,
+    upright:bool=True,  # rotate as the EXIF data say; False: keep as stored
+    # (low, high): values that become black and white; None: known from the
+    # format
+    value_range=None,
+    # indices of the one or three channels to use, or 'rgba'; None: all
+    channels=None,
+)->Image.Image:
+    """Convert a PIL image of any mode to RGB: transparent pixels on white, wide
+    pixels scaled to 8 bits"""
+    if 0 in im.size:
+        raise VitxError(f"a picture of {im.width}×{im.height} has no pixels: "
+                        f"give another one")
     if upright: im = ImageOps.exif_transpose(im)
-    if value_range or im.mode.startswith('I') or im.mode == 'F': im = Image.fromarray(scale_to_bytes(_stored_values(im), value_range))
+    if value_range or im.mode.startswith('I') or im.mode == 'F':
+        im = Image.fromarray(scale_to_bytes(_stored_values(im), value_range))
     if channels not in (None, 'rgba'): return _pick_bands(im, channels)
     if 'A' in im.getbands() or 'transparency' in im.info:
-        if im.mode == 'RGBA' and channels is None and im.format == 'TIFF' and 338 not in im.tag_v2: _check_alpha(np.asarray(im.getchannel('A')))   # 338: ExtraSamples, what the fourth one is
+        if (im.mode == 'RGBA' and channels is None and im.format == 'TIFF'
+            and 338 not in im.tag_v2): # ExtraSamples: what the fourth is
+            _check_alpha(np.asarray(im.getchannel('A')))
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
@@ -64,41 +93,77 @@ def _stored_values(im):
     return a.astype(np.uint16) if im.mode.startswith('I;16') else a
 
 def _pick_bands(im, channels):
-    bands, picked = im.split(), (channels,) if isinstance(channels, int) else tuple(channels)
-    if len(picked) not in (1, 3) or any(type(c) is not int or not 0 <= c < len(bands) for c in picked): raise VitxError(f"channels={channels!r} doesn't fit a picture of {len(bands)} channels: give one or three indices from 0 to {len(bands)-1}")
-    return Image.merge('RGB', [bands[c] for c in (picked if len(picked) == 3 else picked*3)])
+    bands, picked = (im.split(), (channels,) if isinstance(channels, int)
+                     else tuple(channels))
+    if len(picked) not in (1, 3) or any(type(c) is not int or not 0 <= c <
+                                        len(bands) for c in picked):
+        raise VitxError(
+            f"channels={channels!r} doesn't fit a picture of {len(bands)} "
+            f"channels: give one or three indices from 0 to {len(bands)-1}")
+    return Image.merge(
+        'RGB', [bands[c] for c in (picked if len(picked) == 3 else picked*3)])
 
 # %% ../../nbs/picture/01_images.ipynb #1a0e7d06
 def _channels_last(a, first, channels):
     "Convert (H,W), (H,W,C) or (C,H,W) to (H,W,C), with the wanted channels"
     if a.ndim == 2: return a[..., None]
     known = (1, 3, 4)
-    if a.ndim != 3 or channels is None and a.shape[0] not in known and a.shape[-1] not in known:
-        raise VitxError(f"an array of shape {tuple(a.shape)} is not a picture: give (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4 channels, or name those to use, e.g. read_image(..., channels=(3, 2, 1))")
-    if (a.shape[0] in known and (first or a.shape[-1] not in known)) or (a.shape[-1] not in known and a.shape[0] < min(a.shape[1:])): a = a.transpose(1, 2, 0)
+    if a.ndim != 3 or channels is None and a.shape[0] not in known and a.shape[
+        -1] not in known:
+        raise VitxError(
+            f"an array of shape {tuple(a.shape)} is not a picture: give (H,W), "
+            f"(H,W,C) or (C,H,W) with 1, 3 or 4 channels, or name those to "
+            f"use, e.g. read_image(..., channels=(3, 2, 1))")
+    if (a.shape[0] in known and (first or a.shape[-1] not in known)) or (
+        a.shape[-1] not in known and a.shape[0] < min(a.shape[1:])):
+        a = a.transpose(1, 2, 0)
     if channels in (None, 'rgba'): return a
     picked = [channels] if isinstance(channels, int) else list(channels)
-    if len(picked) not in (1, 3) or any(type(c) is not int or not 0 <= c < a.shape[-1] for c in picked): raise VitxError(f"channels={channels!r} doesn't fit an array of shape {tuple(a.shape)}: give one or three indices from 0 to {a.shape[-1]-1}")
+    if len(picked) not in (1, 3) or any(type(c) is not int or not 0 <= c <
+                                        a.shape[-1] for c in picked):
+        raise VitxError(f"channels={channels!r} doesn't fit an array of shape "
+                        f"{tuple(a.shape)}: give one or three indices from 0 "
+                        f"to {a.shape[-1]-1}")
     return a[..., picked]
 
-def image_from_array(a,                # NumPy array or tensor: (H,W), (H,W,C) or (C,H,W), uint8 or float in 0..1
-                     value_range=None, # (low, high): values that become black and white; None: known from the type
-                     channels=None,    # indices of the one or three channels to use, or 'rgba'; None: all
-                    )->Image.Image:    # RGB
+# %% ../../nbs/picture/01_images.ipynb #06d95520
+def image_from_array(
+    # NumPy array or tensor: (H,W), (H,W,C) or (C,H,W), uint8 or float in 0..1
+    a,
+    # (low, high): values that become black and white; None: known from the type
+    value_range=None,
+    # indices of the one or three channels to use, or 'rgba'; None: all
+    channels=None,
+)->Image.Image:  # RGB
     "Make a PIL image from an array of pixels"
     tensor = isinstance(a, torch.Tensor)
-    a = _channels_last(a.detach().cpu().float().numpy() if tensor and a.is_floating_point() else np.asarray(a.cpu() if tensor else a), tensor, channels)
-    if 0 in a.shape: raise VitxError(f"an array of shape {a.shape} has no pixels: give another one")
-    if not value_range and np.issubdtype(a.dtype, np.floating) and np.isfinite(a).all() and (a.min() < -1e-3 or a.max() > 1+1e-3):
-        raise VitxError(f"float pixels must be in 0..1, but these are in {a.min():.3g}..{a.max():.3g}: divide by 255, undo a normalization, name their range, e.g. read_image(..., value_range=(0, 255)), or give preprocessed tensors to `maps`")
-    if not value_range and a.dtype.kind not in 'bf' and a.dtype not in (np.uint8, np.uint16): raise VitxError(f"the range of pixels of type {a.dtype} is unknown: give uint8, float in 0..1, or value_range=(low, high)")
+    a = _channels_last(a.detach().cpu().float().numpy() if tensor
+                       and a.is_floating_point() else np.asarray(a.cpu()
+                           if tensor else a), tensor, channels)
+    if 0 in a.shape:
+        raise VitxError(
+            f"an array of shape {a.shape} has no pixels: give another one")
+    if not value_range and np.issubdtype(a.dtype, np.floating) and np.isfinite(
+        a).all() and (a.min() < -1e-3 or a.max() > 1+1e-3):
+        raise VitxError(f"float pixels must be in 0..1, but these are in "
+                        f"{a.min():.3g}..{a.max():.3g}: divide by 255, "
+                        f"undo a normalization, name their range, e.g. "
+                        f"read_image(..., value_range=(0, 255)), or give "
+                        f"preprocessed tensors to `maps`")
+    if not value_range and a.dtype.kind not in 'bf' and a.dtype not in (
+        np.uint8, np.uint16):
+        raise VitxError(
+            f"the range of pixels of type {a.dtype} is unknown: give uint8, "
+            f"float in 0..1, or value_range=(low, high)")
     a = scale_to_bytes(a, value_range)
     if a.shape[-1] == 4 and channels is None: _check_alpha(a[..., 3])
-    return to_rgb(Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)))
+    return to_rgb(Image.fromarray(a[..., 0] if a.shape[-1] == 1
+                                  else np.ascontiguousarray(a)))
 
 # %% ../../nbs/picture/01_images.ipynb #51962b37
 def _decode(src, name, upright=True, page=None, **options):
-    "Decode the whole image, so that a damaged file raises an error here; `src`: a PIL image, or an argument of `Image.open`"
+    """Decode the whole image, so that a damaged file raises an error here;
+    `src`: a PIL image, or an argument of `Image.open`"""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
@@ -106,24 +171,40 @@ def _decode(src, name, upright=True, page=None, **options):
             im = src if isinstance(src, Image.Image) else Image.open(src)
             if src is not im or page is not None: _go_to_page(im, page)
             im.load()
-            return _set_filename(getattr(src, 'filename', None), to_rgb(im, upright, **options))
+            return _set_filename(getattr(src, 'filename', None),
+                                 to_rgb(im, upright, **options))
     except VitxError as e: raise VitxError(f"{name}: {e}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise VitxError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from None
-    except Image.UnidentifiedImageError: raise VitxError(f"{name} is not an image that Pillow can read" + _other_reader(name)) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as e: raise VitxError(f"{name} is damaged or cut short: {e}") from None
+        raise VitxError(
+            f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: "
+            f"make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
+            f"trust it") from None
+    except Image.UnidentifiedImageError:
+        raise VitxError(f"{name} is not an image that Pillow can read" +
+                        _other_reader(name)) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
+        raise VitxError(f"{name} is damaged or cut short: {e}") from None
 
-def _go_to_page(im, page): # a page of another size is a thumbnail or a pyramid's level, and an animation begins with its first frame
+# %% ../../nbs/picture/01_images.ipynb #1635ba08
+def _go_to_page(
+    im, page
+    # a page of another size is a thumbnail or a pyramid's level, and an
+    # animation begins with its first frame
+):
     n = getattr(im, 'n_frames', 1)
     if page is not None:
-        if type(page) is not int or not 0 <= page < n: raise VitxError(f"page {page!r} is out of range: the file has {n} page{'s'*(n > 1)}, 0 to {n-1}")
+        if type(page) is not int or not 0 <= page < n:
+            raise VitxError(f"page {page!r} is out of range: the file has {n} "
+                            f"page{'s'*(n > 1)}, 0 to {n-1}")
         return im.seek(page)
     if n < 2 or im.format != 'TIFF': return
     size = im.size
     im.seek(1)
     same = im.size == size
     im.seek(0)
-    if same: raise VitxError(f"the file has {n} pages: give one, e.g. read_image(..., page=0); the command has --page")
+    if same:
+        raise VitxError(f"the file has {n} pages: give one, e.g. "
+                        f"read_image(..., page=0); the command has --page")
 
 # %% ../../nbs/picture/01_images.ipynb #64e5b3de
 def _register_heif():
@@ -131,120 +212,196 @@ def _register_heif():
     import pillow_heif
     pillow_heif.register_heif_opener()
 
-def _other_reader(name): # HEIC of phones; many bands, or floats of several channels
-    if str(name).lower().endswith(('.heic', '.heif')): return ". HEIC needs the package pillow-heif: run pip install 'vitx[heic]'"
-    return ": read it with tifffile or rasterio, and give the array with channels= and value_range=" if str(name).lower().endswith(('.tif', '.tiff')) else ''
+def _other_reader(
+    name):  # HEIC of phones; many bands, or floats of several channels
+    if str(name).lower().endswith(('.heic', '.heif')):
+        return (". HEIC needs the package pillow-heif: run pip install "
+                "'vitx[heic]'")
+    return (": read it with tifffile or rasterio, and give the array with "
+            "channels= and value_range=" if str(name).lower()
+            .endswith(('.tif', '.tiff')) else '')
 
 def _set_filename(file, im): # Pillow doesn't copy this attribute
     if file: im.filename = str(file)
     return im
 
 # %% ../../nbs/picture/01_images.ipynb #6a15a5ee
-def read_image(src,               # path, bytes, file object, PIL image, array (H,W[,C]) or tensor ([C,]H,W)
-               upright:bool=True, # rotate as the EXIF data say; False: keep as stored, if annotations refer to that
-               value_range=None,  # (low, high): values that become black and white; None: known from the format
-               channels=None,     # indices of the one or three channels to use, or 'rgba'; None: all
-               page=None,         # number of the page, from 0; None: the only one
-              )->Image.Image:     # RGB; its attribute `filename` is set if the file is known
-    "Read a picture in any common form as a PIL image; raises `VitxError` if that fails, or if it would have to guess"
+def read_image(
+    # path, bytes, file object, PIL image, array (H,W[,C]) or tensor ([C,]H,W)
+    src,
+    # rotate as the EXIF data say; False: keep as stored, if annotations refer
+    # to that
+    upright:bool=True,
+    # (low, high): values that become black and white; None: known from the
+    # format
+    value_range=None,
+    # indices of the one or three channels to use, or 'rgba'; None: all
+    channels=None,
+    page=None,  # number of the page, from 0; None: the only one
+)->Image.Image:  # RGB; its attribute `filename` is set if the file is known
+    """Read a picture in any common form as a PIL image; raises `VitxError` if
+    that fails, or if it would have to guess"""
     options = dict(value_range=value_range, channels=channels)
-    if isinstance(src, (np.ndarray, torch.Tensor)): return image_from_array(src, **options)
+    if isinstance(src, (np.ndarray, torch.Tensor)):
+        return image_from_array(src, **options)
     options |= dict(upright=upright, page=page)
-    if isinstance(src, Image.Image): return _decode(src, getattr(src, 'filename', None) or 'this PIL image', **options)
-    if isinstance(src, (bytes, bytearray)): return _decode(io.BytesIO(src), 'this byte string', **options) if src else _raise_empty('this byte string')
-    if hasattr(src, 'read'): return _decode(src, getattr(src, 'name', 'this file object'), **options)
-    if not isinstance(src, (str, os.PathLike)): raise VitxError(f"{src!r:.40} is not a picture: give a path, bytes, a PIL image, an array or a tensor")
+    if isinstance(src, Image.Image):
+        return _decode(src, getattr(src, 'filename', None) or 'this PIL image',
+                       **options)
+    if isinstance(src, (bytes, bytearray)):
+        return _decode(io.BytesIO(src), 'this byte string',
+                       **options) if src else _raise_empty('this byte string')
+    if hasattr(src, 'read'):
+        return _decode(src, getattr(src, 'name', 'this file object'), **options)
+    if not isinstance(src, (str, os.PathLike)):
+        raise VitxError(f"{src!r:.40} is not a picture: give a path, bytes, a "
+                        f"PIL image, an array or a tensor")
     path = Path(src)
-    try: kind = 'folder' if path.is_dir() else 'file' if path.is_file() else None
-    except (OSError, ValueError): kind = None  # a name too long, or with a zero byte
-    if kind == 'folder': raise VitxError(f"{path} is a folder: give the path of an image in it")
-    if kind is None: raise VitxError(f"there is no file {str(src)[:200]}" + (": download it first" if '://' in str(src) else ''))
+    try:
+        kind = ('folder' if path.is_dir() else 'file' if path.is_file()
+                else None)
+    except (OSError, ValueError):
+        kind = None  # a name too long, or with a zero byte
+    if kind == 'folder':
+        raise VitxError(f"{path} is a folder: give the path of an image in it")
+    if kind is None:
+        raise VitxError(f"there is no file {str(src)[:200]}" +
+                        (": download it first" if '://' in str(src) else ''))
     if not path.stat().st_size: _raise_empty(path)
     try: f = path.open('rb')
-    except OSError as e: raise VitxError(f"{path} can't be read: {e.strerror}") from None
+    except OSError as e:
+        raise VitxError(f"{path} can't be read: {e.strerror}") from None
     with f: return _set_filename(path, _decode(f, str(path), **options))
 
+# %% ../../nbs/picture/01_images.ipynb #b3417a4b
 def _raise_empty(name): raise VitxError(f"{name} is empty")
 
 # %% ../../nbs/picture/01_images.ipynb #b8a1c583
 def find_files(folder, suffixes)->list: # sorted paths
-    "All files below a folder with one of these suffixes (any case); follows links, skips hidden files, keeps broken links"
-    def walk(path, ancestors): # ancestors: the folders above; a link to one of them is not followed, since that would never end
+    """All files below a folder with one of these suffixes (any case); follows
+    links, skips hidden files, keeps broken links"""
+    def walk(
+        path, ancestors
+        # ancestors: the folders above; a link to one of them is not followed,
+        # since that would never end
+    ):
         try: entries = [*os.scandir(path)]
-        except OSError as e: raise VitxError(f"the folder {path} can't be read: {e.strerror}") from None
+        except OSError as e:
+            raise VitxError(
+                f"the folder {path} can't be read: {e.strerror}") from None
         for e in entries:
             if e.name.startswith(('.', '__MACOSX')): continue
-            if not e.is_dir(): yield from [Path(e.path)]*(Path(e.name).suffix.lower() in suffixes)
-            elif (real := os.path.realpath(e.path)) not in ancestors: yield from walk(e.path, ancestors | {real})
+            if not e.is_dir():
+                yield from [Path(e.path)]*(Path(e.name)
+                    .suffix.lower() in suffixes)
+            elif (real := os.path.realpath(e.path)) not in ancestors:
+                yield from walk(e.path, ancestors | {real})
     return sorted(walk(folder, {os.path.realpath(folder)}))
 
 def find_images(folder)->list: # sorted paths
     "All files below a folder with the suffix of a picture"
-    stubs = {'MPEG', 'HDF5', 'BUFR', 'GRIB', 'WMF'}   # Pillow has no decoder for these formats
-    return find_files(folder, {'.heic', '.heif', *(s for s,kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs)})
+    # Pillow has no decoder for these formats
+    stubs = {'MPEG', 'HDF5', 'BUFR', 'GRIB', 'WMF'}
+    return find_files(folder, {'.heic', '.heif', *(s
+        for s,kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in stubs)})
 
+# %% ../../nbs/picture/01_images.ipynb #7f44be67
 def read_mask(path, image:Image.Image, # the picture of the mask
              )->np.ndarray:            # (H,W) bool, of the picture's size
-    "Read a mask file: opaque pixels if there are transparent ones, else all labels except 0 and 255 (undecided), else bright pixels"
+    """Read a mask file: opaque pixels if there are transparent ones, else all
+    labels except 0 and 255 (undecided), else bright pixels"""
     try:
         with Image.open(path) as f:
-            has_alpha = 'A' in f.getbands() and f.getchannel('A').getextrema()[0] < 255
-            m = np.asarray(f.getchannel('A') if has_alpha else f if f.mode in ('P', '1', 'I', 'I;16') else f.convert('L'))
-            kind = 'lossy' if f.format in ('JPEG', 'WEBP') else 'P' if f.mode == 'P' and not has_alpha else ''
-    except OSError as e: raise VitxError(f"the mask {Path(path).name} can't be read: {e.strerror or e}") from None
+            has_alpha = ('A' in f.getbands() and f.getchannel('A')
+                         .getextrema()[0] < 255)
+            m = np.asarray(f.getchannel('A') if has_alpha else f if f.mode in (
+                'P', '1', 'I', 'I;16') else f.convert('L'))
+            kind = ('lossy' if f.format in ('JPEG', 'WEBP') else 'P'
+                    if f.mode == 'P' and not has_alpha else '')
+    except OSError as e:
+        raise VitxError(f"the mask {Path(path).name} can't be read: "
+                        f"{e.strerror or e}") from None
     (W, H), (h, w) = image.size, m.shape
-    if abs(w*H/(h*W) - 1) > .03: raise VitxError(f"the mask has {w}×{h} pixels, the picture {W}×{H}: their proportions must be the same")
-    if (foreground := _foreground(m, kind)).all(): raise VitxError("the mask covers the whole picture: pixels outside the object must be 0, or dark")
-    return np.asarray(Image.fromarray(foreground).resize(image.size, Image.NEAREST))
+    if abs(w*H/(h*W) - 1) > .03:
+        raise VitxError(f"the mask has {w}×{h} pixels, the picture {W}×{H}: "
+                        f"their proportions must be the same")
+    if (foreground := _foreground(m, kind)).all():
+        raise VitxError("the mask covers the whole picture: pixels outside the "
+                        "object must be 0, or dark")
+    return np.asarray(Image.fromarray(foreground)
+                      .resize(image.size, Image.NEAREST))
 
 def _foreground(m, kind): # (h,w) bool
     if m.dtype != np.uint8: return m > (0 if m.min() <= 0 else m.max()/2)
     low = m[m < 255]
-    if kind != 'lossy' and low.size and (kind == 'P' or low.max() <= 20): return (m > 0) & (m < 255) if low.any() else m > 0     # small values are labels
+    # small values are labels
+    if kind != 'lossy' and low.size and (kind == 'P' or low.max() <= 20):
+        return (m > 0) & (m < 255) if low.any() else m > 0
     return m > (127 if m.max() > 20 else 0)
 
 # %% ../../nbs/picture/01_images.ipynb #9279ec2b
 @dataclass(frozen=True)
 class CropGeometry:
-    "Where the model's input lies on the picture: x = ax·u + bx, y = ay·v + by, in pixels; the center of the first pixel is at ½"
+    """Where the model's input lies on the picture: x = ax·u + bx, y = ay·v +
+    by, in pixels; the center of the first pixel is at ½"""
     image_size: tuple # (H,W) of the picture
     input_size: tuple # (h,w) of the model's input
     ax: float; bx: float; ay: float; by: float
 
-    def _positions(self, n, m, a, b): return ((torch.arange(n, dtype=torch.float64) + .5 - b)/a)/m  # picture pixel → position in the input, as a fraction of its length
+    def _positions(
+        self, n, m, a, b
+    ):  # picture pixel → position in the input, as a fraction of its length
+        return ((torch.arange(n, dtype=torch.float64) + .5 - b)/a)/m
     @property
-    def rows(self): return self._positions(self.image_size[0], self.input_size[0], self.ay, self.by)
+    def rows(self):
+        return self._positions(self.image_size[0], self.input_size[0], self.ay,
+                               self.by)
     @property
-    def cols(self): return self._positions(self.image_size[1], self.input_size[1], self.ax, self.bx)
+    def cols(self):
+        return self._positions(self.image_size[1], self.input_size[1], self.ax,
+                               self.bx)
     @property
     def visible(self)->torch.Tensor: # (H,W) bool
         "False for pixels of which no part is in the model's input"
         def inside(positions, a, n):
-            half = .45/abs(a)/n  # half a pixel, minus a tenth of that for rounding errors
+            # half a pixel, minus a tenth of that for rounding errors
+            half = .45/abs(a)/n
             return (positions > -half) & (positions < 1+half)
-        return inside(self.rows, self.ay, self.input_size[0])[:, None] & inside(self.cols, self.ax, self.input_size[1])[None]
+        return inside(self.rows, self.ay, self.input_size[0])[:, None] & inside(
+            self.cols, self.ax, self.input_size[1])[None]
     def scaled(self, size:tuple): # (H,W)
         "The same geometry for a resized copy of the picture"
         ky, kx = size[0]/self.image_size[0], size[1]/self.image_size[1]
-        return CropGeometry(tuple(size), self.input_size, self.ax*kx, self.bx*kx, self.ay*ky, self.by*ky)
+        return CropGeometry(tuple(size), self.input_size, self.ax*kx,
+                            self.bx*kx, self.ay*ky, self.by*ky)
 
 # %% ../../nbs/picture/01_images.ipynb #5be3f028
-_UNSUPPORTED = "can't tell where this transform puts pixels: use one without random steps that resizes, crops or pads, and returns a tensor (C,h,w)"
+_UNSUPPORTED = ("can't tell where this transform puts pixels: use one without "
+                "random steps that resizes, crops or pads, and returns a "
+                "tensor (C,h,w)")
 
 def _apply_transform(transform, rgb):
     try: out = transform(rgb)
     except VitxError: raise
-    except Exception as e: raise VitxError(f"the transform fails on a picture of {rgb.width}×{rgb.height} ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no details'})") from None
-    if not (isinstance(out, torch.Tensor) and out.ndim == 3): raise VitxError(_UNSUPPORTED)
+    except Exception as e:
+        details = (str(e).splitlines() or ['no details'])[0][:120]
+        raise VitxError(
+            f"the transform fails on a picture of {rgb.width}×{rgb.height} "
+            f"({type(e).__name__}: {details})") from None
+    if not (isinstance(out, torch.Tensor) and out.ndim == 3):
+        raise VitxError(_UNSUPPORTED)
     return out.detach().cpu().double()
 
 def _fit_line(positions, n, size):
-    "Fit source = a·u + b, without the pixels near the edges, which padding or interpolation may have changed"
+    """Fit source = a·u + b, without the pixels near the edges, which padding or
+    interpolation may have changed"""
     u = torch.arange(n, dtype=torch.float64) + .5
     inner = positions.isfinite() & (positions > .03) & (positions < .97)
     u, s = u[inner], positions[inner]*size
     a, b = _least_squares(u, s)
-    if abs(a) < 1e-6 or (a*u+b-s).abs().max() > .02*size+1: raise VitxError(_UNSUPPORTED)
+    if abs(a) < 1e-6 or (a*u+b-s).abs().max() > .02*size+1:
+        raise VitxError(_UNSUPPORTED)
     return a, b
 
 def _least_squares(u, s): # → slope and offset of s over u
@@ -252,87 +409,127 @@ def _least_squares(u, s): # → slope and offset of s over u
     slope = ((u - u.mean())*(s - s.mean())).sum()/((u - u.mean())**2).sum()
     return slope.item(), (s.mean() - slope*u.mean()).item()
 
+# %% ../../nbs/picture/01_images.ipynb #24b2a4df
 def infer_geometry(transform,  # PIL image → (C,h,w) tensor
                    size:tuple, # (H,W) of the picture
                   )->CropGeometry:
-    "Measure where a transform puts the pixels of a picture of this size, by means of test pictures"
-    k = max(1, -(-64//min(size)))  # a ramp needs many pixels: for a tiny picture, test with a multiple of its size
+    """Measure where a transform puts the pixels of a picture of this size, by
+    means of test pictures"""
+    # a ramp needs many pixels: for a tiny picture, test with a multiple of its
+    # size
+    k = max(1, -(-64//min(size)))
     H, W = (s*k for s in size)
     ramp = np.full((H, W, 3), 255, np.uint8)
     ramp[..., 0] = ((np.arange(W)+.5)/W*255).round()
     ramp[..., 1] = (((np.arange(H)+.5)/H*255).round())[:, None]
-    black, white = (_apply_transform(transform, Image.new('RGB', (64, 64), c)).flatten(1).median(1).values[:, None, None] for c in ('black', 'white'))
+    black, white = (_apply_transform(transform, Image.new('RGB', (64, 64), c))
+                    .flatten(1).median(1).values[:, None, None]
+                    for c in ('black', 'white'))
     out = _apply_transform(transform, Image.fromarray(ramp))
     try: (ax, bx), (ay, by) = _read_ramps((out - black)/(white - black), size)
-    except VitxError: (ax, bx), (ay, by) = (_read_stripes(transform, (H, W), size, axis) for axis in (1, 0))     # it changes colors in a way of its own
+    except VitxError:
+        # it changes colors in a way of its own
+        (ax, bx), (ay, by) = (_read_stripes(transform, (H, W), size, axis)
+                              for axis in (1, 0))
     return CropGeometry(tuple(size), tuple(out.shape[1:]), ax, bx, ay, by)
 
 # %% ../../nbs/picture/01_images.ipynb #a8b882f2
 def _read_ramps(out, size): # → (ax, bx), (ay, by)
     if len(out) != 3 or not out.isfinite().all(): raise VitxError(_UNSUPPORTED)
     x, y = (out[i].masked_fill(out[2] < .75, torch.nan) for i in (0, 1))
-    if x.isnan().all() or (x.nan_to_num() - x.nanmedian(0, keepdim=True).values.nan_to_num())[~x.isnan()].abs().max() > .05: raise VitxError(_UNSUPPORTED)  # rotated or sheared
-    return _fit_line(x.nanmedian(0).values, out.shape[2], size[1]), _fit_line(y.nanmedian(1).values, out.shape[1], size[0])
+    if x.isnan().all() or (
+        x.nan_to_num() - x.nanmedian(0, keepdim=True).values.nan_to_num())[
+            ~x.isnan()].abs().max() > .05: # rotated or sheared
+        raise VitxError(_UNSUPPORTED)
+    return (_fit_line(x.nanmedian(0).values, out.shape[2], size[1]),
+            _fit_line(y.nanmedian(1).values, out.shape[1], size[0]))
 
 # %% ../../nbs/picture/01_images.ipynb #0b8e72e6
-_DIGITS = 5    # 32 columns: fine enough for a line, coarse enough for small inputs
+# 32 columns: fine enough for a line, coarse enough for small inputs
+_DIGITS = 5
 
-def _striped(transform, line, size, axis): # line (n,) bool, along the axis → output in float64 (C,h,w)
+def _striped(
+    transform, line, size,
+    axis):  # line (n,) bool, along the axis → output in float64 (C,h,w)
     a = np.broadcast_to(line[:, None] if axis == 0 else line, size)
-    return _apply_transform(transform, Image.fromarray((a*255).astype(np.uint8)).convert('RGB'))
+    return _apply_transform(transform, Image.fromarray((a*255).astype(np.uint8))
+                            .convert('RGB'))
 
-def _read_stripes(transform, shape, size, axis): # shape: of test pictures; axis: 0 for rows, 1 for columns → (a, b)
-    "The line source = a·u + b along one axis, by Gray-coded stripes and their negatives"
+def _read_stripes(
+    transform, shape, size,
+    axis):  # shape: of test pictures; axis: 0 for rows, 1 for columns → (a, b)
+    """The line source = a·u + b along one axis, by Gray-coded stripes and their
+    negatives"""
     n = shape[axis]
     cell = np.arange(n)*2**_DIGITS//n
     lines = (((cell ^ cell >> 1)[None] >> np.arange(_DIGITS)[:, None]) & 1) > 0
-    d = torch.stack([_striped(transform, l, shape, axis) - _striped(transform, ~l, shape, axis) for l in lines])      # (digits,C,h,w)
-    if not d.isfinite().all() or not d.abs().max() > 1e-6: raise VitxError(_UNSUPPORTED)
-    d = d[:, d.abs().mean((0, 2, 3)).argmax()]                   # of the channel that shows most
+    d = torch.stack([_striped(transform, l, shape, axis) - _striped(transform,
+        ~l, shape, axis) for l in lines])  # (digits,C,h,w)
+    if not d.isfinite().all() or not d.abs().max() > 1e-6:
+        raise VitxError(_UNSUPPORTED)
+    d = d[:, d.abs().mean((0, 2, 3)).argmax()]  # of the channel that shows most
     d = d/d.abs().max()*_polarity(transform, shape)
     d = d if axis == 1 else d.mT
-    seen = d.abs().amax(0) > .5                                  # False where it pads
+    seen = d.abs().amax(0) > .5  # False where it pads
     rows = seen.any(1)
     profile = d[:, rows].median(1).values                        # (digits,n')
-    if (d[:, rows] - profile[:, None])[:, seen[rows]].abs().max() > .3: raise VitxError(_UNSUPPORTED)         # rotated or sheared
+    # rotated or sheared
+    if (d[:, rows] - profile[:, None])[:, seen[rows]].abs().max() > .3:
+        raise VitxError(_UNSUPPORTED)
     a, b = _fit_stripes(profile, profile.abs().amax(0) > .5, lines)
     return a*size[axis], b*size[axis]
 
 def _polarity(transform, shape): # 1, or -1 if white becomes the smaller value
-    a = _striped(transform, np.arange(shape[1])*64//shape[1] % 8 == 3, shape, 1)         # thin white lines: most of it is black
+    # thin white lines: most of it is black
+    a = _striped(transform, np.arange(shape[1])*64//shape[1] % 8 == 3, shape, 1)
     a = a[a.flatten(1).var(1).argmax()].flatten()
     return (a.mean() - a.median()).sign()
 
 # %% ../../nbs/picture/01_images.ipynb #033ff512
-def _fit_stripes(profile, seen, lines): # → slope and offset, of fractions of the picture
+def _fit_stripes(profile, seen,
+                 lines):  # → slope and offset, of fractions of the picture
     digits, u = (profile > 0).long(), torch.arange(profile.shape[1]) + .5
-    for k in range(_DIGITS-2, -1, -1): digits[k] ^= digits[k+1]                                 # from Gray code to binary
+    for k in range(_DIGITS-2, -1, -1): # from Gray code to binary
+        digits[k] ^= digits[k+1]
     coarse = ((digits*2**torch.arange(_DIGITS)[:, None]).sum(0) + .5)/2**_DIGITS
     slope, offset = _least_squares(u[seen].double(), coarse[seen].double())
     pairs = []
     for p,line in zip(profile, lines):
-        edges = torch.from_numpy(np.flatnonzero(line[1:] != line[:-1]) + 1)/len(line)
-        for i in ((p[1:] > 0) != (p[:-1] > 0)).logical_and(seen[1:] & seen[:-1]).nonzero().flatten().tolist():
+        edges = torch.from_numpy(np.flatnonzero(line[1:] != line[:-1]) +
+                                 1)/len(line)
+        for i in ((p[1:] > 0) != (p[:-1] > 0)).logical_and(seen[1:] &
+            seen[:-1]).nonzero().flatten().tolist():
             at = i + .5 + (p[i]/(p[i] - p[i+1])).item()
             near = (edges - (slope*at + offset)).abs()
-            if near.min() < .3/2**_DIGITS: pairs.append((at, edges[near.argmin()].item()))
+            if near.min() < .3/2**_DIGITS:
+                pairs.append((at, edges[near.argmin()].item()))
     if len(pairs) < 3: raise VitxError(_UNSUPPORTED)
     at, edge = torch.tensor(pairs, dtype=torch.float64).T
     slope, offset = _least_squares(at, edge)
-    if not slope or (slope*at + offset - edge).abs().max() > max(.01, abs(slope)): raise VitxError(_UNSUPPORTED)
+    if not slope or (slope*at + offset -
+                     edge).abs().max() > max(.01, abs(slope)):
+        raise VitxError(_UNSUPPORTED)
     return slope, offset
 
 def check_repeatable(transform):
     "Raise a `VitxError` if a transform gives another tensor each time"
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 120, 3), dtype=np.uint8))
-    with torch.random.fork_rng(devices=[]): first, *more = (_apply_transform(transform, noise) for _ in range(12))
-    if any(m.shape != first.shape or not torch.equal(m, first) for m in more): raise VitxError("this transform has random steps, so pixels or colors differ each time: give the transform for evaluation, which has none")
+    noise = Image.fromarray(np.random.default_rng(0)
+                            .integers(0, 256, (96, 120, 3), dtype=np.uint8))
+    with torch.random.fork_rng(devices=[]):
+        first, *more = (_apply_transform(transform, noise) for _ in range(12))
+    if any(m.shape != first.shape or not torch.equal(m, first) for m in more):
+        raise VitxError("this transform has random steps, so pixels or colors "
+                        "differ each time: give the transform for evaluation, "
+                        "which has none")
 
 # %% ../../nbs/picture/01_images.ipynb #7a9addb0
-def interpolation_matrix(positions:torch.Tensor, # (N,) in 0..1: positions on the line, as fractions of its length
-                         n:int,                  # number of cells on the line
-                        )->torch.Tensor:         # (N,n)
-    "Matrix that interpolates a line of `n` cells linearly at `positions`; beyond the outer centers it is constant"
+def interpolation_matrix(
+    # (N,) in 0..1: positions on the line, as fractions of its length
+    positions:torch.Tensor,
+    n:int,  # number of cells on the line
+)->torch.Tensor:  # (N,n)
+    """Matrix that interpolates a line of `n` cells linearly at `positions`;
+    beyond the outer centers it is constant"""
     index = (positions.double()*n - .5).clamp(0, n-1)
     lo = index.floor().long().clamp(max=max(n-2, 0))
     fraction = index - lo
@@ -341,39 +538,61 @@ def interpolation_matrix(positions:torch.Tensor, # (N,) in 0..1: positions on th
     if n > 1: m.scatter_(1, lo[:, None]+1, fraction[:, None])
     return m.float()
 
-def map_on_image(grid_map:torch.Tensor, # (...,h,w) map on the model's input, of any resolution
-                 geometry:CropGeometry, # where that input lies on the picture
-                )->torch.Tensor:        # (...,H,W) on the picture, 0 outside the model's input
-    "Map on the picture: linear interpolation, with resizing and cropping undone"
+def map_on_image(
+    # (...,h,w) map on the model's input, of any resolution
+    grid_map:torch.Tensor,
+    geometry:CropGeometry,  # where that input lies on the picture
+)->torch.Tensor:  # (...,H,W) on the picture, 0 outside the model's input
+    """Map on the picture: linear interpolation, with resizing and cropping
+    undone"""
     h, w = grid_map.shape[-2:]
-    return interpolation_matrix(geometry.rows, h) @ grid_map.float().cpu() @ interpolation_matrix(geometry.cols, w).T * geometry.visible
+    return (interpolation_matrix(geometry.rows, h) @ grid_map.float().cpu() @
+            interpolation_matrix(geometry.cols, w).T * geometry.visible)
 
 # %% ../../nbs/picture/01_images.ipynb #a89777d1
-def preprocess(img:Image.Image,   # RGB
-               transform,         # PIL image → (3,h,w) tensor
-               get_geometry=None, # function (H,W) → CropGeometry, for example a cached `infer_geometry`
-               max_aspect:int=8,  # if the transform crops, cut longer pictures to this ratio of the sides first
-              ):                  # (x (3,h,w), CropGeometry)
+def preprocess(
+    img:Image.Image,  # RGB
+    transform,  # PIL image → (3,h,w) tensor
+    # function (H,W) → CropGeometry, for example a cached `infer_geometry`
+    get_geometry=None,
+    # if the transform crops, cut longer pictures to this ratio of the sides
+    # first
+    max_aspect:int=8,
+):  # (x (3,h,w), CropGeometry)
     "Apply a transform to a picture, and tell where its pixels are"
-    (W, H), get_geometry = img.size, get_geometry or partial(infer_geometry, transform)
-    if max(W, H) > max_aspect*min(W, H) and not get_geometry((64, 64*max_aspect)).visible.all():
+    (W, H), get_geometry = img.size, get_geometry or partial(infer_geometry,
+        transform)
+    if max(W, H) > max_aspect*min(W, H) and not get_geometry(
+        (64, 64*max_aspect)).visible.all():
         w, h = min(W, max_aspect*H), min(H, max_aspect*W)
         x0, y0 = (W-w)//2, (H-h)//2
-        x, geometry = preprocess(img.crop((x0, y0, x0+w, y0+h)), transform, get_geometry, max_aspect)
-        return x, CropGeometry((H, W), geometry.input_size, geometry.ax, geometry.bx+x0, geometry.ay, geometry.by+y0)
+        x, geometry = preprocess(img.crop((x0, y0, x0+w, y0+h)), transform,
+                                 get_geometry, max_aspect)
+        return x, CropGeometry((H, W), geometry.input_size, geometry.ax,
+                               geometry.bx+x0, geometry.ay, geometry.by+y0)
     x, geometry = transform(img), get_geometry((H, W))
     if tuple(x.shape[-2:]) != geometry.input_size: raise VitxError(_UNSUPPORTED)
     return x, geometry
 
 # %% ../../nbs/picture/01_images.ipynb #52866532
 @lru_cache(64)
-def split_transform(transform)->tuple: # function of a PIL image → (3,h,w); function of a batch of these (B,3,h,w) → float32
-    "Split a transform in two: for single pictures, and for a batch; torchvision's ToTensor and Normalize at the end become the second part"
+def split_transform(
+    transform
+    # function of a PIL image → (3,h,w); function of a batch of these (B,3,h,w)
+    # → float32
+)->tuple:
+    """Split a transform in two: for single pictures, and for a batch;
+    torchvision's ToTensor and Normalize at the end become the second part"""
     steps = getattr(transform, 'transforms', [])
-    if [type(s).__name__.removeprefix('Maybe') for s in steps[-2:]] != ['ToTensor', 'Normalize']: return transform, lambda x: x
+    if [type(s).__name__.removeprefix('Maybe') for s in steps[-2:]] != [
+        'ToTensor', 'Normalize']:
+        return transform, lambda x: x
     def pixels(img):
         for step in steps[:-2]: img = step(img)
         a = np.array(img)
-        return torch.from_numpy(a).permute(2, 0, 1) if a.ndim == 3 and a.dtype == np.uint8 else steps[-1](steps[-2](img))
-    mean, std = (torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (steps[-1].mean, steps[-1].std))
-    return pixels, lambda x: x if x.is_floating_point() else (x.float()/255 - mean.to(x.device))/std.to(x.device)
+        return (torch.from_numpy(a).permute(2, 0, 1) if a.ndim == 3
+                and a.dtype == np.uint8 else steps[-1](steps[-2](img)))
+    mean, std = (torch.as_tensor(v, dtype=torch.float32).view(-1, 1, 1)
+                 for v in (steps[-1].mean, steps[-1].std))
+    return pixels, lambda x: x if x.is_floating_point() else (x.float()/255 -
+        mean.to(x.device))/std.to(x.device)

@@ -20,18 +20,25 @@ from ..core import *
 # %% ../../nbs/picture/02_show.ipynb #9fa066cb
 CMAP, SIGNED_CMAP = 'inferno', 'PuOr_r'
 
-def _to_numpy(x): return x.detach().cpu().float().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+def _to_numpy(x):
+    return (x.detach().cpu().float().numpy() if isinstance(x, torch.Tensor)
+            else np.asarray(x))
 
-def overlay(img,               # PIL image or (H,W,3) uint8
-            m,                 # map (H,W), 0..1; signed: -1..1
-            opacity:float=.85, # opacity of the color where the map is 1
-            signed:bool=False, # show negative values, too, in the colors of `show_map`
-           )->np.ndarray:      # (H,W,3) float32 in 0..1
+def overlay(
+    img,  # PIL image or (H,W,3) uint8
+    m,  # map (H,W), 0..1; signed: -1..1
+    opacity:float=.85,  # opacity of the color where the map is 1
+    signed:bool=False,  # show negative values, too, in the colors of `show_map`
+)->np.ndarray:  # (H,W,3) float32 in 0..1
     "Picture with a map drawn over it"
-    img, m = np.asarray(img, dtype=np.float32)/255, _to_numpy(m).clip(-1 if signed else 0, 1)
-    if img.shape[:2] != m.shape: raise VitxError(f"the map has shape {m.shape}, the picture {img.shape[:2]}: they must be of one size")
+    img, m = np.asarray(img, dtype=np.float32)/255, _to_numpy(m).clip(-1
+        if signed else 0, 1)
+    if img.shape[:2] != m.shape:
+        raise VitxError(f"the map has shape {m.shape}, the picture "
+                        f"{img.shape[:2]}: they must be of one size")
     a = (opacity*abs(m)).astype(np.float32)[..., None]
-    color = palette(signed)[((m+1)*127.5 + .5 if signed else m*255 + .5).astype(np.uint8)]
+    color = palette(signed)[((m+1)*127.5 + .5 if signed
+                             else m*255 + .5).astype(np.uint8)]
     background = dim_image(img)
     return background + (color - background)*a
 
@@ -43,7 +50,9 @@ def dim_image(img:np.ndarray)->np.ndarray: # (H,W,3) in 0..1
 def palette(signed:bool=False)->np.ndarray: # (256,3) float32
     "Colors for values from 0 to 1 or, if signed, from -1 to 1"
     from matplotlib import colormaps
-    return (colormaps[SIGNED_CMAP](np.linspace(0, 1, 256)) if signed else colormaps[CMAP](np.linspace(.15, 1, 256)))[:, :3].astype(np.float32)
+    return ((colormaps[SIGNED_CMAP](np.linspace(0, 1, 256)) if signed
+             else colormaps[CMAP](np.linspace(.15, 1, 256)))[:, :3]
+            .astype(np.float32))
 
 # %% ../../nbs/picture/02_show.ipynb #d9fcb373
 def _axes(ax):
@@ -64,32 +73,48 @@ def show_image(img, ax=None, title:str=None):
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-def show_overlay(img, m, ax=None, title:str=None,
-                 visible=None,        # (H,W) bool: False where the model didn't see the picture, which is hatched
-                 opacity:float=.85):
+def show_overlay(
+    img, m, ax=None, title:str=None,
+    # (H,W) bool: False where the model didn't see the picture, which is hatched
+    visible=None,
+    opacity:float=.85
+):
     "Draw a map over its picture; returns the axes"
     ax = show_image(overlay(img, m, opacity), ax, title)
     if visible is not None: _hatch(ax, _to_numpy(visible))
     return ax
 
+# %% ../../nbs/picture/02_show.ipynb #df2bb688
 def _hatch(ax, visible):
     "Hatch everything outside the visible rectangle"
     from matplotlib.patches import Rectangle
-    (H, W), rows, cols = visible.shape, np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
-    t, b, l, r = (rows[0], rows[-1]+1, cols[0], cols[-1]+1) if len(rows) else (H, H, W, W)
-    for x,y,w,h in ((0, 0, W, t), (0, b, W, H-b), (0, t, l, b-t), (r, t, W-r, b-t)):
-        if w > 0 and h > 0: ax.add_patch(Rectangle((x-.5, y-.5), w, h, fill=False, hatch='////', lw=0))
+    (H, W), rows, cols = (visible.shape, np.flatnonzero(visible.any(1)),
+                          np.flatnonzero(visible.any(0)))
+    t, b, l, r = (rows[0], rows[-1]+1, cols[0],
+                  cols[-1]+1) if len(rows) else (H, H, W, W)
+    for x,y,w,h in ((0, 0, W, t), (0, b, W, H-b), (0, t, l, b-t),
+                    (r, t, W-r, b-t)):
+        if w > 0 and h > 0:
+            ax.add_patch(Rectangle((x-.5, y-.5), w, h, fill=False, hatch='////',
+                                   lw=0))
 
 # %% ../../nbs/picture/02_show.ipynb #86447014
-def show_animation(frames,               # (h,w,3) each: uint8, or floats in 0..1
-                   ms_per_frame:int=250, # milliseconds for each frame
-                   width:int=400):       # width on the page, in pixels
+def show_animation(
+    frames,  # (h,w,3) each: uint8, or floats in 0..1
+    ms_per_frame:int=250,  # milliseconds for each frame
+    width:int=400  # width on the page, in pixels
+):
     "Show pictures as an animation in a notebook"
     import io
     from IPython.display import Image as NotebookImage
     from PIL import Image
-    gif_frames = [Image.fromarray(f if f.dtype == np.uint8 else (f*255).round().astype(np.uint8)).quantize(64, dither=Image.Dither.NONE) for f in map(np.asarray, frames)]
-    gif_frames[0].save(out := io.BytesIO(), 'gif', save_all=True, append_images=gif_frames[1:], duration=ms_per_frame, loop=0)
+    gif_frames = [Image.fromarray(f if f.dtype == np.uint8
+                                  else (f*255).round().astype(np.uint8))
+                  .quantize(64, dither=Image.Dither.NONE)
+                  for f in map(np.asarray, frames)]
+    gif_frames[0].save(out := io.BytesIO(), 'gif', save_all=True,
+                       append_images=gif_frames[1:], duration=ms_per_frame,
+                       loop=0)
     return NotebookImage(data=out.getvalue(), format='gif', width=width)
 
 # %% ../../nbs/picture/02_show.ipynb #c38f2c4e
@@ -99,7 +124,8 @@ def show_map(m, # (h,w), on a grid or on pixels
     "Draw a map without a picture; returns the axes"
     ax, m = _axes(ax), _to_numpy(m)
     top = max(abs(m).max(), 1e-12)
-    ax.imshow(m, cmap=SIGNED_CMAP if signed else CMAP, vmin=-top if signed else min(0, m.min()), vmax=top if signed else max(m.max(), 1e-12))
+    ax.imshow(m, cmap=SIGNED_CMAP if signed else CMAP, vmin=-top if signed
+              else min(0, m.min()), vmax=top if signed else max(m.max(), 1e-12))
     if title: ax.set_title(title, fontsize=9)
     return ax
 
@@ -107,9 +133,11 @@ def show_overlays(img, maps:dict, visible=None, size:float=1.9):
     "Draw the picture, then one overlay for each named map; returns the axes"
     import matplotlib.pyplot as plt
     W, H = Image.fromarray(np.asarray(img)).size
-    fig,axs = plt.subplots(1, len(maps)+1, figsize=(size*(len(maps)+1), size*min(H/W, 1.6)+.3), squeeze=False)
+    fig,axs = plt.subplots(1, len(maps)+1, figsize=(size*(len(maps)+1),
+        size*min(H/W, 1.6)+.3), squeeze=False)
     show_image(img, axs[0, 0], 'picture')
-    for ax,(name,m) in zip(axs[0, 1:], maps.items()): show_overlay(img, m, ax, name, visible)
+    for ax,(name,m) in zip(axs[0, 1:], maps.items()):
+        show_overlay(img, m, ax, name, visible)
     fig.tight_layout(pad=.3)
     return axs[0]
 
@@ -119,20 +147,25 @@ def transparent_overlay(m,                # map (H,W), 0..1
                        )->np.ndarray:     # (H,W,4) uint8
     "The map alone, in the colors of `overlay`, as a transparent layer"
     m = _to_numpy(m).clip(0, 1)
-    layer = np.concatenate([palette()[(m*255 + .5).astype(np.uint8)], opacity*m[..., None]], -1)
+    layer = np.concatenate([palette()[(m*255 + .5).astype(np.uint8)],
+                            opacity*m[..., None]], -1)
     return (layer*255).round().astype(np.uint8)
 
-def hatch_hidden(pixels:np.ndarray,    # (H,W,3) in 0..1
-                 visible:torch.Tensor, # (H,W) bool: pixels that the model saw
-                 scale:float=1,        # size of the stripes; 1: 2 pixels wide, 18 pixels apart
-                 first_row:int=0,      # position of these pixels in a picture that is drawn in strips
-                 gray:int=None,        # of the stripes; None: one that stands out from these pixels
-                )->np.ndarray:         # (H,W,3) uint8
+def hatch_hidden(
+    pixels:np.ndarray,  # (H,W,3) in 0..1
+    visible:torch.Tensor,  # (H,W) bool: pixels that the model saw
+    scale:float=1,  # size of the stripes; 1: 2 pixels wide, 18 pixels apart
+    # position of these pixels in a picture that is drawn in strips
+    first_row:int=0,
+    # of the stripes; None: one that stands out from these pixels
+    gray:int=None,
+)->np.ndarray:  # (H,W,3) uint8
     "Draw stripes over the pixels that the model did not see"
     out = (pixels*255 + .5).astype(np.uint8)
     if visible.all(): return out
     y, x = np.ogrid[first_row:first_row + out.shape[0], :out.shape[1]]
-    out[((x + y)%(18*scale) < 2*scale) & ~visible.numpy()] = stripe_gray(pixels) if gray is None else gray
+    out[((x + y)%(18*scale) < 2*scale) & ~visible.numpy()] = (
+        stripe_gray(pixels) if gray is None else gray)
     return out
 
 def stripe_gray(pixels:np.ndarray # (H,W,3) in 0..1
@@ -144,7 +177,8 @@ def stripe_gray(pixels:np.ndarray # (H,W,3) in 0..1
 def shrink_image(img:Image.Image, longest:float=1024)->Image.Image:
     "The image, made smaller if a side has more than `longest` pixels"
     k = min(1, longest/max(img.size))
-    return img.resize([max(1, round(s*k)) for s in img.size], Image.BILINEAR) if k < 1 else img
+    return img.resize([max(1, round(s*k)) for s in img.size],
+                      Image.BILINEAR) if k < 1 else img
 
 def jpeg_bytes(img, # PIL image or (H,W,3) uint8
                quality:int=85)->bytes:
@@ -156,19 +190,30 @@ def jpeg_bytes(img, # PIL image or (H,W,3) uint8
 def data_uri(data:bytes, # file: JPEG, PNG or WebP
             )->str:
     "An image file as an address that holds it"
-    kind = 'png' if data[1:4] == b'PNG' else 'webp' if data[:4] == b'RIFF' else 'jpeg'
+    kind = ('png' if data[1:4] == b'PNG' else 'webp' if data[:4] == b'RIFF'
+            else 'jpeg')
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 # %% ../../nbs/picture/02_show.ipynb #52dd63e4
-def pictures_html(pictures:list,          # (PIL image, alt text, text below it), …
-                  caption:str,
-                  width:int=260,          # of a picture on the page, in pixels
-                  max_bytes:int=140_000,  # the pictures get smaller until they fit
-                 )->str:
-    "Pictures in rows with a caption, as HTML for a notebook; its text has the color of the page, so that it suits dark and light themes"
+def pictures_html(
+    pictures:list,  # (PIL image, alt text, text below it), …
+    caption:str,
+    width:int=260,  # of a picture on the page, in pixels
+    max_bytes:int=140_000,  # the pictures get smaller until they fit
+)->str:
+    """Pictures in rows with a caption, as HTML for a notebook; its text has the
+    color of the page, so that it suits dark and light themes"""
     for quality, scale in ((85, 1), (75, .8), (65, .6), (55, .45), (40, .3)):
-        sources = [data_uri(jpeg_bytes(shrink_image(img, scale*max(img.size)), quality)) for img,*_ in pictures]
+        sources = [data_uri(jpeg_bytes(shrink_image(img, scale*max(img.size)),
+                                       quality)) for img,*_ in pictures]
         if sum(map(len, sources)) <= max_bytes: break
-    cells = ''.join(f'<figure style="margin:0;width:{width}px;max-width:100%"><img src="{src}" alt="{escape(alt)}" style="width:100%;height:auto;max-height:{2*width}px;object-fit:contain;margin:0">' + (f'<figcaption style="font-size:small">{escape(text)}</figcaption>' if text else '') + '</figure>'
-                    for src,(_, alt, text) in zip(sources, pictures))
-    return f'<figure style="margin:0"><div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    cells = ''.join(
+        f'<figure style="margin:0;width:{width}px;max-width:100%"><img '
+        f'src="{src}" alt="{escape(alt)}" style="width:100%;height:auto;'
+        f'max-height:{2*width}px;object-fit:contain;margin:0">' +
+        (f'<figcaption style="font-size:small">{escape(text)}</figcaption>'
+         if text else '') + '</figure>'
+        for src,(_, alt, text) in zip(sources, pictures))
+    return (f'<figure style="margin:0"><div style="display:flex;flex-wrap:wrap;'
+            f'gap:8px;align-items:flex-start">{cells}</div><figcaption>'
+            f'{escape(caption)}</figcaption></figure>')

@@ -22,26 +22,39 @@ from ..explain import *
 
 # %% ../../nbs/view/01_atlas.ipynb #15f128ba
 class Atlas:
-    "Attribution maps of one image for several classes at every layer of a model"
-    def __init__(self, ex:Explainer,
-                 img,              # one image, of any kind that `ex` explains
-                 targets=None,     # classes, as indices or names; None: the five most probable
-                 method:str='rcut',
-                 max_side:int=480, # longer side of the shown image, in pixels
-                 **options):       # options of the method
-        self.ex, self.method, self.options, self.original = ex, method, options, ex._read(img)
+    """Attribution maps of one image for several classes at every layer of a
+    model"""
+    def __init__(
+        self, ex:Explainer,
+        img,  # one image, of any kind that `ex` explains
+        # classes, as indices or names; None: the five most probable
+        targets=None,
+        method:str='rcut',
+        max_side:int=480,  # longer side of the shown image, in pixels
+        **options  # options of the method
+    ):
+        self.ex, self.method, self.options, self.original = (ex, method,
+            options, ex._read(img))
         get_method(method)
         x, place = preprocess(self.original, ex.transform, ex._geometry)
         k = max_side/max(self.original.size)
-        self.image = self.original.resize([max(1, round(s*k)) for s in self.original.size], Image.LANCZOS if k < 1 else Image.BICUBIC)
-        self.original_place, self.place = place, place.scaled(self.image.size[::-1])
+        self.image = self.original.resize(
+            [max(1, round(s*k)) for s in self.original.size],
+            Image.LANCZOS if k < 1 else Image.BICUBIC)
+        self.original_place, self.place = (place,
+            place.scaled(self.image.size[::-1]))
         self.capture = Capture(ex.model, x[None], ex.anat, ex.score)
         self.probs = class_probs(self.capture.logits[0], ex.task).cpu()
-        self.top_classes = self.probs.topk(min(5, len(self.probs))).indices.tolist()
-        self.grid_maps, self.pixel_maps, self.grid_geometry, self._keys, self._parts_cache = {}, {}, None, None, {}
-        self.compute(*(self.top_classes if targets is None else map(ex.target, targets)))
+        self.top_classes = (self.probs.topk(min(5, len(self.probs)))
+                            .indices.tolist())
+        self.grid_maps, self.pixel_maps, self._parts_cache = {}, {}, {}
+        self.grid_geometry, self._keys = None, None
+        self.compute(*(self.top_classes if targets is None
+                       else map(ex.target, targets)))
 
-    def __repr__(self): return f'Atlas: {len(self.grid_maps)} classes × {self.depth} layers by {self.method} of {self.ex.name}'
+    def __repr__(self):
+        return (f'Atlas: {len(self.grid_maps)} classes × {self.depth} layers '
+                f'by {self.method} of {self.ex.name}')
     @property
     def depth(self)->int:
         "Number of layers"
@@ -50,11 +63,15 @@ class Atlas:
         "Name of a class in at most n characters"
         return truncate_label(self.ex.labels[t], n)
     def answer(self, t:int)->str:
-        "What the model says about a class, as text: its probability, or the number if there is none"
-        return format_answer(self.probs[t].item() if has_probs(self.ex.task) else None, self.capture.logits[0, t].item())
+        """What the model says about a class, as text: its probability, or the
+        number if there is none"""
+        return format_answer(self.probs[t].item() if has_probs(self.ex.task)
+                             else None, self.capture.logits[0, t].item())
     def map(self, t:int, layer:int, place=None)->torch.Tensor: # (H,W) in 0..1
-        "Attribution map of a class at a layer, on the shown image (default) or on another geometry"
-        return map_on_image(self.pixel_maps[t][layer], place or self.place).clamp(0, 1)
+        """Attribution map of a class at a layer, on the shown image (default)
+        or on another geometry"""
+        return map_on_image(self.pixel_maps[t][layer],
+                            place or self.place).clamp(0, 1)
 
 # %% ../../nbs/view/01_atlas.ipynb #52fea0f2
 @patch
@@ -62,28 +79,42 @@ def compute(self:Atlas, *targets):
     "Compute the maps of those classes that have none yet, in one call"
     new = [t for t in dict.fromkeys(targets) if t not in self.grid_maps]
     if not new: return self
-    with progress_bar(): m = self.ex._maps(self.capture, torch.tensor([new]), self.method, range(self.depth), **self.options)[0].cpu()   # (T,L,h,w)
-    self.grid_geometry = self.capture.grid_geometry       # position of the grid on the model's input
-    pixel_maps = normalize_map(upsample_by_method(self.method, m.flatten(0, 1)[None], self.capture.x.cpu(), self.grid_geometry))[0].unflatten(0, m.shape[:2])
-    self.grid_maps.update(zip(new, m)); self.pixel_maps.update(zip(new, pixel_maps))
+    with progress_bar(): # (T,L,h,w)
+        m = self.ex._maps(self.capture, torch.tensor([new]), self.method,
+                          range(self.depth), **self.options)[0].cpu()
+    # position of the grid on the model's input
+    self.grid_geometry = self.capture.grid_geometry
+    pixel_maps = normalize_map(upsample_by_method(
+        self.method, m.flatten(0, 1)[None], self.capture.x.cpu(),
+        self.grid_geometry))[0].unflatten(0, m.shape[:2])
+    self.grid_maps.update(zip(new, m))
+    self.pixel_maps.update(zip(new, pixel_maps))
     return self
 
 @patch
 def explanation(self:Atlas, t:int, layer:int)->Explanation:
-    "`Explanation` of a class at a layer, as from `ex(img, t, method, layer)`, but without running the model"
-    return self.ex._make_explanation(self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer], self.original_place, self.probs, t, self.method, layer,
-                                     None, self.grid_geometry, self.capture.logits[0, t].item())
+    """`Explanation` of a class at a layer, as from `ex(img, t, method, layer)`,
+    but without running the model"""
+    return self.ex._make_explanation(
+        self.original, self.grid_maps[t][layer], self.pixel_maps[t][layer],
+        self.original_place, self.probs, t, self.method, layer, None,
+        self.grid_geometry, self.capture.logits[0, t].item())
 
 # %% ../../nbs/view/01_atlas.ipynb #d33ed1a7
 @patch
-def parts(self:Atlas, t:int, layer:int,
-          k:int,   # largest number of parts
-         )->tuple: # labels (h,w), −1 outside; list of shares, falling, sum 1 (empty if the map has no positive values)
+def parts(
+    self:Atlas, t:int, layer:int,
+    k:int,  # largest number of parts
+    # labels (h,w), −1 outside; list of shares, falling, sum 1 (empty if the map
+    # has no positive values)
+)->tuple:
     "Parts of the map of a class at a layer"
     if self._keys is None:
         run = self.capture(**required_sites(self.ex.anat, range(self.depth)))
-        self._keys = [[c[0].cpu() for c in artifact_free_keys(run, l)] for l in range(self.depth)]
+        self._keys = [[c[0].cpu() for c in artifact_free_keys(run, l)]
+                      for l in range(self.depth)]
     g = self.grid_maps[t][layer]
     if g.max() <= 0: return torch.full(g.shape, -1), []
-    labels, shares = sort_parts(cut_parts(self._keys[layer], g, k)[0], self.pixel_maps[t][layer], self.grid_geometry)
+    labels, shares = sort_parts(cut_parts(self._keys[layer], g, k)[0],
+                                self.pixel_maps[t][layer], self.grid_geometry)
     return labels, shares.tolist()

@@ -26,56 +26,84 @@ from ..explain import *
 class Comparison:
     "Several maps of one picture, and how far they agree"
     explanations: Explanations          # all of one picture
-    names: list                         # what differs: names of models, of methods, or both
-    agreement: torch.Tensor             # (n,n) rank correlation of each pair of maps, −1..1
+    names: list  # what differs: names of models, of methods, or both
+    # (n,n) rank correlation of each pair of maps, −1..1
+    agreement: torch.Tensor
 
     @property
-    def mean_agreement(self)->float: return self.agreement[tuple(torch.triu_indices(*self.agreement.shape, 1))].mean().item()   # over all pairs
+    def mean_agreement(self)->float: # over all pairs
+        return self.agreement[tuple(torch.triu_indices(*self.agreement.shape,
+            1))].mean().item()
     @property
     def warning(self)->str: # empty if there is nothing to warn of
         if len({e.label for e in self.explanations}) == 1: return ''
-        return "The maps explain different classes, so they needn't agree. Give a target that all models know"
+        return ("The maps explain different classes, so they needn't agree. "
+                "Give a target that all models know")
     def __repr__(self):
-        width = max(map(len, self.names)) + 2, max(len(e.label) for e in self.explanations) + 2
-        lines = [f'{n:{width[0]}s}{e.label:{width[1]}s}{e.answer}' for n,e in zip(self.names, self.explanations)] + [self.warning]*bool(self.warning)
-        return '\n'.join([f'Comparison of {len(self.names)} maps, mean agreement {self.mean_agreement:.2f}', *lines])
+        width = max(map(len, self.names)) + 2, max(len(e.label)
+            for e in self.explanations) + 2
+        lines = ([f'{n:{width[0]}s}{e.label:{width[1]}s}{e.answer}'
+                  for n,e in zip(self.names, self.explanations)] +
+                 [self.warning]*bool(self.warning))
+        return '\n'.join([f'Comparison of {len(self.names)} maps, mean '
+                          f'agreement {self.mean_agreement:.2f}', *lines])
 
+# %% ../../nbs/view/05_compare.ipynb #0d620749
 def map_agreement(explanations, side:int=96)->torch.Tensor: # (n,n)
-    "Rank correlation of each pair of maps on a grid of about `side`² points that all models saw"
+    """Rank correlation of each pair of maps on a grid of about `side`² points
+    that all models saw"""
     H, W = explanations[0].place.image_size
     size = [max(2, round(side*s/max(H, W))) for s in (H, W)]
     places = [e.place.scaled(size) for e in explanations]
     seen = torch.stack([p.visible for p in places]).all(0)
-    if seen.sum() < 2: raise VitxError("these models saw no common part of the picture: use models with the same cropping")
-    maps = [map_on_image(e.pixel_map, p)[seen] for e,p in zip(explanations, places)]
+    if seen.sum() < 2:
+        raise VitxError("these models saw no common part of the picture: use "
+                        "models with the same cropping")
+    maps = [map_on_image(e.pixel_map, p)[seen]
+            for e,p in zip(explanations, places)]
     out = torch.eye(len(maps))
-    for i,j in combinations(range(len(maps)), 2): out[i, j] = out[j, i] = rank_correlation(maps[i][None], maps[j][None]).nan_to_num(0).item()
+    for i,j in combinations(range(len(maps)), 2):
+        out[i, j] = out[j, i] = rank_correlation(maps[i][None],
+            maps[j][None]).nan_to_num(0).item()
     return out
 
 # %% ../../nbs/view/05_compare.ipynb #e1c412cf
-def compare(image,                # picture in any common form
-            explainers,           # an `Explainer` or the name of a model, or a list of them
-            target=None,          # class; None: the top class of the first explainer, if the others have a class of this name, else their own top classes
-            methods='rcut',       # a method, or a list of them
-            layer:int=-1,         # explain the tokens that enter this block
-           )->Comparison:
+def compare(
+    image,  # picture in any common form
+    explainers,  # an `Explainer` or the name of a model, or a list of them
+    # class; None: the top class of the first explainer, if the others have a
+    # class of this name, else their own top classes
+    target=None,
+    methods='rcut',  # a method, or a list of them
+    layer:int=-1,  # explain the tokens that enter this block
+)->Comparison:
     "Explain a picture by several models or methods"
-    explainers, methods = ([v] if isinstance(v, (Explainer, str)) else list(v) for v in (explainers, methods))
-    explainers = [v if isinstance(v, Explainer) else Explainer(v) for v in explainers]
-    if len(explainers)*len(methods) < 2: raise VitxError("a comparison needs at least two explainers or two methods: give a list")
+    explainers, methods = ([v] if isinstance(v, (Explainer, str)) else list(v)
+                           for v in (explainers, methods))
+    explainers = [v if isinstance(v, Explainer) else Explainer(v)
+                  for v in explainers]
+    if len(explainers)*len(methods) < 2:
+        raise VitxError("a comparison needs at least two explainers or two "
+                        "methods: give a list")
     image = explainers[0]._read(image)
-    targets = [target]*len(explainers) if target is not None else _common_targets(explainers, image)
+    targets = ([target]*len(explainers) if target is not None
+               else _common_targets(explainers, image))
     found, names = Explanations(), []
-    labels = [ex.name if [e.name for e in explainers].count(ex.name) == 1 else f'{ex.name} ({i+1})' for i,ex in enumerate(explainers)]
+    labels = [ex.name if [e.name for e in explainers].count(ex.name) == 1
+              else f'{ex.name} ({i+1})' for i,ex in enumerate(explainers)]
     for (ex, label), t in zip(zip(explainers, labels), targets):
         for m in methods:
             found.append(ex(image, t, m, layer))
-            names.append(' '.join(([label] if len(explainers) > 1 else []) + ([m] if len(methods) > 1 else [])))
+            names.append(' '.join(([label] if len(explainers) > 1 else []) +
+                                  ([m] if len(methods) > 1 else [])))
     return Comparison(found, names, map_agreement(found))
 
-def _common_targets(explainers, image): # the top class of the first; for the others the class of this name, or None
+def _common_targets(
+    explainers, image
+):  # the top class of the first; for the others the class of this name, or None
     first = explainers[0](image)
-    return [first.target, *(first.label if ex.labels.count(first.label) == 1 else None for ex in explainers[1:])]
+    return [first.target, *(first.label if ex.labels.count(first.label) == 1
+                            else None for ex in explainers[1:])]
 
 # %% ../../nbs/view/05_compare.ipynb #8cdca879
 @patch
@@ -87,13 +115,17 @@ def figure(self:Comparison, dpi:int=110): # matplotlib.figure.Figure
 def _draw_comparison(c, fig):
     e, n = c.explanations[0], len(c.names) + 1
     columns = min(n, 5)
-    fig.set_size_inches(2.3*columns, (2.3*min(e.image.height/e.image.width, 2) + .6)*-(-n//columns) + .3)
+    fig.set_size_inches(2.3*columns, (2.3*min(e.image.height/e.image.width, 2) +
+                                      .6)*-(-n//columns) + .3)
     fig.set_layout_engine('constrained')
     axs = fig.subplots(-(-n//columns), columns, squeeze=False).ravel()
     show_image(shrink_image(e.image), axs[0], 'picture')
     for i,(ax,name,x) in enumerate(zip(axs[1:], c.names, c.explanations)):
         title = x.show(ax).get_title()
-        ax.set_title('\n'.join(wrap(name.replace('.', ' .'), 24)).replace(' .', '.') + f'\n{title}' + (f'\nagrees {c.agreement[0, i]:.2f}' if i else ''), fontsize=8)
+        ax.set_title('\n'.join(wrap(name.replace('.', ' .'), 24))
+                     .replace(' .', '.') + f'\n{title}' +
+                     (f'\nagrees {c.agreement[0, i]:.2f}' if i else ''),
+                     fontsize=8)
     for ax in axs[n:]: ax.set_axis_off()
     return fig
 
@@ -111,7 +143,13 @@ def save(self:Comparison, path)->Path:
 # %% ../../nbs/view/05_compare.ipynb #58dc714a
 @patch
 def _repr_mimebundle_(self:Comparison, **kwargs):
-    pictures = [(shrink_image(self.explanations[0].image, 240), 'The picture that was explained', 'picture')]
+    pictures = [(shrink_image(self.explanations[0].image, 240),
+                 'The picture that was explained', 'picture')]
     for i,(n,e) in enumerate(zip(self.names, self.explanations)):
-        pictures.append((e.overlay_image(240), f'{e.description} of {e.model}', f'{n}: {e.label} {e.answer}' + (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
-    return {'text/plain': repr(self), 'text/html': pictures_html(pictures, f'Mean agreement of the maps (rank correlation): {self.mean_agreement:.2f}' + f' · {self.warning}'*bool(self.warning), 180)}
+        pictures.append((e.overlay_image(240), f'{e.description} of {e.model}',
+                         f'{n}: {e.label} {e.answer}' +
+                         (f', agrees {self.agreement[0, i]:.2f}' if i else '')))
+    return {'text/plain': repr(self), 'text/html': pictures_html(pictures,
+        f'Mean agreement '
+        f'of the maps (rank correlation): {self.mean_agreement:.2f}' +
+        f' · {self.warning}'*bool(self.warning), 180)}

@@ -22,18 +22,28 @@ from .pages import html_page
 
 # %% ../../nbs/view/04_gallery.ipynb #8554ec85
 def find_pictures(sources)->list: # of paths, each file once
-    "The pictures that files, folders and patterns name, in this order; a file that is named counts even if it is broken, maps of earlier runs don't"
+    """The pictures that files, folders and patterns name, in this order; a file
+    that is named counts even if it is broken, maps of earlier runs don't"""
     found = []
     for s in sources:
         path = Path(s)
-        if path.is_dir(): new = [p for p in find_images(path) if not _is_result(p)]
+        if path.is_dir():
+            new = [p for p in find_images(path) if not _is_result(p)]
         elif path.exists() or not set(str(s)) & set('*?['): new = [path]
-        else: new = [p for p in sorted(map(Path, glob.glob(str(s), recursive=True))) if p.is_file()]
-        if not new: raise VitxError(f"{s} {'contains no picture' if path.is_dir() else 'matches no file'}: give files, folders or patterns such as 'photos/*.jpg'")
+        else:
+            new = [p for p in sorted(
+                map(Path, glob.glob(str(s), recursive=True))) if p.is_file()]
+        if not new:
+            what = 'contains no picture' if path.is_dir() else 'matches no file'
+            raise VitxError(f"{s} {what}: give files, folders or patterns such "
+                            "as 'photos/*.jpg'")
         found += new
-    return list({os.path.realpath(p): p for p in reversed(found)}.values())[::-1]
+    return list({os.path.realpath(p): p for p in reversed(found)}
+                .values())[::-1]
 
-def _is_result(path): return path.parent.name in ('maps', 'pictures') and (path.parent.parent/MANIFEST).exists()
+def _is_result(path):
+    return path.parent.name in ('maps', 'pictures') and (
+        path.parent.parent/MANIFEST).exists()
 
 # %% ../../nbs/view/04_gallery.ipynb #c63ea025
 MANIFEST, SETTINGS = 'manifest.jsonl', 'settings.json'
@@ -42,9 +52,11 @@ def read_manifest(folder)->list: # of dicts, one for each map or broken file
     "Lines of a manifest; an incomplete last line is left out"
     path = Path(folder)/MANIFEST
     text = path.read_text(encoding='utf8') if path.exists() else ''
-    return [json.loads(line) for line in text.split('\n')[:-1]]                    # not splitlines: a name may hold other line ends
+    # not splitlines: a name may hold other line ends
+    return [json.loads(line) for line in text.split('\n')[:-1]]
 
-def _shown(path): return str(path).encode('utf8', 'backslashreplace').decode()                 # names may hold bytes that are no text
+def _shown(path): # names may hold bytes that are no text
+    return str(path).encode('utf8', 'backslashreplace').decode()
 
 def _stamp(path): # changes with the file
     try: s = os.stat(path)
@@ -53,61 +65,96 @@ def _stamp(path): # changes with the file
 
 
 # %% ../../nbs/view/04_gallery.ipynb #c63ea026
-def _is_unfinished(path): return re.fullmatch(r'[.].{0,40}-[a-z0-9_]{8}([.]\w+)?', path.name, re.S) is not None      # as `atomic_path` names a file that it writes
+def _is_unfinished(path): # as `atomic_path` names a file that it writes
+    return re.fullmatch(r'[.].{0,40}-[a-z0-9_]{8}([.]\w+)?', path.name,
+                        re.S) is not None
 
 def _check_folder(out, settings, resume):
-    "Raise a VitxError unless the folder is empty, or holds a run that may be continued"
+    """Raise a VitxError unless the folder is empty, or holds a run that may be
+    continued"""
     if not (out/SETTINGS).exists():
-        if not all(map(_is_unfinished, out.iterdir())): raise VitxError(f"the folder {out} isn't empty: give a new folder as --out")
+        if not all(map(_is_unfinished, out.iterdir())):
+            raise VitxError(
+                f"the folder {out} isn't empty: give a new folder as --out")
     elif not resume:
-        if read_manifest(out): raise VitxError(f"{out} holds the results of an earlier run: continue it with --resume, or give another folder as --out")
-    elif (before := json.loads((out/SETTINGS).read_text(encoding='utf8'))) != settings:
-        changed = ', '.join(f'{k} ({before.get(k)}, now {settings[k]})' for k in settings if before.get(k) != settings[k])
-        raise VitxError(f"the run in {out} had another {changed}: resume it with the same options, or give another folder as --out")
+        if read_manifest(out):
+            raise VitxError(
+                f"{out} holds the results of an earlier run: continue it with "
+                f"--resume, or give another folder as --out")
+    elif (before := json.loads((out/SETTINGS)
+                               .read_text(encoding='utf8'))) != settings:
+        changed = ', '.join(f'{k} ({before.get(k)}, now {settings[k]})'
+                            for k in settings if before.get(k) != settings[k])
+        raise VitxError(
+            f"the run in {out} had another {changed}: resume it with the same "
+            f"options, or give another folder as --out")
 
 def _remove_unfinished(out, rows):
     "Delete files that a killed run was writing"
-    finished = {Path(f).name for r in rows for f in [*r['files'].values(), r['picture']]}
+    finished = {Path(f).name for r in rows for f in [*r['files'].values(),
+        r['picture']]}
     for folder in (out, out/'maps', out/'pictures'):
         for path in folder.iterdir():
             if path.name not in finished and _is_unfinished(path): path.unlink()
 
 # %% ../../nbs/view/04_gallery.ipynb #c63ea027
 def _write_lines(path, rows):
-    with atomic_path(path) as tmp: tmp.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), encoding='utf8')
+    with atomic_path(path) as tmp:
+        tmp.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n'
+                               for r in rows), encoding='utf8')
 
 def _begin(out, settings, resume, files): # → lines of an earlier run that stay
-    if out.exists() and not out.is_dir(): raise VitxError(f"{out} is a file: give a folder as --out")
-    if not out.parent.is_dir(): raise VitxError(f"the folder {out.parent} doesn't exist. Create it first")
+    if out.exists() and not out.is_dir():
+        raise VitxError(f"{out} is a file: give a folder as --out")
+    if not out.parent.is_dir():
+        raise VitxError(
+            f"the folder {out.parent} doesn't exist. Create it first")
     out.mkdir(exist_ok=True)
     _check_folder(out, settings, resume)
-    with atomic_path(out/SETTINGS) as tmp: tmp.write_text(json.dumps(settings, ensure_ascii=False), encoding='utf8')
+    with atomic_path(out/SETTINGS) as tmp:
+        tmp.write_text(json.dumps(settings, ensure_ascii=False),
+                       encoding='utf8')
     for kind in ('maps', 'pictures'): (out/kind).mkdir(exist_ok=True)
     stamps = {_shown(f): _stamp(f) for f in files}
-    rows = [r for r in read_manifest(out) if 'error' not in r and r['stamp'] == stamps.get(r['file'], r['stamp'])]   # broken and changed files are tried again
+    # broken and changed files are tried again
+    rows = [r for r in read_manifest(out) if 'error' not in r
+            and r['stamp'] == stamps.get(r['file'], r['stamp'])]
     _write_lines(out/MANIFEST, rows)
     _remove_unfinished(out, rows)
     return rows
 
 # %% ../../nbs/view/04_gallery.ipynb #139e81a4
-def _unique_name(path, taken): # name for a file's results that every file system takes; two files of one name get a number
-    stem = re.sub(r'[^\w .()+-]', '_', _shown(path.stem))[:80].strip() or 'picture'
+def _unique_name(
+    path, taken
+    # name for a file's results that every file system takes; two files of one
+    # name get a number
+):
+    stem = re.sub(r'[^\w .()+-]', '_',
+                  _shown(path.stem))[:80].strip() or 'picture'
     for i in range(1, 10**6):
         name = stem if i == 1 else f'{stem}-{i}'
-        if taken.setdefault(name.casefold(), _shown(path)) == _shown(path): return name
+        if taken.setdefault(name.casefold(), _shown(path)) == _shown(path):
+            return name
 
-def _save_maps(e, out, name, formats, full_size, overlay_only): # → {format: file}
+def _save_maps(e, out, name, formats, full_size,
+               overlay_only):  # → {format: file}
     files = {}
     for kind in formats:
         files[kind] = file = f'maps/{name}.{kind}'
         is_picture = kind in ('jpg', 'png', 'webp')
         if is_picture and not full_size and not overlay_only:
-            with atomic_path(out/file) as tmp: e.overlay_image().save(tmp, quality=90)
-        else: e.save(out/file, full_size=full_size and is_picture, overlay_only=overlay_only and is_picture)
+            with atomic_path(out/file) as tmp:
+                e.overlay_image().save(tmp, quality=90)
+        else:
+            e.save(out/file, full_size=full_size and is_picture,
+                   overlay_only=overlay_only and is_picture)
     return files
 
-def _save_picture(e, out, name): # → file: the picture itself, which the gallery shows on request
-    with atomic_path(out/(file := f'pictures/{name}.jpg')) as tmp: shrink_image(e.image).save(tmp, quality=85)
+def _save_picture(
+    e, out,
+    name):  # → file: the picture itself, which the gallery shows on request
+    with atomic_path(out/(file := f'pictures/{name}.jpg')) as tmp:
+        shrink_image(e.image).save(tmp, quality=85)
     return file
 
 def _row(e, **more): # a line of the manifest
@@ -117,56 +164,95 @@ def _row(e, **more): # a line of the manifest
 FORMATS = ('jpg', 'png', 'webp', 'npy', 'json', 'labelme.json')
 
 # %% ../../nbs/view/04_gallery.ipynb #58e9b074
-def _check_request(ex, formats, target, against, card, overlay_only): # → formats, with one that the gallery can show
-    if bad := [f for f in formats if f not in FORMATS]: raise VitxError(f"unknown format {bad[0]!r}: use {', '.join(FORMATS)}")
-    if num_top(target) and against is not None: raise VitxError("a comparison needs one class: give a target instead of the top classes")
+def _check_request(
+    ex, formats, target, against, card,
+    overlay_only):  # → formats, with one that the gallery can show
+    if bad := [f for f in formats if f not in FORMATS]:
+        raise VitxError(f"unknown format {bad[0]!r}: use {', '.join(FORMATS)}")
+    if num_top(target) and against is not None:
+        raise VitxError("a comparison needs one class: give a target instead "
+                        "of the top classes")
     if not num_top(target) and target is not None: ex.target(target)
-    if card and ex.channels != 3: raise VitxError("a trust card needs a model of three channels: leave the card out")
+    if card and ex.channels != 3:
+        raise VitxError(
+            "a trust card needs a model of three channels: leave the card out")
     pictures = ('png', 'webp') if overlay_only else ('jpg', 'png', 'webp')
-    if overlay_only and 'jpg' in formats: raise VitxError("a JPEG can't be transparent: with overlay_only, use the formats png or webp")
-    return tuple(formats) if set(formats) & set(pictures) else (pictures[0], *formats)
+    if overlay_only and 'jpg' in formats:
+        raise VitxError("a JPEG can't be transparent: with overlay_only, use "
+                        "the formats png or webp")
+    return tuple(formats) if set(formats) & set(pictures) else (pictures[0],
+        *formats)
 
-def _hash_labels(ex)->str: return sha256('\n'.join(ex.labels).encode('utf8', 'backslashreplace')).hexdigest()[:12]
+def _hash_labels(ex)->str:
+    return (sha256('\n'.join(ex.labels).encode('utf8', 'backslashreplace'))
+            .hexdigest()[:12])
 
-def _reason(error): return _shown(error.reason.removeprefix(str(error.picture)).lstrip(': '))  # without the name of the file, which stands beside it
+def _reason(error): # without the name of the file, which stands beside it
+    return _shown(error.reason.removeprefix(str(error.picture)).lstrip(': '))
 
 # %% ../../nbs/view/04_gallery.ipynb #f2b0d807
-def explain_files(ex:Explainer, files, # paths
-                  out,                 # folder, created if missing
-                  target=None,         # class; None: the top class of each picture; 'all-top3': its three top classes
-                  method:str='rcut', layer:int=-1, against=None,
-                  formats=('jpg',),    # of each map: jpg, png, webp, npy, json, labelme.json
-                  coco:bool=False,     # write boxes and outlines of all maps to annotations.json
-                  card:bool=False,     # measure whether each map can be trusted; takes several times longer
-                  full_size:bool=False,# pictures of maps in the size of the photos; else at most 1,024 pixels
-                  overlay_only:bool=False, # pictures hold only the map, as transparent layers (png, webp)
-                  resume:bool=False,   # keep what an earlier run has done
-                  report=None,         # function called with each new line of the manifest
-                 )->list:              # lines of the manifest
-    "Explain pictures into a folder: maps, manifest.jsonl and index.html; broken files become lines with an `error`"
+def explain_files(
+    ex:Explainer, files,  # paths
+    out,  # folder, created if missing
+    # class; None: the top class of each picture; 'all-top3': its three top
+    # classes
+    target=None,
+    method:str='rcut', layer:int=-1, against=None,
+    formats=('jpg',),  # of each map: jpg, png, webp, npy, json, labelme.json
+    coco:bool=False,  # write boxes and outlines of all maps to annotations.json
+    # measure whether each map can be trusted; takes several times longer
+    card:bool=False,
+    # pictures of maps in the size of the photos; else at most 1,024 pixels
+    full_size:bool=False,
+    # pictures hold only the map, as transparent layers (png, webp)
+    overlay_only:bool=False,
+    resume:bool=False,  # keep what an earlier run has done
+    report=None,  # function called with each new line of the manifest
+)->list:  # lines of the manifest
+    """Explain pictures into a folder: maps, manifest.jsonl and index.html;
+    broken files become lines with an `error`"""
     out, files, k = Path(out), [Path(f) for f in files], num_top(target) or 1
     formats = _check_request(ex, formats, target, against, card, overlay_only)
-    settings = dict(model=repr(ex), labels=_hash_labels(ex), task=ex.task, target=target, method=method, layer=ex._layer_indices(layer)[0], against=against, formats=list(formats), card=card,
-                    full_size=full_size, overlay_only=overlay_only, read={k: str(v) for k,v in getattr(ex.read, 'keywords', {}).items() if v is not None})
+    settings = dict(model=repr(ex), labels=_hash_labels(ex), task=ex.task,
+                    target=target, method=method,
+                    layer=ex._layer_indices(layer)[0], against=against,
+                    formats=list(formats), card=card, full_size=full_size,
+                    overlay_only=overlay_only,
+                    read={k: str(v) for k,v in getattr(ex.read, 'keywords', {})
+                          .items() if v is not None})
     rows = _begin(out, settings, resume, files)
-    done, taken = {r['file'] for r in rows}, {r['name'].casefold(): r['file'] for r in rows}
+    done, taken = {r['file'] for r in rows}, {r['name'].casefold(): r['file']
+        for r in rows}
     todo, annotated = [f for f in files if _shown(f) not in done], []
-    with open(out/MANIFEST, 'a', encoding='utf8') as manifest, tqdm(total=len(files), initial=len(files) - len(todo), unit=' pictures', desc='explain') as bar:
+    with open(out/MANIFEST, 'a', encoding='utf8') as manifest, tqdm(
+        total=len(files), initial=len(files) - len(todo), unit=' pictures',
+        desc='explain') as bar:
         def write(new):
-            manifest.write(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in new)); manifest.flush()
+            manifest.write(''.join(json.dumps(r, ensure_ascii=False) + '\n'
+                                   for r in new))
+            manifest.flush()
             rows.extend(new); bar.update()
             for r in new if report else (): report(r)
-        def broken(error): write([dict(file=_shown(error.picture), name=None, error=_reason(error))])
+        def broken(error):
+            write([dict(file=_shown(error.picture), name=None,
+                        error=_reason(error))])
         try:
-            for e in ex.stream(todo, None if num_top(target) else target, method, layer, against, broken=broken):
+            for e in ex.stream(todo, None if num_top(target) else target,
+                               method, layer, against, broken=broken):
                 found = ex.explain_top(e, k)
                 name = _unique_name(Path(found[0].file), taken)
                 picture = _save_picture(found[0], out, name)
-                write([_row(e, name=name, picture=picture, files=_save_maps(e, out, name if i == 0 else f'{name}~{i+1}', formats, full_size, overlay_only),
-                            warnings=e.warnings + (e.card().warnings if card else [])) for i,e in enumerate(found)])
+                write([_row(e, name=name, picture=picture, files=_save_maps(e,
+                    out, name if i == 0 else f'{name}~{i+1}', formats,
+                    full_size, overlay_only), warnings=e.warnings +
+                            (e.card().warnings if card else []))
+                       for i,e in enumerate(found)])
                 if coco: annotated += map(_light, found)
         finally: _write_gallery(out, rows, ex.name)
-    if coco: _write_coco(out, annotated, ex, [(f, r['target']) for f in files for r in rows if r['file'] == _shown(f) in done], method, layer, against)
+    if coco:
+        _write_coco(out, annotated, ex,
+                    [(f, r['target']) for f in files for r in rows
+                     if r['file'] == _shown(f) in done], method, layer, against)
     return rows
 
 # %% ../../nbs/view/04_gallery.ipynb #7e72f3fc
@@ -176,8 +262,11 @@ def _light(e): # without its picture's pixels
     return light
 
 def _write_coco(out, explanations, ex, earlier, method, layer, against):
-    again = (ex(f, t, method, layer, against) for f,t in earlier)                              # those of an earlier run
-    with atomic_path(out/'annotations.json') as tmp: tmp.write_text(json.dumps(to_coco([*again, *explanations]), ensure_ascii=False), encoding='utf8')
+    # those of an earlier run
+    again = (ex(f, t, method, layer, against) for f,t in earlier)
+    with atomic_path(out/'annotations.json') as tmp:
+        tmp.write_text(json.dumps(to_coco([*again, *explanations]),
+                                  ensure_ascii=False), encoding='utf8')
 
 # %% ../../nbs/view/04_gallery.ipynb #8113fd94
 _GALLERY_STYLE = '''<style>body { max-width: 110rem } .bar { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin-bottom: 1rem } .bar input, .bar select { font: inherit; max-width: 100% }
@@ -239,7 +328,8 @@ if (bad.length) $('details').append(...bad.map(r => make('p', r.file + ': ' + r.
 draw();
 '''
 
-_GALLERY_SCRIPT = f'<script>(() => {{{_GALLERY_ROWS}{_GALLERY_DIALOG}{_GALLERY_LIST}}})();</script>'
+_GALLERY_SCRIPT = (f'<script>(() => {{{_GALLERY_ROWS}{_GALLERY_DIALOG}'
+                   f'{_GALLERY_LIST}}})();</script>')
 
 # %% ../../nbs/view/04_gallery.ipynb #3a07f832
 def _write_gallery(out, rows, model):
@@ -248,4 +338,6 @@ def _write_gallery(out, rows, model):
     body = f'''{_GALLERY_STYLE}<div class="bar"><label>filter <input type="search" autocomplete="off" placeholder="file, class, warning"></label><label>sort by <select autocomplete="off"></select></label><output aria-live="polite"></output></div>
 <ul></ul><p class="none" hidden></p><details><summary>{broken} broken {'file' if broken == 1 else 'files'}</summary></details><dialog aria-label="one map"></dialog>
 <script type="application/json" id="rows">{data}</script>{_GALLERY_SCRIPT}'''
-    with atomic_path(out/'index.html') as tmp: tmp.write_text(html_page(f'Attribution maps of {model}', body), encoding='utf8')
+    with atomic_path(out/'index.html') as tmp:
+        tmp.write_text(html_page(f'Attribution maps of {model}', body),
+                       encoding='utf8')

@@ -102,30 +102,41 @@ SCRIPT = f'<script>(() => {{{PAINTER}{CONTROLS}{SPRITES}}})();</script>'
 
 # %% ../../nbs/view/03_pages.ipynb #ada7d445
 def _sprite(atlas, t, size):
-    "The maps of a class at all layers, one below the other, as the address of one WebP image"
+    """The maps of a class at all layers, one below the other, as the address of
+    one WebP image"""
     place = atlas.place.scaled(size)
     m = torch.cat([atlas.map(t, l, place) for l in range(atlas.depth)])
-    Image.fromarray((m*255).round().byte().numpy()).save(b := io.BytesIO(), 'WEBP', quality=80, method=4)
+    Image.fromarray((m*255).round().byte().numpy()).save(b := io.BytesIO(),
+        'WEBP', quality=80, method=4)
     return data_uri(b.getvalue())
 
 def _page_data(atlas, tile):
-    "JSON for the script: classes, maps with a longer side of `tile` pixels, and colors"
+    """JSON for the script: classes, maps with a longer side of `tile` pixels,
+    and colors"""
     W, H = atlas.image.size
     size = [max(1, round(tile*s/max(W, H))) for s in (H, W)]
-    classes = [dict(label=atlas.name(t), answer=atlas.answer(t), description=[describe_location(atlas.map(t, l)) for l in range(atlas.depth)],
+    classes = [dict(label=atlas.name(t), answer=atlas.answer(t), description=[
+        describe_location(atlas.map(t, l)) for l in range(atlas.depth)],
                     maps=_sprite(atlas, t, size)) for t in atlas.grid_maps]
-    colors = [base64.b64encode((palette(s)*255).round().astype(np.uint8).tobytes()).decode() for s in (False, True)]
-    content = dict(size=[W, H], tile=size[::-1], layers=atlas.depth, method=atlas.method, palette=colors, classes=classes)
+    colors = [base64.b64encode((palette(s)*255).round().astype(np.uint8)
+                               .tobytes()).decode() for s in (False, True)]
+    content = dict(size=[W, H], tile=size[::-1], layers=atlas.depth,
+                   method=atlas.method, palette=colors, classes=classes)
     return json.dumps(content, ensure_ascii=False).replace('<', '\\u003c')
 
 def legend_html(has_hidden:bool=False, # whether part of the image is hatched
                )->str:
     "Legend of the colors, as HTML"
-    stops = ', '.join('#%02x%02x%02x' % tuple((palette()[i]*255).round().astype(int)) for i in range(0, 256, 51))
+    stops = ', '.join('#%02x%02x%02x' % tuple((palette()[i]*255).round()
+        .astype(int)) for i in range(0, 256, 51))
     hatched = '; hatched: not seen by the model' if has_hidden else ''
-    return f'<div class="vitx-legend">weak <i style="background: linear-gradient(to right, {stops})"></i> strong evidence{hatched}</div>'
+    return (f'<div class="vitx-legend">weak <i style="background: '
+            f'linear-gradient(to right, {stops})"></i> strong '
+            f'evidence{hatched}</div>')
 
-FIGURE = '<figure hidden><canvas role="img" hidden></canvas><figcaption></figcaption></figure>'    # one that a script fills
+# %% ../../nbs/view/03_pages.ipynb #7495a707
+FIGURE = ('<figure hidden><canvas role="img" hidden></canvas><figcaption></'
+          'figcaption></figure>')  # one that a script fills
 
 def controls_html(options:str, # of the classes
                   last:int,    # the last layer
@@ -137,22 +148,31 @@ def controls_html(options:str, # of the classes
 <label>opacity <input type="range" autocomplete="off" min="0" max="1" step=".05" value=".85"></label></div>'''
 
 # %% ../../nbs/view/03_pages.ipynb #94ddad67
-def html_fragment(atlas:Atlas,
-                  limit:int=1_000_000, # largest size in bytes; the maps get a lower resolution until the fragment fits
-                 )->str:
-    "The atlas as an HTML fragment that needs no network and no kernel; `VitxError` if it can't be made small enough"
+def html_fragment(
+    atlas:Atlas,
+    # largest size in bytes; the maps get a lower resolution until the fragment
+    # fits
+    limit:int=1_000_000,
+)->str:
+    """The atlas as an HTML fragment that needs no network and no kernel;
+    `VitxError` if it can't be made small enough"""
     for tile in (160, 128, 96, 64, 48, 32):
         text = _render_fragment(atlas, tile)
         if len(text.encode()) <= limit: return text
-    raise VitxError(f"{len(atlas.grid_maps)} classes × {atlas.depth} layers don't fit into {limit:,} bytes: "
+    raise VitxError(f"{len(atlas.grid_maps)} classes × {atlas.depth} layers "
+                    f"don't fit into {limit:,} bytes: "
                     "give the atlas fewer targets or a smaller max_side")
 
 def _render_fragment(atlas, tile):
     "The fragment with maps whose longer side has `tile` pixels"
     q, first = html.escape, next(iter(atlas.grid_maps))
     visible, last = atlas.place.visible, atlas.depth-1
-    plain, still = Panel('', '', hatch_hidden(np.asarray(atlas.image, dtype=np.float32)/255, visible)), make_panels(atlas, AtlasView(first, last))[1]
-    options = ''.join(f'<option value="{i}">{q(atlas.name(t))}  {q(atlas.answer(t))}</option>' for i,t in enumerate(atlas.grid_maps))
+    plain, still = Panel('', '', hatch_hidden(np.asarray(atlas.image,
+        dtype=np.float32)/255, visible)), make_panels(atlas,
+            AtlasView(first, last))[1]
+    options = ''.join(
+        f'<option value="{i}">{q(atlas.name(t))}  {q(atlas.answer(t))}</option>'
+        for i,t in enumerate(atlas.grid_maps))
     return f'''<div class="vitx">{STYLE}
 {controls_html(options, last)}
 <div class="vitx-panels"><figure><img src="{data_uri(plain.jpeg(82))}" alt="the photo or drawing that the model was shown"><figcaption>picture</figcaption></figure>
@@ -173,9 +193,13 @@ def html_page(title:str, body:str)->str:
 
 @patch
 def save_html(self:Atlas, path):
-    "Write the atlas as one HTML file, in which layers, classes and comparison work in any browser without a network"
+    """Write the atlas as one HTML file, in which layers, classes and comparison
+    work in any browser without a network"""
     path = writable_path(path)
-    if path.suffix.lower() not in ('.html', '.htm'): raise VitxError(f"save_html can't write {path.name!r}: use a name that ends in .html")
-    text = html_page(f'Attribution maps of {self.ex.name} by {self.method}', html_fragment(self, 990_000))
+    if path.suffix.lower() not in ('.html', '.htm'):
+        raise VitxError(f"save_html can't write {path.name!r}: use a name that "
+                        f"ends in .html")
+    text = html_page(f'Attribution maps of {self.ex.name} by {self.method}',
+                     html_fragment(self, 990_000))
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return path

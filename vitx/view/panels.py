@@ -41,47 +41,66 @@ def format_percent(share:float)->str: # share in 0..1
 
 def describe_location(m:torch.Tensor # (H,W) in 0..1
                      )->str:
-    "Where a map is strongest, and the share of the image with values above half of the maximum, in words"
-    m = m.numpy()[tuple(slice(None, None, max(1, n//96)) for n in m.shape)]     # sampled, which is fast and fine enough for words
+    """Where a map is strongest, and the share of the image with values above
+    half of the maximum, in words"""
+    # sampled, which is fast and fine enough for words
+    m = m.numpy()[tuple(slice(None, None, max(1, n//96)) for n in m.shape)]
     if m.max() <= 0: return 'no evidence'
     strong = m > .5*m.max()
     y, x = (min(int(3*i.mean()/n), 2) for i,n in zip(strong.nonzero(), m.shape))
     side = ('', 'in the center', '')[y] if x == 1 else ''
-    at = side or 'at the ' + ' '.join(filter(None, (('top', '', 'bottom')[y], ('left', '', 'right')[x])))
-    return f'strongest {at}, strong on {format_percent(strong.mean())} of the picture'
+    at = side or 'at the ' + ' '.join(
+        filter(None, (('top', '', 'bottom')[y], ('left', '', 'right')[x])))
+    return (f'strongest {at}, strong on {format_percent(strong.mean())} of the '
+            f'picture')
 
 # %% ../../nbs/view/02_panels.ipynb #df41e126
 def make_panels(atlas:Atlas, v:AtlasView)->list: # of Panel
-    "Panels of a view: the image and the map; then its parts, if wanted; then the second map and the difference, if two classes are compared"
+    """Panels of a view: the image and the map; then its parts, if wanted; then
+    the second map and the difference, if two classes are compared"""
     atlas.compute(v.target, *([] if v.compare_to is None else [v.compare_to]))
     visible, img = atlas.place.visible, atlas.image
-    def panel(title, description, pixels): return Panel(title, description, hatch_hidden(pixels, visible))
+    def panel(title, description, pixels):
+        return Panel(title, description, hatch_hidden(pixels, visible))
     def one(t):
         m = atlas.map(t, v.layer)
-        description = f'evidence for {atlas.ex.labels[t]} by {atlas.method} at layer {v.layer}: {describe_location(m)}'
-        return m, panel(f'{atlas.name(t)}  {atlas.answer(t)}', description, overlay(img, m, v.opacity))
+        description = (f'evidence for {atlas.ex.labels[t]} by {atlas.method} '
+                       f'at layer {v.layer}: {describe_location(m)}')
+        return m, panel(f'{atlas.name(t)}  {atlas.answer(t)}', description,
+                        overlay(img, m, v.opacity))
     m, first = one(v.target)
-    out = [panel('picture', 'the picture', np.asarray(img, dtype=np.float32)/255), first]
+    out = [panel('picture', 'the picture',
+                 np.asarray(img, dtype=np.float32)/255), first]
     if v.num_parts:
-        if (key := (v.target, v.layer, v.num_parts)) not in atlas._parts_cache: atlas._parts_cache[key] = panel(*_parts_panel(atlas, v))
+        if (key := (v.target, v.layer, v.num_parts)) not in atlas._parts_cache:
+            atlas._parts_cache[key] = panel(*_parts_panel(atlas, v))
         out.append(atlas._parts_cache[key])
     if v.compare_to is None or v.compare_to == v.target: return out
     m2, second = one(v.compare_to)
     a, b = atlas.name(v.target, 24), atlas.name(v.compare_to, 24)
-    description = f'more for {a}: {describe_location((m-m2).clamp_min(0))}; more for {b}: {describe_location((m2-m).clamp_min(0))}'
-    return out + [second, panel(f'{a} (orange) − {b} (purple)', description, overlay(img, m-m2, v.opacity, signed=True))]
+    description = (f'more for {a}: {describe_location((m-m2).clamp_min(0))}; '
+                   f'more for {b}: {describe_location((m2-m).clamp_min(0))}')
+    return out + [second, panel(f'{a} (orange) − {b} (purple)', description,
+                                overlay(img, m-m2, v.opacity, signed=True))]
 
 # %% ../../nbs/view/02_panels.ipynb #28a1c504
 def _parts_panel(atlas, v):
     "Title, description and pixels of the panel with the parts"
     labels, shares = atlas.parts(v.target, v.layer, v.num_parts)
-    title = 'parts: ' + ', '.join(f'{c} {format_percent(s)}' for c,s in zip(COLOR_NAMES, shares))
-    if not len(shares): return 'no parts', 'no evidence, so no parts', dim_image(np.asarray(atlas.image, dtype=np.float32)/255)
+    title = 'parts: ' + ', '.join(f'{c} {format_percent(s)}'
+                                  for c,s in zip(COLOR_NAMES, shares))
+    if not len(shares):
+        return ('no parts', 'no evidence, so no parts',
+                dim_image(np.asarray(atlas.image, dtype=np.float32)/255))
     names = title.removeprefix('parts: ')
-    painted = paint_parts(atlas.image, labels, atlas.place, atlas.pixel_maps[v.target][v.layer], atlas.grid_geometry)
-    return title, f'parts of the evidence for {atlas.ex.labels[v.target]} at layer {v.layer}: {names}', painted
+    painted = paint_parts(atlas.image, labels, atlas.place,
+                          atlas.pixel_maps[v.target][v.layer],
+                          atlas.grid_geometry)
+    return (title, f'parts of the evidence for {atlas.ex.labels[v.target]} at '
+                   f'layer {v.layer}: {names}', painted)
 
-COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue', 'vermilion', 'gray')   # names of PART_COLORS
+COLOR_NAMES = ('orange', 'sky blue', 'green', 'pink', 'yellow', 'blue',
+               'vermilion', 'gray')  # names of PART_COLORS
 
 # %% ../../nbs/view/02_panels.ipynb #8aacaf9d
 def show_panels(shown:list,       # of Panel
