@@ -21,16 +21,19 @@ from .cut import *
 def contrastive_score(
     logits:torch.Tensor,  # (B,C)
     targets:torch.Tensor,  # (B,T)
-    # number of other classes with the largest logits; 0: the logit alone
+    # number of competitors: the other classes with the largest logits
     num_contrast:int=20,
+    # share of their mean logit that is subtracted; 0: the logit alone
+    contrast:float=1.,
 )->torch.Tensor:  # (B,T)
     "Logit of each target minus the mean logit of its strongest competitors"
-    if not num_contrast: return logits.gather(1, targets)
+    if not num_contrast or not contrast: return logits.gather(1, targets)
     k, each = (min(num_contrast, logits.shape[1]-1),
                logits.detach()[:, None].expand(-1, targets.shape[1], -1))
     strongest = each.scatter(-1, targets[..., None], -torch.inf).topk(k).indices
-    weights = torch.zeros_like(each).scatter_(-1, strongest, -1/k).scatter_(-1,
-        targets[..., None], 1.)  # (B,T,C)
+    weights = torch.zeros_like(each)  # (B,T,C)
+    weights.scatter_(-1, strongest, -contrast/k)
+    weights.scatter_(-1, targets[..., None], 1.)
     return (logits[:, None]*weights).sum(-1)
 
 # %% ../../nbs/method/06_rcut.ipynb #b1b0c01a
@@ -156,10 +159,10 @@ def rcut_map(
     clip:float=3.,  # limit of both relevances, in standard deviations
     # share of neighbors in label propagation; 0: no propagation
     alpha:float=.9,
-    threshold:float=.8,  # subtracted in the end, in standard deviations
+    threshold:float=1.,  # subtracted in the end, in standard deviations
     # correlation of both relevances at which the propagated map has weight 0
     # and 1
-    agreement_range:tuple=(.5, .7),
+    agreement_range:tuple=(.3, .5),
 )->torch.Tensor:  # (…,T,n), signed
     """Relevance map: clip and add both relevances, propagate the sum where they
     agree, subtract a threshold"""
@@ -247,8 +250,10 @@ def _affinity_features(run, blocks): # → (B,n,d) of each
 
 # %% ../../nbs/method/06_rcut.ipynb #f9043071
 RCUT_OPTIONS = dict(  # for sliders: minimum, maximum, step, description
-    num_contrast=(0, 50, 1, 'number of strongest other classes whose mean '
-                            'logit is subtracted; 0: none'),
+    contrast=(0., 1., .05, 'share of the mean logit of the strongest other '
+                           'classes that is subtracted; 0: the class alone, '
+                           '1: the class against its rivals'),
+    num_contrast=(0, 50, 1, 'number of these other classes'),
     power=(1., 8., .5, 'exponent of the affinity; larger values keep only '
                        'strong connections'),
     color=(0., 3., .25, 'width of the color affinity, in median distances; 0: '
@@ -268,15 +273,16 @@ RCUT_OPTIONS = dict(  # for sliders: minimum, maximum, step, description
         'R-Cut with linearized relevance of a contrastive score, a graph of '
         'keys and colors, and label propagation instead of a cut',
         terms='this package: Apache 2.0')
-def rcut(capture, targets, layers, num_contrast:int=20, linearize:bool=True,
-         fix_artifacts:bool=True, power:float=4., color:float=1.,
-         position:float=0., texture:float=0., alpha:float=.9,
-         threshold:float=.8, **map_options):  # map_options: of `rcut_map`
+def rcut(capture, targets, layers, contrast:float=.25, num_contrast:int=20,
+         linearize:bool=True, fix_artifacts:bool=True, power:float=4.,
+         color:float=1., position:float=0., texture:float=0., alpha:float=.9,
+         threshold:float=1., **map_options):  # map_options: of `rcut_map`
     """Signed relevance of the class's contrastive score, propagated over a
     patch graph of attention keys and colors"""
     has_flow, blocks = capture.anat.has_global_attention_path(max(layers)), {b
         for l in layers for b in late_blocks(l)}
-    score = ((lambda y, t: contrastive_score(y, t, num_contrast))
+    score = ((lambda y, t: contrastive_score(y, t, num_contrast,
+                                           contrast))
              if capture.is_contrastive else None)
     run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow
                   else 'tokens', linearize=linearize, score=score,
