@@ -162,7 +162,7 @@ def rcut_map(
     threshold:float=1.,  # subtracted in the end, in standard deviations
     # correlation of both relevances at which the propagated map has weight 0
     # and 1
-    agreement_range:tuple=(.3, .5),
+    agreement_range:tuple=(.4, .6),
 )->torch.Tensor:  # (…,T,n), signed
     """Relevance map: clip and add both relevances, propagate the sum where they
     agree, subtract a threshold"""
