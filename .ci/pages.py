@@ -73,9 +73,9 @@ class Page:
     def __init__(self, proc, path):
         self.path, self.nb = path, nbformat.read(proc/path, 4)
         front = yaml.safe_load(next(c.source for c in self.nb.cells if c.cell_type == 'raw').strip().strip('-'))
-        title = nbformat.v4.new_markdown_cell(f'# {front["title"]}\n\n{front.get("description", "")}')
+        title = nbformat.v4.new_markdown_cell('\n\n'.join([f'# {front["title"]}', *filter(None, (front.get('subtitle'), front.get('description')))]))
         self.nb.cells, self.nb.metadata.title = [title] + [c for c in self.nb.cells if c.cell_type != 'raw'], front['title']
-        self.folds_code = front.get('code-fold', False)
+        self.folds_code, self.is_searched = front.get('code-fold', False), front.get('search', True)
         self.out = posixpath.join(posixpath.dirname(path), front['output-file'])
 
     def fold(self, code, summary):
@@ -243,6 +243,9 @@ def build(proc, out):
     items = named(web['_quarto.yml']['navbar'])   # Quarto marks the first item that the sidebar of a page names
     rows.append(('each item of the navbar has a sidebar of its own', [str(s[:1]) for s in sidebars if sum(p in s for p in items) != 1] + [p for p in items if p not in paths]))
     rows.append(('every notebook has a page of its own', [p for p, n in Counter(p.out for p in made).items() if n > 1]))
+    titles = {p.out: p.nb.metadata.title.lower().split() for p in made if p.is_searched}
+    found = sorted((len(words), out) for out, words in titles.items() if 'rcut' in words)   # the search prefers short titles
+    rows.append(('a search for rcut finds its page first', [out for _, out in found[:1] if out != 'method/rcut.html'] if found else ['no page']))
     rows += look(proc, paths)
     print(f'{len(made)} pages, {sum(len(p.soup.select("a[href]")) for p in made)} links, {sum(len(p.soup.select("img")) for p in made)} pictures: {out}')
     return rows

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STEPS', 'caption', 'plain_text', 'is_figure', 'captions', 'add_alt_texts', 'embed_animations', 'fold_solutions',
            'mark_captions', 'describe_images', 'wrap_html_outputs', 'drop_dashed_headings', 'unnest_links',
-           'unlink_code', 'quote_options', 'quote_docstrings', 'keep_intervals', 'escape_underscores', 'search_summary',
-           'notebook_links', 'title_of', 'read_chapters', 'contents_list', 'prepare_page']
+           'unlink_code', 'quote_options', 'quote_docstrings', 'keep_intervals', 'escape_underscores', 'split_title',
+           'search_summary', 'notebook_links', 'title_of', 'read_chapters', 'contents_list', 'prepare_page']
 
 # %% ../../nbs/dev/03_pages.ipynb #7d705258
 import html, json, re
@@ -173,6 +173,16 @@ def escape_underscores(nb):
     for o in (o for c in nb.cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})):
         o['data']['text/markdown'] = re.sub(r'^#{2,4} [\w.]*__\w*$', lambda m: m[0].replace('_', r'\_'), ''.join(o['data']['text/markdown']), flags=re.M)
 
+# %% ../../nbs/dev/03_pages.ipynb #7aae0955
+def split_title(nb):
+    "Divide a title with a colon into title and subtitle, in place"
+    import yaml
+    front = getattr(nb, 'frontmatter_', None) or {}
+    title, _, more = front.get('title', '').partition(': ')
+    if not more: return
+    front.update(title=title, subtitle=more[0].upper() + more[1:])
+    nb.cells[0].source = f'---\n{yaml.dump(front, allow_unicode=True)}\n---\n'
+
 # %% ../../nbs/dev/03_pages.ipynb #092870f9
 def search_summary(description:str # sentence below the title
                   )->str: # HTML
@@ -226,7 +236,8 @@ def contents_list(nbs # folder of the notebooks
 # %% ../../nbs/dev/03_pages.ipynb #f2f02ace
 STEPS = (add_alt_texts, embed_animations, fold_solutions, mark_captions,
          describe_images, unnest_links, unlink_code, quote_docstrings,
-         keep_intervals, drop_dashed_headings, escape_underscores, wrap_html_outputs)
+         keep_intervals, drop_dashed_headings,
+         escape_underscores, wrap_html_outputs, split_title)
 
 class prepare_page:
     """Apply all steps to a notebook, after those of nbdev
