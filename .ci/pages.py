@@ -33,6 +33,9 @@ main { max-width: 54rem; margin: 0 auto; }
 .jp-Cell :is(.jp-InputArea, .jp-InputArea-editor, .jp-OutputArea-child, .jp-OutputArea-output, .jp-MarkdownOutput) { display: block; width: auto; overflow-x: auto; }
 .jp-OutputArea-output pre { font-family: var(--jp-code-font-family); }
 .jp-RenderedImage img { background: #fff; } /* figures have black labels */
+.vitx-caption { font-size: .9em; }
+.vitx-start, .vitx-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); column-gap: 1.5rem; }
+.vitx-start > div, .vitx-cards > div { min-width: 0; }
 </style>{% endblock %}'''
 
 class Exporter(HTMLExporter):

@@ -161,7 +161,7 @@ def quote_docstrings(nb):
 # %% ../../nbs/dev/03_pages.ipynb #e20e6098
 def keep_intervals(nb):
     "Keep each value with its interval on one line, in place"
-    interval = re.compile(r'(?<=\d) \[[-−]?[\d.,]+, [-−]?[\d.,]+\]')
+    interval = re.compile(r'(?<=\d) \[[-−+]?[\d.,]+, [-−+]?[\d.,]+\]')
     unbroken = lambda m: m[0].replace(' ', '\u00a0')
     for o in (o for c in nb.cells for o in c.get('outputs', [])):
         text = ''.join(o.get('data', {}).get('text/markdown', ''))
