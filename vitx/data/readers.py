@@ -43,7 +43,7 @@ def choose_split(
                     f"one, for example {source}@{available[0]}" if available
                     else f"{source} has no splits")
 
-# %% ../../nbs/data/05_readers.ipynb #34d3c36c
+# %% ../../nbs/data/05_readers.ipynb #ec65f8a0
 def label_to_target(
     value,  # number or text; None: unknown
     names:list=None,  # names of the dataset's classes; None: unknown
@@ -100,7 +100,7 @@ def _unreachable_message(name):
             f"it once with a network (from then on, HF_HUB_OFFLINE=1 reads it "
             f"from the cache), or copy its files here and give hfds:FOLDER")
 
-# %% ../../nbs/data/05_readers.ipynb #d0ef2830
+# %% ../../nbs/data/05_readers.ipynb #7d63cbac
 def _load(name, f, *args, **options): # f: a function of datasets
     try: return f(*args, **options)
     except ConnectionError:
@@ -130,7 +130,7 @@ def _find_columns(
             first([n for n in _LABEL_COLUMNS if n in features
                    and n not in pictures] + named))
 
-# %% ../../nbs/data/05_readers.ipynb #6d6d4884
+# %% ../../nbs/data/05_readers.ipynb #8dfac90e
 @dataset('hfds', path=':NAME[@SPLIT]', explainer=True,
          metrics=('insertion-deletion', 'relative-cost'))
 def hfds(path, limit:int=None, ex=None):
@@ -271,7 +271,7 @@ def _shards(
                         f"for example {absent[0]}")
     return {_stem(f): f for f in files}, None
 
-# %% ../../nbs/data/05_readers.ipynb #f7d0048a
+# %% ../../nbs/data/05_readers.ipynb #67ae0d1c
 def _shards_of_split(root, split):
     info_file = next((p for p in (root/'_info.json', root/'info.json')
                       if p.is_file()), None)

@@ -34,22 +34,35 @@ def plain_text(md:str # inline Markdown
     return ' '.join(words.split())
 
 # %% ../../nbs/dev/03_pages.ipynb #4a05b233
-def _directives(cell): # a processed notebook has them in `directives_`, one from disk has them in its source
+def _directives(
+    cell
+    # a processed notebook has them in `directives_`, one from disk has them in
+    # its source
+):
     found = getattr(cell, 'directives_', None)
-    return set(found) if found else {l[2:].split()[0] for l in _source(cell).splitlines() if l.startswith('#|') and l[2:].split()}
+    return set(found) if found else {l[2:].split()[0] for l in _source(cell)
+                                     .splitlines() if l.startswith('#|')
+                                     and l[2:].split()}
 
-def _is_hidden(cell): return cell['cell_type'] == 'raw' or cell['cell_type'] == 'code' and bool(_directives(cell) & {'hide', 'exporti', 'default_exp'})
+def _is_hidden(cell):
+    return cell['cell_type'] == 'raw' or cell['cell_type'] == 'code' and bool(
+        _directives(cell) & {'hide', 'exporti', 'default_exp'})
 
 def is_figure(cell)->bool:
     "True if an output of the cell is a picture"
     data = [o.get('data', {}) for o in cell.get('outputs', [])]
-    return any(k.startswith('image/') for d in data if 'text/html' not in d for k in d)
+    return any(k.startswith('image/') for d in data if 'text/html' not in d
+               for k in d)
 
-def captions(cells)->dict: # index of a figure's cell → its caption, '' without one
-    "Caption of each visible figure; adjacent figures share the caption below the last one"
-    visible, caption_by_cell, text = [i for i, c in enumerate(cells) if not _is_hidden(c)], {}, ''
+def captions(
+    cells)->dict:  # index of a figure's cell → its caption, '' without one
+    """Caption of each visible figure; adjacent figures share the caption below
+    the last one"""
+    visible, caption_by_cell, text = [i for i, c in enumerate(cells)
+                                      if not _is_hidden(c)], {}, ''
     for i in reversed(visible):
-        if cells[i]['cell_type'] == 'markdown': text = caption(_source(cells[i]))
+        if cells[i]['cell_type'] == 'markdown':
+            text = caption(_source(cells[i]))
         elif is_figure(cells[i]): caption_by_cell[i] = text
         else: text = ''
     return dict(sorted(caption_by_cell.items()))
@@ -58,29 +71,43 @@ def captions(cells)->dict: # index of a figure's cell → its caption, '' withou
 def add_alt_texts(nb):
     "Add the caption of each figure as its `fig-alt` option, in place"
     for i, text in captions(nb.cells).items():
-        if text: nb.cells[i].source = f'#| fig-alt: {json.dumps(plain_text(text), ensure_ascii=False)}\n' + _source(nb.cells[i])
+        if text:
+            nb.cells[i].source = (
+                f'#| fig-alt: '
+                f'{json.dumps(plain_text(text), ensure_ascii=False)}\n' +
+                _source(nb.cells[i]))
 
 # %% ../../nbs/dev/03_pages.ipynb #d57e9840
 def embed_animations(nb):
     "Convert animations to HTML with their captions as alt texts, in place"
     for i, text in captions(nb.cells).items():
-        for o in (o for o in nb.cells[i].outputs if 'image/gif' in o.get('data', {})):
+        for o in (o for o in nb.cells[i].outputs
+                  if 'image/gif' in o.get('data', {})):
             width = o.get('metadata', {}).get('image/gif', {}).get('width', 400)
-            o['data'] = {'text/html': f'<img src="data:image/gif;base64,{"".join(o["data"]["image/gif"].split())}" width="{width}" style="max-width:100%" '
-                                      f'alt="{html.escape(plain_text(text))}">'}
+            o['data'] = {'text/html':
+                         f'<img src="data:image/gif;base64,'
+                         f'{"".join(o["data"]["image/gif"].split())}" '
+                         f'width="{width}" style="max-width:100%" '
+                         f'alt="{html.escape(plain_text(text))}">'}
 
 # %% ../../nbs/dev/03_pages.ipynb #9bc44dcc
 def fold_solutions(nb):
-    "Wrap each solution, its output and its caption in a closed `<details>` box, in place"
+    """Wrap each solution, its output and its caption in a closed `<details>`
+    box, in place"""
     from execnb.nbio import mk_cell
     md = lambda text: mk_cell(text, 'markdown')
-    for i in reversed([i for i, c in enumerate(nb.cells) if c['cell_type'] == 'code' and 'solution' in _directives(c)]):
+    for i in reversed([i for i, c in enumerate(nb.cells) if c['cell_type'] ==
+                       'code' and 'solution' in _directives(c)]):
         folded, after = [nb.cells[i]], []
-        nxt = nb.cells[i+1] if is_figure(nb.cells[i]) and i+1 < len(nb.cells) and nb.cells[i+1]['cell_type'] == 'markdown' else None
+        nxt = (nb.cells[i+1] if is_figure(nb.cells[i]) and i+1 < len(nb.cells)
+               and nb.cells[i+1]['cell_type'] == 'markdown' else None)
         if nxt and caption(_source(nxt)):
             first, _, rest = _source(nxt).strip().partition('\n\n')
-            folded, after = folded + [md(first)], [md(rest)] if rest.strip() else []
-        nb.cells[i:i + (1 if len(folded) == 1 else 2)] = [md('<details class="solution">\n<summary>Solution</summary>'), *folded, md('</details>'), *after]
+            folded, after = (folded + [md(first)], [md(rest)] if rest.strip()
+                             else [])
+        nb.cells[i:i + (1 if len(folded) == 1 else 2)] = [
+            md('<details class="solution">\n<summary>Solution</summary>'),
+            *folded, md('</details>'), *after]
 
 # %% ../../nbs/dev/03_pages.ipynb #41d04d3e
 def _wrap_caption(text):
@@ -112,26 +139,33 @@ def describe_images(nb):
 
 # %% ../../nbs/dev/03_pages.ipynb #f8d5704e
 def wrap_html_outputs(nb):
-    "Convert HTML outputs to raw blocks and drop widget views, which need a kernel, in place"
+    """Convert HTML outputs to raw blocks and drop widget views, which need a
+    kernel, in place"""
     for o in (o for c in nb.cells for o in c.get('outputs', []) if 'data' in o):
         o['data'].pop('application/vnd.jupyter.widget-view+json', None)
-        if 'text/html' in o['data']: o['data'] = {'text/markdown': '````{=html}\n' + ''.join(o['data']['text/html']).strip() + '\n````\n'}
+        if 'text/html' in o['data']:
+            o['data'] = {'text/markdown': '````{=html}\n' +
+                         ''.join(o['data']['text/html']).strip() + '\n````\n'}
     nb.metadata.pop('widgets', None)
 
 # %% ../../nbs/dev/03_pages.ipynb #8a39b741
 def drop_dashed_headings(nb):
     "Remove a heading that ends in a dash from the end of a text, in place"
     for c in nb.cells:
-        if c['cell_type'] == 'markdown': c.source = re.sub(r'\n+#+ [^\n]* -\s*$', '', _source(c))
+        if c['cell_type'] == 'markdown':
+            c.source = re.sub(r'\n+#+ [^\n]* -\s*$', '', _source(c))
 
 # %% ../../nbs/dev/03_pages.ipynb #ad1daefb
 def unnest_links(nb):
     "Remove links of nbdev from the texts of other links, in place"
-    undo = lambda text: re.sub(r'\[\[(`[^`]+`)\]\([^()]*\)\]\(([^()]*)\)', r'[\1](\2)', text)
+    undo = lambda text: re.sub(r'\[\[(`[^`]+`)\]\([^()]*\)\]\(([^()]*)\)',
+                               r'[\1](\2)', text)
     for c in nb.cells:
         if c['cell_type'] == 'markdown': c.source = undo(_source(c))
-        for o in (o for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})):
-            o['data']['text/markdown'] = undo(''.join(o['data']['text/markdown']))
+        for o in (o for o in c.get('outputs', [])
+                  if 'text/markdown' in o.get('data', {})):
+            o['data']['text/markdown'] = undo(
+                ''.join(o['data']['text/markdown']))
 
 # %% ../../nbs/dev/03_pages.ipynb #0304f6c1
 def unlink_code(nb):
@@ -169,9 +203,13 @@ def keep_intervals(nb):
 
 # %% ../../nbs/dev/03_pages.ipynb #ce94d21f
 def escape_underscores(nb):
-    "Escape underscores in headings that nbdev writes above documentation, in place"
-    for o in (o for c in nb.cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})):
-        o['data']['text/markdown'] = re.sub(r'^#{2,4} [\w.]*__\w*$', lambda m: m[0].replace('_', r'\_'), ''.join(o['data']['text/markdown']), flags=re.M)
+    """Escape underscores in headings that nbdev writes above documentation, in
+    place"""
+    for o in (o for c in nb.cells for o in c.get('outputs', [])
+              if 'text/markdown' in o.get('data', {})):
+        o['data']['text/markdown'] = re.sub(r'^#{2,4} [\w.]*__\w*$',
+            lambda m: m[0].replace('_', r'\_'),
+            ''.join(o['data']['text/markdown']), flags=re.M)
 
 # %% ../../nbs/dev/03_pages.ipynb #7aae0955
 def split_title(nb):

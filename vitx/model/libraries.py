@@ -122,7 +122,7 @@ def _load_tv(name):
             check_hash=True, weights_only=True))
     return model.eval(), weights
 
-# %% ../../nbs/model/02_libraries.ipynb #cb767453
+# %% ../../nbs/model/02_libraries.ipynb #b2b362f9
 def _guess_tv_weights(model, n):
     """The torchvision weights of a model with as many parameters as this one,
     apart from the head; None if there are none"""

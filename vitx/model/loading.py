@@ -58,7 +58,7 @@ def _wrap_new_head(model):
                               model.pretrained_cfg.get('architecture')) if n
             and n != model.num_classes else model)
 
-# %% ../../nbs/model/04_loading.ipynb #2d6e0a32
+# %% ../../nbs/model/04_loading.ipynb #a6c11078
 def _inner_classifiers(model):
     "The outermost models of known libraries in a module"
     found = []
@@ -149,7 +149,7 @@ def _load_by_name(adapter, name, labels):
 def _check(model, need_classes):
     return require_classifier(model) if need_classes else model
 
-# %% ../../nbs/model/04_loading.ipynb #7c86c303
+# %% ../../nbs/model/04_loading.ipynb #66debc53
 def load_model(
     # timm name, `hf:…`, `torchvision:…` or `open_clip:…`, `scene_vit` or
     # `road_vit`, a saved folder, a module, or None for scene_vit
@@ -195,7 +195,7 @@ def load_model(
     return _create_timm(
         spec, f"can't get the weights of {spec!r}: {OFFLINE_HINT}.{hint}")
 
-# %% ../../nbs/model/04_loading.ipynb #6dee5edc
+# %% ../../nbs/model/04_loading.ipynb #f23a2e98
 def _load_folder(folder, labels):
     for adapter in library.values():
         if (is_own_folder := adapter.meta.get('folder')) and is_own_folder(
@@ -282,7 +282,7 @@ def fit_reader(
         label_names=names if names and len(names) == n else None)
     return held
 
-# %% ../../nbs/model/04_loading.ipynb #d4d9a887
+# %% ../../nbs/model/04_loading.ipynb #4ce54b4e
 def _hold(model):
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     held = WrappedClassifier(model, getattr(model, 'num_classes',
@@ -347,7 +347,7 @@ def _run_once(
         f"{sizes[0][1]}{more}: {type(e).__name__}: {details}. Give the "
         "transform that it was trained with, transform=...")
 
-# %% ../../nbs/model/04_loading.ipynb #704e9347
+# %% ../../nbs/model/04_loading.ipynb #fbb9f4bb
 @contextmanager
 def _last_layer(
     model
@@ -360,7 +360,7 @@ def _last_layer(
     finally:
         for h in hooks: h.remove()
 
-# %% ../../nbs/model/04_loading.ipynb #fd6f8069
+# %% ../../nbs/model/04_loading.ipynb #91133f72
 def _choose_reader(held, raw, final, last, output, score, task, num_labels):
     if (task == 'embedding' or score is None and output is None
         and held.num_classes == 0 and 'zero_shot' not in held.hint

@@ -101,7 +101,7 @@ def zero_shot(
         texts) > 1 else list(dict.fromkeys([*texts, *DISTRACTOR_PROMPTS])),
                               transform and as_transform(transform), name)
 
-# %% ../../nbs/model/03_zero_shot.ipynb #5f0de768
+# %% ../../nbs/model/03_zero_shot.ipynb #78fd1f38
 def _load_clip(name):
     import open_clip as clip
     if Path(name).is_dir(): name = f'local-dir:{name}'
