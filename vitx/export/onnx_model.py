@@ -37,7 +37,10 @@ ONNX_DECOMPOSITIONS = {aten.median.dim: _median, aten.copysign.Tensor: _copysign
 
 # %% ../../nbs/export/02_onnx_model.ipynb #0dd7159e
 def _require_onnx():
-    if missing := [n for n in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(n) is None]: raise VitxError(f"an export needs {' and '.join(missing)}: run pip install 'vitx[onnx]'")
+    wanted = 'onnx', 'onnxscript', 'onnxruntime'
+    if missing := [n for n in wanted if find_spec(n) is None]:
+        raise VitxError(f"an export needs {' and '.join(missing)}: "
+                        "run pip install 'vitx[onnx]'")
 
 @contextmanager
 def _quiet(): # the exporter warns of what it then does right
@@ -49,23 +52,43 @@ def _quiet(): # the exporter warns of what it then does right
             yield
     finally: logging.disable(level)
 
+def _simplify(model): # onnx_ir.Model; no second copy of a weight is made
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+    def fold(node): return False if node.op_type == 'Transpose' else None
+    optimizer.inline(model)
+    optimizer.fold_constants(model, onnx_shape_inference=False,
+        input_size_limit=1024, output_size_limit=1024, should_fold=fold)
+    for change in (passes.RemoveUnusedNodesPass(),
+            passes.LiftConstantsToInitializersPass(True, size_limit=0),
+            passes.DeduplicateInitializersPass(),
+            passes.CommonSubexpressionEliminationPass()): change(model)
+
+
+# %% ../../nbs/export/02_onnx_model.ipynb #7fa66626
 def as_onnx(graph,         # of `record_graph`
             examples:tuple,# its inputs
             inputs:list,   # their names
             outputs:list,  # names of what it returns
            ):              # onnx.ModelProto
-    "A graph as an ONNX model, in which constant parts are computed; weights stay as they are"
-    from onnxscript import ir, optimizer
+    "A graph as an ONNX model; constant parts are computed, weights stay"
+    from onnxscript import ir
     with _quiet():
-        try: program = torch.onnx.export(graph, examples, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=outputs)
-        except Exception as e: raise VitxError(f"this graph can't be written as ONNX: {_reason(e)}. Use rcut, rcut-code, gradcam, chefer, attention or rollout, and a model of timm") from e
-        optimizer.optimize_ir(program.model, num_iterations=1, onnx_shape_inference=False, input_size_limit=1024, output_size_limit=1024,
-                              should_fold=lambda node: False if node.op_type == 'Transpose' else None)     # no second copy of a weight
+        try: program = torch.onnx.export(graph, examples, dynamo=True,
+                optimize=False, verbose=False, input_names=inputs,
+                output_names=outputs)
+        except Exception as e:
+            raise VitxError(f"this graph can't be written as ONNX: {_reason(e)}"
+                ". Use rcut, rcut-code, gradcam, chefer, attention or rollout, "
+                "and a model of timm") from e
+        _simplify(program.model)
         return ir.serde.serialize_model(program.model)
 
 def _reason(e): # the line of the exporter's report that names the operation
-    lines = [l for l in str(e).splitlines() if 'No ONNX function' in l or 'Error:' in l]
+    lines = [l for l in str(e).splitlines()
+             if 'No ONNX function' in l or 'Error:' in l]
     return (lines or str(e).splitlines() or [type(e).__name__])[0][:200]
+
 
 # %% ../../nbs/export/02_onnx_model.ipynb #36bf6819
 def with_any_batch(model): # onnx.ModelProto of one picture → ModelProto
