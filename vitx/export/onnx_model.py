@@ -29,15 +29,20 @@ aten = torch.ops.aten
 
 def _median(t, dim=-1, keepdim=False): # the lower one, as PyTorch has it
     found = torch.topk(t, (t.shape[dim]-1)//2 + 1, dim, largest=False)
-    return tuple(v.narrow(dim, v.shape[dim]-1, 1) if keepdim else v.select(dim, -1) for v in found)
+    return tuple(v.narrow(dim, v.shape[dim]-1, 1) if keepdim
+                 else v.select(dim, -1) for v in found)
 
 def _copysign(a, b): return a.abs()*torch.where(b < 0, -1., 1.).to(a)
 
-ONNX_DECOMPOSITIONS = {aten.median.dim: _median, aten.copysign.Tensor: _copysign}
+ONNX_DECOMPOSITIONS = {aten.median.dim: _median,
+                       aten.copysign.Tensor: _copysign}
 
 # %% ../../nbs/export/02_onnx_model.ipynb #0dd7159e
 def _require_onnx():
-    if missing := [n for n in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(n) is None]: raise VitxError(f"an export needs {' and '.join(missing)}: run pip install 'vitx[onnx]'")
+    wanted = 'onnx', 'onnxscript', 'onnxruntime'
+    if missing := [n for n in wanted if find_spec(n) is None]:
+        raise VitxError(f"an export needs {' and '.join(missing)}: "
+                        "run pip install 'vitx[onnx]'")
 
 @contextmanager
 def _quiet(): # the exporter warns of what it then does right
@@ -49,40 +54,75 @@ def _quiet(): # the exporter warns of what it then does right
             yield
     finally: logging.disable(level)
 
+def _simplify(model): # onnx_ir.Model; no second copy of a weight is made
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+    def fold(node): return False if node.op_type == 'Transpose' else None
+    optimizer.inline(model)
+    optimizer.fold_constants(model, onnx_shape_inference=False,
+        input_size_limit=1024, output_size_limit=1024, should_fold=fold)
+    for change in (passes.RemoveUnusedNodesPass(),
+            passes.LiftConstantsToInitializersPass(True, size_limit=0),
+            passes.DeduplicateInitializersPass(),
+            passes.CommonSubexpressionEliminationPass()): change(model)
+
+
+# %% ../../nbs/export/02_onnx_model.ipynb #7fa66626
 def as_onnx(graph,         # of `record_graph`
             examples:tuple,# its inputs
             inputs:list,   # their names
             outputs:list,  # names of what it returns
            ):              # onnx.ModelProto
-    "A graph as an ONNX model, in which constant parts are computed; weights stay as they are"
-    from onnxscript import ir, optimizer
+    "A graph as an ONNX model; constant parts are computed, weights stay"
+    from onnxscript import ir
     with _quiet():
-        try: program = torch.onnx.export(graph, examples, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=outputs)
-        except Exception as e: raise VitxError(f"this graph can't be written as ONNX: {_reason(e)}. Use rcut, rcut-code, gradcam, chefer, attention or rollout, and a model of timm") from e
-        optimizer.optimize_ir(program.model, num_iterations=1, onnx_shape_inference=False, input_size_limit=1024, output_size_limit=1024,
-                              should_fold=lambda node: False if node.op_type == 'Transpose' else None)     # no second copy of a weight
+        try: program = torch.onnx.export(graph, examples, dynamo=True,
+                optimize=False, verbose=False, input_names=inputs,
+                output_names=outputs)
+        except Exception as e:
+            raise VitxError(f"this graph can't be written as ONNX: {_reason(e)}"
+                ". Use rcut, rcut-code, gradcam, chefer, attention or rollout, "
+                "and a model of timm") from e
+        _simplify(program.model)
         return ir.serde.serialize_model(program.model)
 
 def _reason(e): # the line of the exporter's report that names the operation
-    lines = [l for l in str(e).splitlines() if 'No ONNX function' in l or 'Error:' in l]
+    lines = [l for l in str(e).splitlines()
+             if 'No ONNX function' in l or 'Error:' in l]
     return (lines or str(e).splitlines() or [type(e).__name__])[0][:200]
+
 
 # %% ../../nbs/export/02_onnx_model.ipynb #36bf6819
 def with_any_batch(model): # onnx.ModelProto of one picture → ModelProto
-    "A model for batches of any size, which calls the graph for one picture in a loop"
+    """A model for batches of any size, which calls the graph for one picture in
+    a loop"""
     from onnx import helper as h, numpy_helper
     inner, ends = model.graph, [*model.graph.input, *model.graph.output]
     renamed = {v.name: f'one_{v.name}' for v in ends}
     for node in inner.node:
-        for names in (node.input, node.output): names[:] = [renamed.get(n, n) for n in names]
-    def item(v): return h.make_tensor_value_info(f'item_{v.name}', v.type.tensor_type.elem_type, [d.dim_value for d in v.type.tensor_type.shape.dim][1:])
-    def batch(v): return h.make_tensor_value_info(v.name, v.type.tensor_type.elem_type, ['batch', *[d.dim_value for d in v.type.tensor_type.shape.dim][1:]])
-    first = [h.make_node('Unsqueeze', [f'item_{v.name}', 'batch_axis'], [renamed[v.name]]) for v in inner.input]
-    last = [h.make_node('Squeeze', [renamed[v.name], 'batch_axis'], [f'item_{v.name}']) for v in inner.output]
-    body = h.make_graph([*first, *inner.node, *last], 'one_picture', [*map(item, inner.input)], [*map(item, inner.output)])
-    scan = h.make_node('Scan', [v.name for v in inner.input], [v.name for v in inner.output], body=body, num_scan_inputs=len(inner.input))
-    graph = h.make_graph([scan], 'explanation', [*map(batch, inner.input)], [*map(batch, inner.output)], [*inner.initializer, numpy_helper.from_array(np.array([0]), 'batch_axis')])
-    return h.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions)
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(n, n) for n in names]
+    def item(v):
+        return h.make_tensor_value_info(
+            f'item_{v.name}', v.type.tensor_type.elem_type,
+            [d.dim_value for d in v.type.tensor_type.shape.dim][1:])
+    def batch(v):
+        return h.make_tensor_value_info(v.name, v.type.tensor_type.elem_type, [
+            'batch', *[d.dim_value for d in v.type.tensor_type.shape.dim][1:]])
+    first = [h.make_node('Unsqueeze', [f'item_{v.name}', 'batch_axis'],
+                         [renamed[v.name]]) for v in inner.input]
+    last = [h.make_node('Squeeze', [renamed[v.name], 'batch_axis'],
+                        [f'item_{v.name}']) for v in inner.output]
+    body = h.make_graph([*first, *inner.node, *last], 'one_picture',
+                        [*map(item, inner.input)], [*map(item, inner.output)])
+    scan = h.make_node('Scan', [v.name for v in inner.input], [v.name
+        for v in inner.output], body=body, num_scan_inputs=len(inner.input))
+    graph = h.make_graph([scan], 'explanation', [*map(batch, inner.input)],
+                         [*map(batch, inner.output)],
+                         [*inner.initializer,
+                          numpy_helper.from_array(np.array([0]), 'batch_axis')])
+    return h.make_model(graph, opset_imports=model.opset_import,
+                        ir_version=model.ir_version, functions=model.functions)
 
 # %% ../../nbs/export/02_onnx_model.ipynb #8b087dc7
 WEIGHT_FORMATS = ('float32', 'float16', 'int8')
@@ -91,52 +131,83 @@ def compress_weights(model, # onnx.ModelProto; is changed
                      kind:str, # one of `WEIGHT_FORMATS`
                     ):
     "Store the weights of a model as float16 or int8"
-    if kind not in WEIGHT_FORMATS: raise VitxError(f"weights={kind!r} is unknown: give {', '.join(WEIGHT_FORMATS)}")
-    for t in [t for t in model.graph.initializer if kind != 'float32' and t.name.startswith('weight_') and len(t.dims) > 1]: _compress(model.graph, t, kind)
+    if kind not in WEIGHT_FORMATS:
+        raise VitxError(
+            f"weights={kind!r} is unknown: give {', '.join(WEIGHT_FORMATS)}")
+    for t in [t for t in model.graph.initializer if kind != 'float32'
+              and t.name.startswith('weight_') and len(t.dims) > 1]:
+        _compress(model.graph, t, kind)
     return model
 
 def _compress(graph, tensor, kind):
     from onnx import TensorProto, helper as h, numpy_helper
     a, name = numpy_helper.to_array(tensor), tensor.name
     axes = tuple(range(1, a.ndim))
-    if kind == 'float16': new, node = [(f'{name}_f16', a.astype(np.float16))], h.make_node('Cast', [f'{name}_f16'], [name], to=TensorProto.FLOAT)
+    if kind == 'float16':
+        new, node = [(f'{name}_f16', a.astype(np.float16))], h.make_node('Cast',
+            [f'{name}_f16'], [name], to=TensorProto.FLOAT)
     else:
-        if a.shape[0] == 1: return                                  # not a matrix: a position embedding, say
+        if a.shape[0] == 1: return  # not a matrix: a position embedding, say
         scale = np.maximum(abs(a).max(axes, keepdims=True), 1e-30)/127
-        new = [(f'{name}_i8', (a/scale).round().astype(np.int8)), (f'{name}_scale', scale.reshape(-1).astype(np.float32))]
-        node = h.make_node('DequantizeLinear', [n for n,_ in new], [name], axis=0)
-    if not all(np.isfinite(v).all() for _,v in new): return         # too large for float16
+        new = [(f'{name}_i8', (a/scale).round().astype(np.int8)),
+               (f'{name}_scale', scale.reshape(-1).astype(np.float32))]
+        node = h.make_node('DequantizeLinear', [n for n,_ in new], [name],
+                           axis=0)
+    if not all(np.isfinite(v).all() for _,v in new): # too large for float16
+        return
     graph.initializer.remove(tensor)
     graph.initializer.extend(numpy_helper.from_array(v, n) for n,v in new)
     graph.node.insert(0, node)
 
 # %% ../../nbs/export/02_onnx_model.ipynb #10b7cbe7
 def preprocessing_data(transform)->dict:
-    "Size, interpolation, crop, mean and standard deviation of a transform of timm, torchvision or vitx"
+    """Size, interpolation, crop, mean and standard deviation of a transform of
+    timm, torchvision or vitx"""
     t, mean, std = transform, None, None
-    if isinstance(t, partial) and len(t.args) == 4 and hasattr(t.args[0], 'transforms'): t, _, mean, std = t.args     # vitx.standard_transform
-    steps = {type(s).__name__.removeprefix('Maybe'): s for s in getattr(t, 'transforms', [])}
-    if not {'Resize', 'Normalize'} <= {*steps} <= {'Resize', 'CenterCrop', 'ToTensor', 'Normalize'}: raise VitxError(_NO_DATA)
+    if isinstance(t, partial) and len(t.args) == 4 and hasattr(t.args[0],
+        'transforms'): # vitx.standard_transform
+        t, _, mean, std = t.args
+    steps = {type(s).__name__.removeprefix('Maybe'): s
+             for s in getattr(t, 'transforms', [])}
+    if not {'Resize', 'Normalize'} <= {*steps} <= {'Resize', 'CenterCrop',
+        'ToTensor', 'Normalize'}:
+        raise VitxError(_NO_DATA)
     resize, crop = steps['Resize'], steps.get('CenterCrop')
-    if mean is None: mean, std = (torch.as_tensor(v, dtype=torch.float64).flatten().tolist() for v in (steps['Normalize'].mean, steps['Normalize'].std))
-    size = list(resize.size) if isinstance(resize.size, (list, tuple)) else resize.size
+    if mean is None:
+        mean, std = (torch.as_tensor(v, dtype=torch.float64).flatten().tolist()
+                     for v in (steps['Normalize'].mean, steps['Normalize'].std))
+    size = list(resize.size) if isinstance(resize.size,
+        (list, tuple)) else resize.size
     if isinstance(size, list) and len(size) == 1: size = size[0]
-    if getattr(resize, 'max_size', None) is not None or crop and not isinstance(size, list) and size < max(crop.size): raise VitxError(_NO_DATA)
-    return dict(resize=size, interpolation=resize.interpolation.value, crop=list(crop.size) if crop else None, mean=[round(float(v), 6) for v in mean], std=[round(float(v), 6) for v in std])
+    if getattr(resize, 'max_size', None) is not None or crop and not isinstance(
+        size, list) and size < max(crop.size):
+        raise VitxError(_NO_DATA)
+    return dict(resize=size, interpolation=resize.interpolation.value,
+                crop=list(crop.size) if crop else None, mean=[round(float(v), 6)
+                    for v in mean], std=[round(float(v), 6) for v in std])
 
-_NO_DATA = "the preprocessing of this model can't be written as data. Give Explainer(..., transform=vitx.standard_transform(size)), or a torchvision transform of Resize, CenterCrop, ToTensor and Normalize"
+_NO_DATA = ("the preprocessing of this model can't be written as data. Give "
+            "Explainer(..., transform=vitx.standard_transform(size)), or a "
+            "torchvision transform of Resize, CenterCrop, ToTensor and "
+            "Normalize")
 
+# %% ../../nbs/export/02_onnx_model.ipynb #976dfe28
 def preprocess_as_told(img:Image.Image, p:dict)->np.ndarray: # (1,C,H,W) float32
-    "Prepare a picture by the data of `preprocessing_data`, with Pillow and NumPy alone"
+    """Prepare a picture by the data of `preprocessing_data`, with Pillow and
+    NumPy alone"""
     W, H = img.size
     if isinstance(p['resize'], list): h, w = p['resize']
-    else: h, w = (p['resize'], int(p['resize']*W/H)) if H <= W else (int(p['resize']*H/W), p['resize'])    # the shorter side
-    img = img.convert('RGB').resize((w, h), dict(nearest=0, bilinear=2, bicubic=3, lanczos=1)[p['interpolation']])
+    else:
+        h, w = (p['resize'], int(p['resize']*W/H)) if H <= W else (
+            int(p['resize']*H/W), p['resize'])  # the shorter side
+    img = img.convert('RGB').resize((w, h), dict(nearest=0, bilinear=2,
+        bicubic=3, lanczos=1)[p['interpolation']])
     if p['crop']:
         ch, cw = p['crop']
         top, left = round((h - ch)/2), round((w - cw)/2)
         img = img.crop((left, top, left + cw, top + ch))
-    return ((np.asarray(img, np.float32)/255 - np.float32(p['mean']))/np.float32(p['std'])).transpose(2, 0, 1)[None]
+    return ((np.asarray(img, np.float32)/255 - np.float32(
+        p['mean']))/np.float32(p['std'])).transpose(2, 0, 1)[None]
 
 # %% ../../nbs/export/02_onnx_model.ipynb #90422e98
 @dataclass
@@ -147,36 +218,59 @@ class Exported:
     size: int            # bytes
     nodes: int           # operations
     weights: str         # one of `WEIGHT_FORMATS`
-    error: float         # largest difference of a map from that of `maps`, whose largest value is 1
+    # largest difference of a map from that of `maps`, whose largest value is 1
+    error: float
     correlation: float   # smallest correlation of a map with that of `maps`
-    def __repr__(self): return f'{self.path.name}: ONNX opset {self.opset}, {self.nodes} operations, {self.size/1e6:.1f} MB, {self.weights} weights, correlation of maps with float32 {self.correlation:.4f}'
+    def __repr__(self):
+        return (f'{self.path.name}: ONNX opset {self.opset}, {self.nodes} '
+                f'operations, {self.size/1e6:.1f} MB, {self.weights} weights, '
+                f'correlation of maps with float32 {self.correlation:.4f}')
 
 def run_onnx(model,            # path of a file, or its bytes
              x:np.ndarray,     # (B,C,H,W) float32
              targets,          # (B,T) class indices; -1: the top class
             )->dict:           # name of an output → array
-    "Logits and maps of an exported explanation, computed by onnxruntime on the CPU"
+    """Logits and maps of an exported explanation, computed by onnxruntime on
+    the CPU"""
     import onnxruntime
-    session = onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), providers=['CPUExecutionProvider'])
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(x=np.asarray(x, np.float32), targets=np.asarray(targets, np.int64)))))
+    session = onnxruntime.InferenceSession(model if isinstance(model, bytes)
+        else str(model), providers=['CPUExecutionProvider'])
+    return dict(zip([o.name for o in session.get_outputs()],
+                    session.run(None, dict(x=np.asarray(x, np.float32),
+                        targets=np.asarray(targets, np.int64)))))
 
-def _check_picture(ex): # (1,C,H,W): the bundled picture, or noise for a model that takes other channels
-    if ex.channels != 3 or ex._transform is None: return example_batch(ex, seed=2)
-    return preprocess(read_image(asset_path('scene.png')), ex.transform, ex._geometry)[0][None]
+# %% ../../nbs/export/02_onnx_model.ipynb #fb647825
+def _check_picture(
+    ex
+    # (1,C,H,W): the bundled picture, or noise for a model that takes other
+    # channels
+):
+    if ex.channels != 3 or ex._transform is None:
+        return example_batch(ex, seed=2)
+    return preprocess(read_image(asset_path('scene.png')), ex.transform,
+                      ex._geometry)[0][None]
 
-def _agreement(ex, content, batch, num_targets, layers, method, against, options): # → largest difference, smallest correlation
+def _agreement(ex, content, batch, num_targets, layers, method, against,
+               options):  # → largest difference, smallest correlation
     x = _check_picture(ex).repeat(batch, 1, 1, 1)
     targets = example_targets(ex, batch, num_targets, against)
-    expected, found = ex.maps(x, targets, method, layers, against, **options), torch.tensor(run_onnx(content, x, targets)['maps'])
-    pairs = torch.stack([found.flatten(3), expected.flatten(3)]).flatten(1, 3).transpose(0, 1)      # (maps,2,n)
-    return (found - expected).abs().max().item(), min(torch.corrcoef(p)[0, 1].item() for p in pairs)
+    expected, found = (ex.maps(x, targets, method, layers, against, **options),
+                       torch.tensor(run_onnx(content, x, targets)['maps']))
+    pairs = (torch.stack([found.flatten(3), expected.flatten(3)]).flatten(1, 3)
+             .transpose(0, 1))  # (maps,2,n)
+    return (found - expected).abs().max().item(), min(torch.corrcoef(p)[0, 1]
+        .item() for p in pairs)
 
 # %% ../../nbs/export/02_onnx_model.ipynb #857e8ffa
-def _metadata(ex, method, layers, grid, against, options)->dict: # name → text, JSON except for names
+def _metadata(ex, method, layers, grid, against,
+              options)->dict:  # name → text, JSON except for names
     try: told = preprocessing_data(ex.transform)
     except VitxError: told = None
-    values = dict(labels=ex.labels, task=ex.task, layers=layers, grid=grid, options=options, against=None if against is None else ex.target(against), preprocessing=told)
-    return dict(model=ex.name, method=method, vitx_version=_version()) | {k: json.dumps(v, ensure_ascii=False) for k,v in values.items()}
+    values = dict(labels=ex.labels, task=ex.task, layers=layers,
+                  grid=grid, options=options, against=None if against is None
+                  else ex.target(against), preprocessing=told)
+    return dict(model=ex.name, method=method, vitx_version=_version()) | {
+        k: json.dumps(v, ensure_ascii=False) for k,v in values.items()}
 
 def _version():
     import vitx
@@ -185,42 +279,72 @@ def _version():
 def read_metadata(path)->dict:
     "Labels, preprocessing, method and layers of an exported file"
     import onnx
-    found = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
-    if 'method' not in found: raise VitxError(f"{Path(path).name} wasn't written by vitx: export an explanation with Explainer.export or `vitx export`")
-    return {k: v if k in ('model', 'method', 'vitx_version') else json.loads(v) for k,v in found.items()}
+    found = {p.key: p.value for p in onnx.load(path, load_external_data=False)
+             .metadata_props}
+    if 'method' not in found:
+        raise VitxError(f"{Path(path).name} wasn't written by vitx: export an "
+                        f"explanation with Explainer.export or `vitx export`")
+    return {k: v if k in ('model', 'method', 'vitx_version') else json.loads(v)
+            for k,v in found.items()}
 
 def _check_export(ex, weights):
     _require_onnx()
-    if weights not in WEIGHT_FORMATS: raise VitxError(f"weights={weights!r} is unknown: give {', '.join(WEIGHT_FORMATS)}")
+    if weights not in WEIGHT_FORMATS:
+        raise VitxError(
+            f"weights={weights!r} is unknown: give {', '.join(WEIGHT_FORMATS)}")
     p = next(ex.model.parameters())
-    if p.device.type != 'cpu' or p.dtype != torch.float32: raise VitxError(f"an export needs a model on the CPU in float32, and this one is on {p.device.type} in {str(p.dtype).removeprefix('torch.')}: load it with device='cpu', and use weights='float16' for a small file")
-    if ex.task == 'embedding': ex.target(0)     # says that there is no class to explain
+    if p.device.type != 'cpu' or p.dtype != torch.float32:
+        raise VitxError(
+            f"an export needs a model on the CPU in float32, and this one is "
+            f"on {p.device.type} in {str(p.dtype).removeprefix('torch.')}: "
+            f"load it with device='cpu', and use weights='float16' for a "
+            f"small file")
+    if ex.task == 'embedding': # says that there is no class to explain
+        ex.target(0)
 
 # %% ../../nbs/export/02_onnx_model.ipynb #400be918
 @patch
-def export(self:Explainer, path,       # file to write, .onnx
-           method:str='rcut',          # name of the method
-           layers=None,                # a layer or a list of L layers; None: the last block
-           targets:int=1,              # T, number of classes per picture
-           batch:int=None,             # B, number of pictures; None: any number, one after another
-           pixels:bool=True,           # also the maps (B,T,L,H,W) at the size of the model's input
-           against=None,               # class whose evidence is subtracted
-           weights:str='float32',      # how weights are stored: float32, float16 or int8
-           **options,                  # options of the method
-          )->Exported:
-    "Write an explanation as an ONNX file, and compare its maps with those of `maps`"
+def export(
+    self:Explainer, path,  # file to write, .onnx
+    method:str='rcut',  # name of the method
+    layers=None,  # a layer or a list of L layers; None: the last block
+    targets:int=1,  # T, number of classes per picture
+    # B, number of pictures; None: any number, one after another
+    batch:int=None,
+    # also the maps (B,T,L,H,W) at the size of the model's input
+    pixels:bool=True,
+    against=None,  # class whose evidence is subtracted
+    weights:str='float32',  # how weights are stored: float32, float16 or int8
+    **options,  # options of the method
+)->Exported:
+    """Write an explanation as an ONNX file, and compare its maps with those of
+    `maps`"""
     _check_export(self, weights)
     path = writable_path(path)
-    if path.suffix != '.onnx': raise VitxError(f"export can't write {path.name!r}: use a name that ends in .onnx")
+    if path.suffix != '.onnx':
+        raise VitxError(
+            f"export can't write {path.name!r}: use a name that ends in .onnx")
     layers = self._layer_indices(layers)
-    graph = self.trace(batch or 1, targets, layers, method, pixels, against, plain_attention=True, table=ONNX_DECOMPOSITIONS, **options)
-    examples = example_batch(self, batch or 1), torch.zeros(batch or 1, targets, dtype=torch.long)
-    model = as_onnx(graph, examples, ['x', 'targets'], ['logits', 'maps', *(['pixel_maps'] if pixels else [])])
-    nodes, grid = len(model.graph.node), [d.dim_value for d in model.graph.output[1].type.tensor_type.shape.dim][-2:]
+    graph = self.trace(batch or 1, targets, layers, method, pixels, against,
+                       plain_attention=True, table=ONNX_DECOMPOSITIONS,
+                       **options)
+    examples = example_batch(self, batch or 1), torch.zeros(batch or 1, targets,
+        dtype=torch.long)
+    model = as_onnx(graph, examples, ['x', 'targets'],
+                    ['logits', 'maps', *(['pixel_maps'] if pixels else [])])
+    nodes, grid = (len(model.graph.node), [d.dim_value
+        for d in model.graph.output[1].type.tensor_type.shape.dim][-2:])
     model = compress_weights(model if batch else with_any_batch(model), weights)
-    for k,v in _metadata(self, method, layers, grid, against, options).items(): model.metadata_props.add(key=k, value=v)
+    for k,v in _metadata(self, method, layers, grid, against, options).items():
+        model.metadata_props.add(key=k, value=v)
     content = model.SerializeToString()
-    error, correlation = _agreement(self, content, batch or 1, targets, layers, method, against, options)
-    if weights == 'float32' and not correlation > .999: raise VitxError(f"the ONNX model computes another map than maps does (correlation {correlation:.3f}), so it isn't written: use another method, or report this model")
+    error, correlation = _agreement(self, content, batch or 1, targets, layers,
+                                    method, against, options)
+    if weights == 'float32' and not correlation > .999:
+        raise VitxError(f"the ONNX model computes another map than maps "
+                        f"does (correlation {correlation:.3f}), so it isn't "
+                        f"written: use another method, or report this model")
     with atomic_path(path) as tmp: tmp.write_bytes(content)
-    return Exported(path, max(o.version for o in model.opset_import if o.domain in ('', 'ai.onnx')), len(content), nodes, weights, error, correlation)
+    return Exported(path, max(o.version for o in model.opset_import
+                              if o.domain in ('', 'ai.onnx')), len(content),
+                    nodes, weights, error, correlation)

@@ -21,68 +21,101 @@ from ..model.classifiers import *
 from ..explain import *
 
 # %% ../../nbs/export/01_trace.ipynb #5c55de1b
-def example_batch(ex:Explainer, batch:int=1, seed:int=0)->torch.Tensor: # (B,C,H,W), on the model's device and in its precision
+def example_batch(
+    ex:Explainer, batch:int=1, seed:int=0
+)->torch.Tensor:  # (B,C,H,W), on the model's device and in its precision
     "Smooth noise of the size that an explainer's preprocessing gives"
-    size = input_size(ex.model) if ex._transform is None else ex._geometry((256, 256)).input_size
-    noise = torch.randn(batch, ex.channels, 8, 8, generator=torch.Generator().manual_seed(seed))
-    x, p = torch.nn.functional.interpolate(noise, size=tuple(size), mode='bicubic'), next(ex.model.parameters())
+    size = (input_size(ex.model) if ex._transform is None
+            else ex._geometry((256, 256)).input_size)
+    noise = torch.randn(batch, ex.channels, 8, 8,
+                        generator=torch.Generator().manual_seed(seed))
+    x, p = torch.nn.functional.interpolate(noise, size=tuple(size),
+        mode='bicubic'), next(ex.model.parameters())
     return x.to(p.device, p.dtype)
 
 # %% ../../nbs/export/01_trace.ipynb #f6193637
-def as_function(ex:Explainer, layers=None, method:str='rcut', pixels:bool=False, against=None, **options):
-    "The call of a method as a function: x (B,C,H,W), targets (B,T) → logits (B,C), maps (B,T,L,h,w) and, with `pixels`, (B,T,L,H,W)"
+def as_function(ex:Explainer, layers=None, method:str='rcut', pixels:bool=False,
+                against=None, **options):
+    """The call of a method as a function: x (B,C,H,W), targets (B,T) → logits
+    (B,C), maps (B,T,L,h,w) and, with `pixels`, (B,T,L,H,W)"""
     against = None if against is None else ex.target(against)
     def call(x, targets):
         capture = Capture(ex.model, x, ex.anat, ex.score)
-        answer = ex._compute(capture, targets, method, layers, against, pixels, **options)
-        return answer.logits, answer.maps, *([answer.pixel_maps] if pixels else [])
+        answer = ex._compute(capture, targets, method, layers, against, pixels,
+                             **options)
+        return answer.logits, answer.maps, *([answer.pixel_maps] if pixels
+            else [])
     return call
 
 # %% ../../nbs/export/01_trace.ipynb #d3edebf9
 def _diagonal_scatter(t, values, offset=0, dim1=0, dim2=1):
-    if offset or {dim1 % t.ndim, dim2 % t.ndim} != {t.ndim-2, t.ndim-1}: return NotImplemented
+    if offset or {dim1 % t.ndim, dim2 % t.ndim} != {t.ndim-2, t.ndim-1}:
+        return NotImplemented
     n, m = t.shape[-2:]
-    on_diagonal = torch.arange(n, device=t.device)[:, None] == torch.arange(m, device=t.device)
-    spread = values[..., None] if n <= m else values[..., None, :]     # both have min(n, m) values
+    on_diagonal = (torch.arange(n, device=t.device)[:, None] ==
+                   torch.arange(m, device=t.device))
+    # both have min(n, m) values
+    spread = values[..., None] if n <= m else values[..., None, :]
     return torch.where(on_diagonal, spread, t)
 
 DECOMPOSITIONS = {torch.ops.aten.diagonal_scatter.default: _diagonal_scatter}
 
-def record_graph(f,              # function of tensors, returns a tuple of tensors
-                 *examples,      # its inputs
-                 names:dict=None,# (address, shape) of a weight → its name; None: weights are numbered
-                 table:dict=None,# further operations that are replaced: operation → function
-                )->GraphModule:
-    "The operations of `f` as a graph, with the backward pass as ordinary operations and nothing written in place"
+def record_graph(
+    f,  # function of tensors, returns a tuple of tensors
+    *examples,  # its inputs
+    # (address, shape) of a weight → its name; None: weights are numbered
+    names:dict=None,
+    # further operations that are replaced: operation → function
+    table:dict=None,
+)->GraphModule:
+    """The operations of `f` as a graph, with the backward pass as ordinary
+    operations and nothing written in place"""
     with torch.inference_mode(False):
         graph = make_fx(f)(*examples)
-        graph = make_fx(functionalize(graph, remove='mutations'), decomposition_table=DECOMPOSITIONS | (table or {}))(*examples)
+        graph = make_fx(functionalize(graph, remove='mutations'),
+                        decomposition_table=DECOMPOSITIONS |
+                        (table or {}))(*examples)
     graph.graph.eliminate_dead_code()
     _rename_weights(graph, names or {})
     graph.recompile()
     return graph
 
-def _rename_weights(graph, names): # the memory is shared with the model; a graph asks for no gradient
-    old = {node.target: getattr(graph, node.target).detach() for node in graph.graph.nodes if node.op == 'get_attr'}
-    for name in [*graph._parameters, *graph._buffers, *(n for n in old if n in graph.__dict__)]: delattr(graph, name)
-    new = {n: f'weight_{names[k].replace(".", "_")}' if (k := (t.data_ptr(), t.shape)) in names else f'constant_{n.lstrip("_")}' for n,t in old.items()}
+# %% ../../nbs/export/01_trace.ipynb #a0ca2c24
+def _rename_weights(
+    graph,
+    names):  # the memory is shared with the model; a graph asks for no gradient
+    old = {node.target: getattr(graph, node.target).detach()
+           for node in graph.graph.nodes if node.op == 'get_attr'}
+    for name in [*graph._parameters, *graph._buffers,
+                 *(n for n in old if n in graph.__dict__)]:
+        delattr(graph, name)
+    new = {n: f'weight_{names[k].replace(".", "_")}'
+           if (k := (t.data_ptr(), t.shape)) in names
+           else f'constant_{n.lstrip("_")}' for n,t in old.items()}
     for n,t in old.items(): graph.register_buffer(new[n], t)
     for node in graph.graph.nodes:
         if node.op == 'get_attr': node.target = new[node.target]
 
 # %% ../../nbs/export/01_trace.ipynb #a5ef2312
-def example_targets(ex:Explainer, batch:int, n:int, against=None, seed:int=0)->torch.Tensor: # (B,n)
+def example_targets(ex:Explainer, batch:int, n:int, against=None,
+                    seed:int=0)->torch.Tensor:  # (B,n)
     "Random class indices, none of which is `against`"
-    allowed = [c for c in range(len(ex.labels)) if against is None or c != ex.target(against)] or [0]
-    return torch.tensor(allowed)[torch.randint(len(allowed), (batch, n), generator=torch.Generator().manual_seed(seed))]
+    allowed = [c for c in range(len(ex.labels)) if against is None
+               or c != ex.target(against)] or [0]
+    return torch.tensor(allowed)[torch.randint(len(allowed), (batch, n),
+        generator=torch.Generator().manual_seed(seed))]
 
 def _record_named(ex, f, method, x, targets, table):
     names = {(p.data_ptr(), p.shape): n for n,p in ex.model.named_parameters()}
     try: graph = record_graph(f, x, targets, names=names, table=table)
-    except Exception as e: # the call itself was tried before, so it is the recording that failed
-        reason = '' if isinstance(e, VitxError) or not str(e) else f' ({type(e).__name__}: {str(e).splitlines()[0][:120]})'
-        raise VitxError(f"{method} can't be written as one graph{reason}. {_TRACEABLE}") from e
-    for n,name in zip((n for n in graph.graph.nodes if n.op == 'placeholder'), ('x', 'targets')):
+    except Exception as e:
+        # the call itself was tried before, so it is the recording that failed
+        reason = ('' if isinstance(e, VitxError) or not str(e)
+                  else f' ({type(e).__name__}: {str(e).splitlines()[0][:120]})')
+        raise VitxError(f"{method} can't be written as one graph{reason}. "
+                        f"{_TRACEABLE}") from e
+    for n,name in zip((n for n in graph.graph.nodes if n.op == 'placeholder'),
+                      ('x', 'targets')):
         n.target = name
         n._rename(name)
     graph.recompile()
@@ -91,29 +124,47 @@ def _record_named(ex, f, method, x, targets, table):
 _TRACEABLE = "Use rcut, rcut-code, gradcam, chefer, attention or rollout"
 
 def _check_same(ex, graph, f, method, x, targets):
-    for what,a,b in zip(('logits', 'maps', 'pixel maps'), graph(x, targets), f(x, targets)):
+    for what,a,b in zip(('logits', 'maps', 'pixel maps'), graph(x, targets),
+                        f(x, targets)):
         limit = 1e-3 if x.dtype.itemsize > 2 else .05
-        if a.shape != b.shape or not (error := (a - b).abs().max().item()) <= limit*max(1, b.abs().max().item()):
-            raise VitxError(f"{method} can't be written as one graph: for another picture the {what} of the graph differ by {error:.2g}, because this method or model decides by values. {_TRACEABLE}")
+        if a.shape != b.shape or not (error := (a - b).abs().max()
+                                      .item()) <= limit*max(1,
+                                          b.abs().max().item()):
+            raise VitxError(
+                f"{method} can't be written as one graph: for another picture "
+                f"the {what} of the graph differ by {error:.2g}, because this "
+                f"method or model decides by values. {_TRACEABLE}")
 
 # %% ../../nbs/export/01_trace.ipynb #295e8c5f
 @patch
-def trace(self:Explainer, batch:int=1,       # B
-          targets:int=1,                     # T, number of classes per picture
-          layers=None,                       # a layer or a list of L layers; None: the last block
-          method:str='rcut',                 # name of the method
-          pixels:bool=False,                 # also return the maps (B,T,L,H,W) at the size of x
-          against=None,                      # class whose evidence is subtracted
-          plain_attention:bool=False,        # write attention as matrix products, for programs that don't know PyTorch's fused kernels
-          table:dict=None,                   # operations that are replaced: operation → function
-          **options,                         # options of the method
-         )->GraphModule:                     # x (B,C,H,W), targets (B,T) → logits (B,C), maps (B,T,L,h,w)[, pixel maps (B,T,L,H,W)]
-    "The whole explanation as one graph, in which -1 as target is the top class; `VitxError` if no graph can express it"
-    if any(type(n) is not int or n < 1 for n in (batch, targets)): raise VitxError("batch and targets must be whole numbers of at least 1")
-    if get_method(method).meta.get('n_forward'): raise VitxError(f"{method} needs many forward passes, so its graph would be too large. {_TRACEABLE}")
-    f, device = as_function(self, layers, method, pixels, against, **options), next(self.model.parameters()).device
-    first, second = ((example_batch(self, batch, seed), example_targets(self, batch, targets, against, seed).to(device)) for seed in (0, 1))
+def trace(
+    self:Explainer, batch:int=1,  # B
+    targets:int=1,  # T, number of classes per picture
+    layers=None,  # a layer or a list of L layers; None: the last block
+    method:str='rcut',  # name of the method
+    pixels:bool=False,  # also return the maps (B,T,L,H,W) at the size of x
+    against=None,  # class whose evidence is subtracted
+    # write attention as matrix products, for programs that don't know PyTorch's
+    # fused kernels
+    plain_attention:bool=False,
+    table:dict=None,  # operations that are replaced: operation → function
+    **options,  # options of the method
+    # x (B,C,H,W), targets (B,T) → logits (B,C), maps (B,T,L,h,w)[, pixel maps
+    # (B,T,L,H,W)]
+)->GraphModule:
+    """The whole explanation as one graph, in which -1 as target is the top
+    class; `VitxError` if no graph can express it"""
+    if any(type(n) is not int or n < 1 for n in (batch, targets)):
+        raise VitxError("batch and targets must be whole numbers of at least 1")
+    if get_method(method).meta.get('n_forward'):
+        raise VitxError(f"{method} needs many forward passes, so its graph "
+                        f"would be too large. {_TRACEABLE}")
+    f, device = as_function(self, layers, method, pixels, against,
+                            **options), next(self.model.parameters()).device
+    first, second = ((example_batch(self, batch, seed), example_targets(self,
+        batch, targets, against, seed).to(device)) for seed in (0, 1))
     self.maps(*first, method, layers, against, **options)
-    with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext(): graph = _record_named(self, f, method, *first, table)
+    with sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext():
+        graph = _record_named(self, f, method, *first, table)
     _check_same(self, graph, f, method, *second)
     return graph

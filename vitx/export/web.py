@@ -139,90 +139,232 @@ const take = async (blob, name) => { // a picture: decode, prepare, ask for its 
 
 # %% ../../nbs/export/03_web.ipynb #34bf2eb8
 EVENTS = '''
-const fromList = list => { const f = [...list].find(f => f.type.startsWith('image/') || !f.type); if (f) take(f, f.name || 'The pasted picture'); else say('', 'That is no picture: give a JPEG, PNG or WebP.') };
-$('input[type=file]').addEventListener('change', e => e.target.files.length && fromList(e.target.files));
+const fromList = list => {
+  const f = [...list].find(f => f.type.startsWith('image/') || !f.type);
+  if (f) take(f, f.name || 'The pasted picture');
+  else say('', 'That is no picture: give a JPEG, PNG or WebP.') };
+const chooser = $('input[type=file]');
+chooser.addEventListener('change',
+  () => chooser.files.length && fromList(chooser.files));
 document.addEventListener('dragover', e => e.preventDefault());
-document.addEventListener('drop', e => { e.preventDefault(); fromList(e.dataTransfer.files) });
-document.addEventListener('paste', e => e.clipboardData.files.length && fromList(e.clipboardData.files));
-$('.vitx-example').addEventListener('click', () => take(example, 'The example'));
-const video = $('video'), camera = $('.vitx-camera');
-camera.addEventListener('click', async () => { // first click: show what the camera sees; second: take the picture
-  if (video.srcObject) { const [canvas, ctx] = blank(video.videoWidth, video.videoHeight); ctx.drawImage(video, 0, 0);
-    video.srcObject.getTracks().forEach(t => t.stop()); video.srcObject = null; video.hidden = true; camera.textContent = 'camera';
-    return canvas.toBlob(b => take(b, 'The photo')) }
-  try { video.srcObject = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}}); video.hidden = false; await video.play(); camera.textContent = 'take the photo' }
-  catch (e) { say('', 'No camera: ' + e.message + '. Choose a file instead.') } });
+document.addEventListener('drop', e => {
+  e.preventDefault(); fromList(e.dataTransfer.files) });
+document.addEventListener('paste',
+  e => e.clipboardData.files.length && fromList(e.clipboardData.files));
+$('.vitx-example').addEventListener('click',
+  () => take(example, 'The example'));
 const search = $('input[type=search]');
-search.addEventListener('change', () => { const q = search.value.trim().toLowerCase(), names = d.labels.map(l => l.toLowerCase());
+search.addEventListener('change', () => {
+  const q = search.value.trim().toLowerCase();
+  const names = d.labels.map(l => l.toLowerCase());
   if (!q || !shown) return;
-  let c = names.indexOf(q); if (c < 0) c = names.findIndex(n => n.split(',').some(p => p.trim() == q)); if (c < 0) c = names.findIndex(n => n.includes(q));
+  let c = names.indexOf(q);
+  if (c < 0) c = names.findIndex(n => n.split(',').some(p => p.trim() == q));
+  if (c < 0) c = names.findIndex(n => n.includes(q));
   if (c < 0) return say('', 'This model has no class "' + search.value + '".');
   add(c); target.value = c; search.value = ''; d.prepare() });
-const load = async () => {
-  const answer = await fetch('model.onnx'), size = +answer.headers.get('content-length') || d.bytes, reader = answer.body.getReader(), parts = [];
-  if (!answer.ok) throw Error('model.onnx is missing (' + answer.status + ')');
-  for (let n = 0;;) { const {done, value} = await reader.read(); if (done) break; parts.push(value); n += value.length; bar.value = n/size; say('loading the model: ' + (n/1e6).toFixed(0) + ' of ' + (size/1e6).toFixed(0) + ' MB') }
-  say('starting the model …'); await pause();
-  ort.env.wasm.numThreads = 1; ort.env.wasm.wasmPaths = new URL(d.ort, location.href).href;
-  session = await ort.InferenceSession.create(new Uint8Array(await new Blob(parts).arrayBuffer()), {executionProviders: ['wasm']});
-  if (d.example) example = await (await fetch(d.example)).blob();
-  bar.hidden = true; say('Drop, paste or choose a photo.'); root.dataset.ready = 1 };
-draw = controls(root, d);
-if (location.protocol == 'file:') say('', 'A browser loads no model from a disk. Serve this folder, for example with: python -m http.server');
-else load().catch(e => { bar.hidden = true; say('', 'The model could not be loaded: ' + e.message + '. Reload the page.') });
 '''
+
+
+# %% ../../nbs/export/03_web.ipynb #6a224646
+CAMERA = '''
+const video = $('video'), camera = $('.vitx-camera');
+const shoot = () => {
+  const [canvas, ctx] = blank(video.videoWidth, video.videoHeight);
+  ctx.drawImage(video, 0, 0);
+  video.srcObject.getTracks().forEach(t => t.stop());
+  video.srcObject = null; video.hidden = true; camera.textContent = 'camera';
+  canvas.toBlob(b => take(b, 'The photo')) };
+camera.addEventListener('click', async () => { // first: show; second: take
+  if (video.srcObject) return shoot();
+  const wish = {video: {facingMode: 'environment'}};
+  try { video.srcObject = await navigator.mediaDevices.getUserMedia(wish);
+    video.hidden = false; await video.play();
+    camera.textContent = 'take the photo' }
+  catch (e) { say('', 'No camera: ' + e.message + '. Choose a file instead.') }
+});
+'''
+
+
+# %% ../../nbs/export/03_web.ipynb #bf0516eb
+WORKER = '''// keeps what the page loads, for a time without a network
+const keep = async (request, answer) => {
+  const cache = await caches.open('vitx');
+  await cache.put(request, answer).catch(() => 0) };       // the disk is full
+self.addEventListener('install', e => e.waitUntil(
+  caches.open('vitx').then(c => c.addAll(FILES)).then(() => skipWaiting())));
+self.addEventListener('activate', e => e.waitUntil(clients.claim()));
+self.addEventListener('fetch', e => e.respondWith(fetch(e.request).then(a => {
+  if (a.status == 200) e.waitUntil(keep(e.request, a.clone()));
+  return a }).catch(async error => {
+    const kept = await caches.match(e.request, {ignoreSearch: true});
+    if (kept) return kept; else throw error })));
+'''
+
+
+# %% ../../nbs/export/03_web.ipynb #961e467d
+LOADING = '''
+const keepOffline = async () => { // until the worker answers, 3 s at most
+  const worker = navigator.serviceWorker;
+  if (!worker) return;
+  const ready = new Promise(ok =>
+    worker.addEventListener('controllerchange', ok));
+  try { await worker.register('offline.js') } catch { return }
+  if (!worker.controller)
+    await Promise.race([ready, new Promise(ok => setTimeout(ok, 3000))]) };
+const download = async () => {
+  const answer = await fetch('model.onnx'), reader = answer.body.getReader();
+  const size = +answer.headers.get('content-length') || d.bytes, parts = [];
+  if (!answer.ok) throw Error('model.onnx is missing (' + answer.status + ')');
+  const mega = v => (v/1e6).toFixed(0);
+  for (let n = 0;;) {
+    const {done, value} = await reader.read();
+    if (done) return new Uint8Array(await new Blob(parts).arrayBuffer());
+    parts.push(value); n += value.length; bar.value = n/size;
+    say('loading the model: ' + mega(n) + ' of ' + mega(size) + ' MB') } };
+const load = async () => {
+  const model = await download();
+  say('starting the model …'); await pause();
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmPaths = new URL(d.ort, location.href).href;
+  session = await ort.InferenceSession.create(model,
+                                              {executionProviders: ['wasm']});
+  if (d.example) example = await (await fetch(d.example)).blob();
+  bar.hidden = true; say('Drop, paste or choose a photo.');
+  root.dataset.ready = 1 };
+draw = controls(root, d);
+const fail = e => {
+  bar.hidden = true;
+  say('', 'The model could not be loaded: ' + e.message + '. Reload the page.') };
+if (location.protocol != 'file:') keepOffline().then(load).catch(fail);
+else say('', 'A browser loads no model from a disk. ' +
+  'Serve this folder, for example with: python -m http.server');
+'''
+
 
 # %% ../../nbs/export/03_web.ipynb #9bb40ea9
 ORT_VERSION = '1.30.0'     # of onnxruntime-web that the page is tested with
-ORT_FILES = ('ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm')
+ORT_FILES = ('ort.wasm.min.js', 'ort-wasm-simd-threaded.mjs',
+             'ort-wasm-simd-threaded.wasm')
 
-def find_ort_web(folder=None, # of the npm package onnxruntime-web; None: node_modules here or above
-                )->Path:      # folder with `ORT_FILES`
-    "Find the installed npm package onnxruntime-web; `VitxError` tells how to install it"
-    places = [Path(folder)] if folder else [p/'node_modules'/'onnxruntime-web' for p in (Path.cwd(), *Path.cwd().parents)]
-    for p in places:
+def find_ort_web(
+    # folder of the npm package onnxruntime-web; None: node_modules, here or
+    # above
+    folder=None,
+)->Path: # folder with `ORT_FILES`
+    "Find the npm package onnxruntime-web; `VitxError` says how to install it"
+    here = [Path.cwd(), *Path.cwd().parents]
+    places = [p/'node_modules'/'onnxruntime-web' for p in here]
+    for p in places if folder is None else [Path(folder)]:
         for dist in (p/'dist', p):
             if all((dist/f).is_file() for f in ORT_FILES): return dist
-    raise VitxError(f"onnxruntime-web isn't {'in ' + str(folder) if folder else 'installed'}: run npm install onnxruntime-web@{ORT_VERSION} and give the folder node_modules/onnxruntime-web")
+    raise VitxError(
+        f"onnxruntime-web isn't {f'in {folder}' if folder else 'installed'}: "
+        f"run npm install onnxruntime-web@{ORT_VERSION} and give the folder "
+        "node_modules/onnxruntime-web")
 
-def _body(data:dict, title:str)->str:
-    q, names = html.escape, ''.join(f'<option value="{html.escape(l)}">' for l in data['labels'])
-    stops = legend_html(True)
-    return f'''<div class="vitx">{STYLE}<style>.vitx-alarm {{ color: #c22 }} .vitx-drop {{ border: 2px dashed; border-radius: .5rem; padding: .8rem; margin-bottom: .8rem; display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center }} .vitx video {{ max-width: 100%; max-height: 14rem }} .vitx [hidden] {{ display: none }} @media (prefers-color-scheme: dark) {{ .vitx-alarm {{ color: #f88 }} }}</style>
-<div class="vitx-drop"><label>photo <input type="file" accept="image/*"></label><button type="button" class="vitx-camera">camera</button><button type="button" class="vitx-example"{"" if data["example"] else " hidden"}>example</button><video hidden playsinline muted></video><span>or drop or paste one; it stays on this machine</span></div>
-<p class="vitx-note" role="status"></p><p class="vitx-alarm" role="alert"></p><progress max="1" value="0" aria-label="loading the model"></progress>
-<div class="vitx-explained" hidden><label>find a class <input type="search" list="vitx-labels" autocomplete="off"></label><datalist id="vitx-labels">{names}</datalist>
-{controls_html('', data['layers'] - 1)}
-<div class="vitx-panels"><figure><img alt="the photo that the model was shown"><figcaption>picture</figcaption></figure>{FIGURE*3}</div>
-<p class="vitx-description" aria-live="polite"></p>{stops}</div>
-<script type="application/json">{json.dumps(data, ensure_ascii=False).replace('<', chr(92) + 'u003c')}</script>
-<script src="{html.escape(data["ort"])}ort.wasm.min.js"></script><script>(() => {{{PAINTER}{CONTROLS}{PREPARE}{ANSWER}{PAGE}{PICTURES}{EVENTS}}})();</script></div>'''
+
+# %% ../../nbs/export/03_web.ipynb #a6bf5493
+LOOK = """.vitx-alarm { color: #c22 }
+.vitx-drop { border: 2px dashed; border-radius: .5rem; padding: .8rem;
+  margin-bottom: .8rem; display: flex; flex-wrap: wrap; gap: .5rem 1rem;
+  align-items: center }
+.vitx video { max-width: 100%; max-height: 14rem }
+.vitx [hidden] { display: none }
+@media (prefers-color-scheme: dark) { .vitx-alarm { color: #f88 } }
+"""
+
+def _drop_html(example): return f"""<div class="vitx-drop">
+<label>photo <input type="file" accept="image/*"></label>
+<button type="button" class="vitx-camera">camera</button>
+<button type="button" class="vitx-example"{"" if example else " hidden"}>\
+example</button>
+<video hidden playsinline muted></video>
+<span>or drop or paste one; it stays on this machine</span></div>
+<p class="vitx-note" role="status"></p>
+<p class="vitx-alarm" role="alert"></p>
+<progress max="1" value="0" aria-label="loading the model"></progress>"""
+
+
+# %% ../../nbs/export/03_web.ipynb #646a4ae4
+def _explained_html(labels, num_layers): # hidden until there is a picture
+    names = ''.join(f'<option value="{html.escape(l)}">' for l in labels)
+    return f"""<div class="vitx-explained" hidden><label>find a class \
+<input type="search" list="vitx-labels" autocomplete="off"></label>\
+<datalist id="vitx-labels">{names}</datalist>
+{controls_html('', num_layers - 1)}
+<div class="vitx-panels"><figure><img alt="the photo that the model was shown">\
+<figcaption>picture</figcaption></figure>{FIGURE*3}</div>
+<p class="vitx-description" aria-live="polite"></p>{legend_html(True)}</div>"""
+
+SCRIPTS = (PAINTER, CONTROLS, PREPARE, ANSWER, PAGE, PICTURES, EVENTS, CAMERA,
+           LOADING)
+
+def _body(data:dict)->str:
+    told = json.dumps(data, ensure_ascii=False).replace('<', chr(92) + 'u003c')
+    ort = html.escape(data['ort'])
+    return f"""<div class="vitx">{STYLE}<style>{LOOK}</style>
+{_drop_html(data['example'])}
+{_explained_html(data['labels'], data['layers'])}
+<script type="application/json">{told}</script>
+<script src="{ort}ort.wasm.min.js"></script>
+<script>(() => {{{''.join(SCRIPTS)}}})();</script></div>"""
+
 
 # %% ../../nbs/export/03_web.ipynb #5d1dfae4
 @patch
-def export_web(self:Explainer, folder, # to write; created if missing
-               method:str='rcut',      # name of the method
-               ort_web=None,           # folder of the npm package onnxruntime-web, or the URL of its files; None: node_modules here or above
-               weights:str='float32',  # how weights are stored: float32, float16 or int8
-               **options,              # options of the method
-              )->Exported:
-    "Write a folder with a page that explains photos in the browser, without a server program"
+def export_web(
+    self:Explainer,
+    folder,                 # to write; created if missing
+    method:str='rcut',      # name of the method
+    # folder of the npm package onnxruntime-web, or the URL of its files; None:
+    # node_modules here or above
+    ort_web=None,
+    weights:str='float32',  # how weights are stored: float32, float16 or int8
+    **options,              # options of the method
+)->Exported:
+    "Write a folder with a page that explains photos in the browser"
     is_url = str(ort_web).startswith(('https://', 'http://'))
-    dist, folder = None if is_url else find_ort_web(ort_web), Path(folder)
-    if not has_probs(self.task) or self.channels != 3: raise VitxError(f"the page is for classifiers of color pictures, and this model is for {self.task} on {self.channels} channels: use export, and write a page of its own")
-    told = preprocessing_data(self.transform)
-    if told['interpolation'] == 'nearest': raise VitxError("the page can't resize without interpolation: give a transform with bilinear, bicubic or lanczos interpolation")
-    if folder.exists() and not folder.is_dir(): raise VitxError(f"{folder} is a file: give the path of a folder")
+    dist = None if is_url else find_ort_web(ort_web)
+    told = _preprocessing_for_page(self)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise VitxError(f"{folder} is a file: give the path of a folder")
     if not folder.exists(): Path(writable_path(folder)).mkdir()
-    e = self.export(folder/'model.onnx', method, list(range(self.depth)), batch=1, weights=weights, **options)
-    _write_page(self, folder, method, told, e, './' if dist else f"{ort_web.rstrip('/')}/")
+    e = self.export(folder/'model.onnx', method, list(range(self.depth)),
+                    batch=1, weights=weights, **options)
+    ort = './' if dist else f"{ort_web.rstrip('/')}/"
+    _write_page(self, folder, method, told, e, ort)
     for f in ORT_FILES if dist else (): shutil.copyfile(dist/f, folder/f)
     return e
 
+def _preprocessing_for_page(ex): # or a VitxError
+    if not has_probs(ex.task) or ex.channels != 3: raise VitxError(
+        "the page is for classifiers of color pictures, and this model is for "
+        f"{ex.task} on {ex.channels} channels: use export, and write a page of "
+        "its own")
+    told = preprocessing_data(ex.transform)
+    if told['interpolation'] == 'nearest': raise VitxError(
+        "the page can't resize without interpolation: give a transform with "
+        "bilinear, bicubic or lanczos interpolation")
+    return told
+
+
+# %% ../../nbs/export/03_web.ipynb #66250c6b
 def _write_page(ex, folder, method, told, e, ort):
-    colors = [base64.b64encode((palette(s)*255).round().astype(np.uint8).tobytes()).decode() for s in (False, True)]
-    example = 'example.png' if ex.name in BUNDLED_MODELS else None         # a drawing, which says nothing to other models
-    if example: shutil.copyfile(asset_path('scene.png'), folder/example)
-    data = dict(labels=ex.labels, task=ex.task, method=method, layers=ex.depth, preprocessing=told, input=list(example_batch(ex).shape), palette=colors, side=480, bytes=e.size, example=example, ort=ort)
-    title = f'{ex.name} explains a photo'
-    with atomic_path(folder/'index.html') as tmp: tmp.write_text(html_page(title, _body(data, title)), encoding='utf-8')
+    colors = [(palette(s)*255).round().astype(np.uint8) for s in (False, True)]
+    colors = [base64.b64encode(c.tobytes()).decode() for c in colors]
+    example = None               # a drawing says nothing to other models
+    if ex.name in BUNDLED_MODELS:
+        example = 'example.png'
+        shutil.copyfile(asset_path('scene.png'), folder/example)
+    data = dict(labels=ex.labels, task=ex.task, method=method, layers=ex.depth,
+                preprocessing=told, input=list(example_batch(ex).shape),
+                palette=colors, side=480, bytes=e.size, example=example,
+                ort=ort)
+    files = ['./'] + ['ort.wasm.min.js']*(ort == './') # before the worker
+    page = html_page(f'{ex.name} explains a photo', _body(data))
+    worker = f'const FILES = {json.dumps(files)};\n{WORKER}'
+    for name,text in (('index.html', page), ('offline.js', worker)):
+        with atomic_path(folder/name) as tmp: tmp.write_bytes(text.encode())
+
