@@ -46,6 +46,9 @@ class Commands(dict):
             self[name] = f
             return f
         return add
+    def summary(self, name:str)->str:
+        "First paragraph of a command's docstring, as one line"
+        return ' '.join(self[name].__doc__.split('\n\n')[0].split())
 
 commands = Commands()
 
@@ -458,8 +461,9 @@ def _with_source(
 def metrics(json:bool=False # Print JSON
            ):
     "List the metrics with their definitions"
-    _print_rows([dict(name=n, summary=metric.summary(n), better=f.meta['better'],
-                      needs=f.meta['needs']) for n,f in metric.items()], json)
+    _print_rows([dict(name=n, summary=metric.summary(n),
+                      better=f.meta['better'], needs=f.meta['needs'])
+                 for n,f in metric.items()], json)
 
 # %% ../nbs/cli.ipynb #e7882948
 @commands('protocols')
@@ -498,7 +502,8 @@ def datasets(json:bool=False # Print JSON
             ):
     """List the datasets: the value for --data, a description, and the default
     metrics"""
-    rows = [dict(name=n, path=f.meta.get('path', ''), summary=dataset.summary(n),
+    rows = [dict(name=n, path=f.meta.get('path', ''),
+                 summary=dataset.summary(n),
                  metrics=list(f.meta.get('metrics', DEFAULT_METRICS)))
             for n,f in dataset.items()]
     _print_rows(rows if json else [
