@@ -6,7 +6,7 @@
 __all__ = ['RCUT_OPTIONS', 'contrastive_score', 'late_blocks', 'token_times_gradient', 'standardize', 'attention_relevance',
            'received_attention', 'artifact_tokens', 'fill_artifacts', 'key_affinity', 'rcut_map', 'agreement',
            'artifact_masks', 'artifact_filler', 'patch_relevance', 'required_sites', 'affinity_features', 'rcut',
-           'guided_upsample', 'upsample_by_method']
+           'guided_upsample', 'upsample_by_method', 'rcut_class']
 
 # %% ../../nbs/method/06_rcut.ipynb #6501dcef
 import torch
@@ -26,10 +26,11 @@ def contrastive_score(
     # share of their mean logit that is subtracted; 0: the logit alone
     contrast:float=1.,
 )->torch.Tensor:  # (B,T)
-    "Logit of each target minus the mean logit of its strongest competitors"
+    """Logit of each target minus the mean logit of its strongest competitors,
+    or a share of it"""
     if not num_contrast or not contrast: return logits.gather(1, targets)
-    k, each = (min(num_contrast, logits.shape[1]-1),
-               logits.detach()[:, None].expand(-1, targets.shape[1], -1))
+    k = min(num_contrast, logits.shape[1]-1)
+    each = logits.detach()[:, None].expand(-1, targets.shape[1], -1)
     strongest = each.scatter(-1, targets[..., None], -torch.inf).topk(k).indices
     weights = torch.zeros_like(each)  # (B,T,C)
     weights.scatter_(-1, strongest, -contrast/k)
@@ -159,10 +160,10 @@ def rcut_map(
     clip:float=3.,  # limit of both relevances, in standard deviations
     # share of neighbors in label propagation; 0: no propagation
     alpha:float=.9,
-    threshold:float=1.,  # subtracted in the end, in standard deviations
+    threshold:float=.8,  # subtracted in the end, in standard deviations
     # correlation of both relevances at which the propagated map has weight 0
     # and 1
-    agreement_range:tuple=(.4, .6),
+    agreement_range:tuple=(.5, .7),
 )->torch.Tensor:  # (…,T,n), signed
     """Relevance map: clip and add both relevances, propagate the sum where they
     agree, subtract a threshold"""
@@ -170,14 +171,14 @@ def rcut_map(
     else:
         both = (standardize(torch.stack([token_relevance, flow]))
                 .clamp(-clip, clip))
-        start, (lo, hi) = torch.add(both[0], both[1],
-                                    alpha=flow_weight), agreement_range
-        confidence = ((standardize(both).prod(0).mean(-1, keepdim=True) -
-                       lo)/(hi - lo)).clamp(0, 1)
+        start = torch.add(both[0], both[1], alpha=flow_weight)
+        lo, hi = agreement_range
+        agrees = standardize(both).prod(0).mean(-1, keepdim=True)
+        weight = ((agrees - lo)/(hi - lo)).clamp(0, 1)
     propagated = propagate(affinity, start, alpha)
     if flow is not None:
         start, propagated = standardize(torch.stack([start, propagated]))
-        propagated = torch.lerp(start, propagated, confidence)
+        propagated = torch.lerp(start, propagated, weight)
     return standardize(propagated) - threshold
 
 def agreement(a:torch.Tensor,
@@ -273,40 +274,39 @@ RCUT_OPTIONS = dict(  # for sliders: minimum, maximum, step, description
         'R-Cut with linearized relevance of a contrastive score, a graph of '
         'keys and colors, and label propagation instead of a cut',
         terms='this package: Apache 2.0')
-def rcut(capture, targets, layers, contrast:float=.25, num_contrast:int=20,
+def rcut(capture, targets, layers, contrast:float=1., num_contrast:int=20,
          linearize:bool=True, fix_artifacts:bool=True, power:float=4.,
          color:float=1., position:float=0., texture:float=0., alpha:float=.9,
-         threshold:float=1., **map_options):  # map_options: of `rcut_map`
+         threshold:float=.8, **map_options):  # map_options: of `rcut_map`
     """Signed relevance of the class's contrastive score, propagated over a
     patch graph of attention keys and colors"""
-    has_flow, blocks = capture.anat.has_global_attention_path(max(layers)), {b
-        for l in layers for b in late_blocks(l)}
-    score = ((lambda y, t: contrastive_score(y, t, num_contrast,
-                                           contrast))
-             if capture.is_contrastive else None)
-    run = capture(targets, tokens=blocks, grad=('tokens', 'flow') if has_flow
-                  else 'tokens', linearize=linearize, score=score,
+    has_flow = capture.anat.has_global_attention_path(max(layers))
+    blocks = {b for l in layers for b in late_blocks(l)}
+    score = lambda y, t: contrastive_score(y, t, num_contrast, contrast)
+    run = capture(targets, tokens=blocks,
+                  grad=('tokens', 'flow') if has_flow else 'tokens',
+                  linearize=linearize,
+                  score=score if capture.is_contrastive else None,
                   **required_sites(capture.anat, layers))
-    factors = _pixel_affinities(image_on_grid(capture.x.float(),
-        run.grid_geometry), run.grid, color, position, texture)
-    token_relevance, flow, graph = _relevance_and_graph(run, layers,
-        fix_artifacts and has_flow, power)
-    return run.on_grid(rcut_map(token_relevance, flow, combine_affinities(graph,
-        [f[:, None] for f in factors]), alpha=alpha, threshold=threshold,
-                                **map_options).transpose(1, 2))
+    picture = image_on_grid(capture.x.float(), run.grid_geometry)
+    factors = _pixel_affinities(picture, run.grid, color, position, texture)
+    token_relevance, flow, graph = _relevance_and_graph(
+        run, layers, fix_artifacts and has_flow, power)
+    graph = combine_affinities(graph, [f[:, None] for f in factors])
+    maps = rcut_map(token_relevance, flow, graph, alpha=alpha,
+                    threshold=threshold, **map_options)
+    return run.on_grid(maps.transpose(1, 2))
 
-def _pixel_affinities(
-    x, grid, color, position,
-    texture):  # widths; 0: without this factor → (B or 1,n,n) each
+# widths; 0: without this factor → (B or 1,n,n) each
+def _pixel_affinities(x, grid, color, position, texture):
     if color: yield color_affinity(x, grid, color)
     if position:
         yield constant(position_affinity, tuple(grid), position, like=x)[None]
     if texture: yield texture_affinity(x, grid, texture)
 
 # %% ../../nbs/method/06_rcut.ipynb #21682977
-def _relevance_and_graph(
-    run, layers, fix_artifacts, power
-):  # → token_relevance (B,L,T,n), flow the same or None, graph (B,L,n,n)
+# → token_relevance (B,L,T,n), flow the same or None, graph (B,L,n,n)
+def _relevance_and_graph(run, layers, fix_artifacts, power):
     has_flow, has_keys = ((site, max(layers)) in run.values
                           for site in ('flow', 'keys'))
     blocks = sorted({b for l in layers for b in late_blocks(l)})
@@ -315,17 +315,20 @@ def _relevance_and_graph(
                  artifact_masks(run, layers) if fix_artifacts else None)
     parts, T = [], run.targets.shape[1]
     for i,l in enumerate(layers):
-        maps, features = [relevance[b] for b in late_blocks(l)] + (
-            [flow[:, :, i]] if has_flow else []), _affinity_features(run,
-                range(l+1) if has_keys else late_blocks(l))
+        maps = [relevance[b] for b in late_blocks(l)]
+        if has_flow: maps.append(flow[:, :, i])
+        features = _affinity_features(
+            run, range(l+1) if has_keys else late_blocks(l))
         fill = ((lambda v: fill_artifacts(v, bad[:, i], run.grid))
                 if fix_artifacts else lambda v: v)
         maps = fill(torch.cat(maps, 1)).unflatten(1, (-1, T))
-        features = fill(torch.stack(features).mT).mT if len({f.shape
-            for f in features}) == 1 else [fill(f.mT).mT for f in features]
-        parts.append((standardize(maps[:, :len(late_blocks(l))]).mean(1),
-                      maps[:, -1], key_affinity(features, power if has_keys
-                          else power/2)))  # tokens are less sharp than keys
+        if len({f.shape for f in features}) == 1:
+            features = fill(torch.stack(features).mT).mT
+        else: features = [fill(f.mT).mT for f in features]
+        # tokens are less sharp than keys
+        graph = key_affinity(features, power if has_keys else power/2)
+        own = standardize(maps[:, :len(late_blocks(l))]).mean(1)
+        parts.append((own, maps[:, -1], graph))
     token_relevance, flows, graphs = (torch.stack(p, 1) if len(layers) > 1
                                       else p[0][:, None] for p in zip(*parts))
     return token_relevance, flows if has_flow else None, graphs
@@ -353,15 +356,17 @@ def guided_upsample(
     """Upsample maps with a guided filter on a color picture (He, Sun & Tang,
     PAMI 2013; fast version: He & Sun, 2015)"""
     x = as_three_channels(x)
-    lo, hi = x.float().amin((1, 2, 3), keepdim=True), x.float().amax((1, 2, 3),
-        keepdim=True)
+    lo = x.float().amin((1, 2, 3), keepdim=True)
+    hi = x.float().amax((1, 2, 3), keepdim=True)
     I = (x - lo)/(hi - lo).clamp_min(1e-12)
     small = F.adaptive_avg_pool2d(I, [-(-s//step) for s in x.shape[-2:]])
-    p, r = upsample_map(m.float(), small.shape[-2:], grid_geometry), max(1,
-        round(radius*min(small.shape[-2:])))
+    p = upsample_map(m.float(), small.shape[-2:], grid_geometry)
+    r = max(1, round(radius*min(small.shape[-2:])))
     box = lambda t: F.avg_pool2d(t, 2*r+1, 1, r, count_include_pad=False)
-    outer = lambda a, b: box((a[:, :, None]*b[:, None]).flatten(1,
-        2)).unflatten(1, (a.shape[1], 3)) - box(a)[:, :, None]*box(b)[:, None]
+    def outer(a, b): # covariances in the window
+        products = box((a[:, :, None]*b[:, None]).flatten(1, 2))
+        means = box(a)[:, :, None]*box(b)[:, None]
+        return products.unflatten(1, (a.shape[1], 3)) - means
     a = _solve_3x3(outer(small, small) + constant(_ridge, eps, like=I),
                    outer(p, small))  # (B,M,3,h',w')
     b = box(p) - (a*box(small)[:, None]).sum(2)
@@ -372,15 +377,13 @@ def guided_upsample(
 # %% ../../nbs/method/06_rcut.ipynb #e16de8dc
 def _ridge(eps): return eps*torch.eye(3)[..., None, None]
 
-def _solve_3x3(
-    A, b
-    # (B,3,3,…) symmetric, (B,M,3,…) → x with A x = b, by Cramer's rule: a
-    # solver would make a GPU wait
-):
-    cofactors = torch.stack([torch.linalg.cross(A[:, (i+1) % 3],
-        A[:, (i+2) % 3], dim=1) for i in range(3)], 1)
-    return torch.einsum('bij...,bmj...->bmi...', cofactors,
-                        b)/(A[:, :1]*cofactors[:, :1]).sum(2, keepdim=True)
+# (B,3,3,…) symmetric, (B,M,3,…) → x with A x = b
+def _solve_3x3(A, b): # by Cramer's rule: a solver would make a GPU wait
+    cofactors = torch.stack([
+        torch.linalg.cross(A[:, (i+1) % 3], A[:, (i+2) % 3], dim=1)
+        for i in range(3)], 1)
+    determinant = (A[:, :1]*cofactors[:, :1]).sum(2, keepdim=True)
+    return torch.einsum('bij...,bmj...->bmi...', cofactors, b)/determinant
 
 def upsample_by_method(
     name:str,  # name of the method that made the maps
@@ -395,3 +398,15 @@ def upsample_by_method(
     if method[name].meta.get('pixels') == 'guided':
         return guided_upsample(m, x.to(m.device), grid_geometry)
     return upsample_map(m.float(), x.shape[-2:], grid_geometry)
+
+# %% ../../nbs/method/06_rcut.ipynb #0c4dc17d
+@method('rcut-class', pixels='guided',
+        options={k: RCUT_OPTIONS[k] for k in ('contrast', 'threshold')},
+        source='this package: rcut with a quarter of the contrast',
+        terms='this package: Apache 2.0')
+def rcut_class(capture, targets, layers, contrast:float=.25,
+               threshold:float=1.):
+    """Signed relevance for the class itself: as `rcut`, but rivals that share
+    the object hardly count"""
+    return rcut(capture, targets, layers, contrast=contrast,
+                threshold=threshold, agreement_range=(.4, .6))
