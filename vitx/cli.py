@@ -692,7 +692,7 @@ def _print_error(line): # in red on a terminal
     print(f'{red}{line}{end}', file=sys.stderr)
 
 def _usage():
-    lines = [f'  {n:9s} {commands.summary(n)}' for n in commands]
+    lines = [f'  {n:10s} {commands.summary(n)}' for n in commands]
     print('usage: vitx COMMAND [-h] …', '', *lines, '',
           'Without arguments, `vitx explain` explains a bundled picture with a '
           'bundled model.', sep='\n')
