@@ -29,8 +29,8 @@ def close_matches(name:str, # a name, perhaps misspelled
             n:int=3,        # largest number of results
            )->list:         # the best first
     "The `options` most similar to `name`, ignoring case"
-    query, by_lower = str(name).lower(), {str(o).lower(): str(o)
-                                          for o in options}
+    query = str(name).lower()
+    by_lower = {str(o).lower(): str(o) for o in options}
     # compare with beginnings, since names are often typed in part
     similarity = {k: difflib.SequenceMatcher(None, query, k[:len(query)+1])
                   .ratio() for k in by_lower}
@@ -182,8 +182,8 @@ def import_by_name(name:str):
 
 # %% ../nbs/core.ipynb #8aea4109
 @contextmanager
-def quick_thread_switches(
-    seconds:float=2e-4):  # `sys.setswitchinterval`, if that is shorter than now
+# `sys.setswitchinterval`, if that is shorter than now
+def quick_thread_switches(seconds:float=2e-4):
     """Context in which Python's threads request the global interpreter lock
     after a shorter time"""
     before = sys.getswitchinterval()

@@ -71,8 +71,8 @@ def find_class(
     names = [[l.lower()] + [part.strip().lower() for part in l.split(',')]
              for l in labels]
     # folders are often named like golden_retriever
-    word, plain = (re.compile(rf'\b{re.escape(query)}\b'),
-                   lambda s: re.sub(r'[\s_-]+', ' ', s))
+    word = re.compile(rf'\b{re.escape(query)}\b')
+    plain = lambda s: re.sub(r'[\s_-]+', ' ', s)
     matchers = (lambda n: query == n[0], lambda n: query in n,
                 lambda n: query and plain(query) in map(plain, n),
                 lambda n: query and not exact and word.search(n[0]))
@@ -145,8 +145,9 @@ class Explainer:
         loaded = load_model(model, labels := _read_labels(labels),
                             need_classes=False)
         if device is not None: _move_model(loaded, device)
-        self.name, self.read, self.display = (model_name(model, loaded), read,
-            display)
+        self.name = model_name(model, loaded)
+        self.read = read
+        self.display = display
         if (t := None if transform is None
             else as_transform(transform)) is not None:
             check_repeatable(t)
@@ -158,8 +159,8 @@ class Explainer:
         self.model = fit_reader(loaded, output, custom, task, inputs,
                                 _num_labels(labels),
                                 None if t is None else _input_size(t))
-        self.score, self.task = ('logit' if custom else score,
-                                 task_of(self.model))
+        self.score = 'logit' if custom else score
+        self.task = task_of(self.model)
         self._labels = None if isinstance(
             self.model, ZeroShotClassifier) else _check_labels(labels,
                 self.model, self.task, custom)
@@ -400,8 +401,8 @@ class _Answer:
 @patch
 def _compute(self:Explainer, capture, targets, name, layers, against=None,
              pixels=False, **options):
-    f, layers = _with_options(method[name],
-                              options), self._layer_indices(layers)
+    f = _with_options(method[name], options)
+    layers = self._layer_indices(layers)
     if isinstance(targets, (list, tuple, np.ndarray)):
         targets = [[self.target(c) for c in t] if isinstance(t,
             (list, tuple, np.ndarray)) else self.target(t) for t in targets]
@@ -591,8 +592,8 @@ def __call__(
     if len(layers) != 1 or not isinstance(batch, int) or batch < 1:
         raise VitxError("a call needs one layer and a batch of at least 1: use "
                         "`maps` for several layers")
-    targets, against = ([self._target_index(t) for t in targets],
-                        None if against is None else self.target(against))
+    targets = [self._target_index(t) for t in targets]
+    against = None if against is None else self.target(against)
     out = Explanations()
     for i in range(0, len(images), batch):
         prepared = [(img, *preprocess(img, split_transform(self.transform)[0],
@@ -604,9 +605,8 @@ def __call__(
 
 # %% ../nbs/explain.ipynb #cd0a7f24
 @patch
-def _launch(
-    self:Explainer, prepared, targets, name, layer, against
-):  # prepared: list of (picture, x, place) → arguments for `_collect`
+# prepared: list of (picture, x, place) → arguments for `_collect`
+def _launch(self:Explainer, prepared, targets, name, layer, against):
     "Start to explain a batch, without waiting for the GPU"
     images, xs, places = zip(*prepared)
     x, device = torch.stack(xs), next(self.model.parameters()).device
@@ -683,11 +683,11 @@ def stream(
         raise VitxError("a stream explains one class of each picture: give a "
                         "class, or call the explainer with 'all-top3' for each "
                         "picture")
-    layers, call_args = self._layer_indices(layer), (method,
-        self._layer_indices(layer)[0], None if against is None
-        else self.target(against))
-    batch, workers = _stream_batch(self) if batch is None else batch, min(16,
-        os.cpu_count() or 1) if workers is None else workers
+    layers = self._layer_indices(layer)
+    call_args = (method, self._layer_indices(layer)[0], None if against is None
+                 else self.target(against))
+    batch = _stream_batch(self) if batch is None else batch
+    workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if len(layers) != 1 or any(type(v) is not int or v < 1
                                for v in (batch, workers)):
         raise VitxError("a stream needs one layer, a batch of at least 1 and "
@@ -749,19 +749,16 @@ def _read_ahead(ex, images, workers, ahead,
             if len(queue) > ahead: yield from first()
         while queue: yield from first()
 
-def _read_now(
-    ex, picture, pool, prepare
-    # read and copy at once: a camera may write its next frame into the same
-    # array
-):
+# read and copy at once: a camera may write its next frame into the same array
+def _read_now(ex, picture, pool, prepare):
     try: img = _copy_image(ex._read(picture))
     except VitxError as e: (future := Future()).set_exception(e)
     else: future = pool.submit(prepare, img)
     return future
 
 # %% ../nbs/explain.ipynb #bcaf02bf
-def _launches_ahead(
-    ex):  # while a GPU computes one batch, the caller gets the one before
+# while a GPU computes one batch, the caller gets the one before
+def _launches_ahead(ex):
     return int(next(ex.model.parameters()).device.type == 'cuda')
 
 def _explain_stream(ex, prepared, batch, target, call_args):
@@ -785,9 +782,8 @@ def _copy_image(img):
 
 # %% ../nbs/explain.ipynb #5f0ed1f5
 @patch
-def _pixel_inputs(
-    self:Explainer,
-    img):  # RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
+# RGB → x (3,h,w), pixels (3,h,w) in 0..1, pixels (b,3,h,w) → logits
+def _pixel_inputs(self:Explainer, img):
     """The model's input, the same as pixels, and a function that predicts
     logits from pixels"""
     if self.channels != 3:
@@ -836,16 +832,18 @@ def card(self:Explanation, seed:int=0)->Card:
         raise VitxError("this explanation was loaded without its explainer: "
                         "explain the picture again, then call card")
     x, pixels, predict = ex._pixel_inputs(self.image)
-    capture, against = (Capture(ex.model, x[None], ex.anat, ex.score), None
-                        if self.against is None else ex.target(self.against))
-    flow, logits = patch_relevance(capture, self.target,
-                                   l)[0, 0].cpu(), capture.logits[0]
-    predict_scores, probs, t = (predict, class_probs(logits, ex.task),
-                                self.target)
+    capture = Capture(ex.model, x[None], ex.anat, ex.score)
+    against = None if self.against is None else ex.target(self.against)
+    flow = patch_relevance(capture, self.target, l)[0, 0].cpu()
+    logits = capture.logits[0]
+    predict_scores = predict
+    probs = class_probs(logits, ex.task)
+    t = self.target
     # with `against`, the score is the softmax of these two classes alone
     if against is not None and ex.task == 'multiclass':
-        predict_scores, probs, t = (lambda v: predict(v)[:, [self.target,
-            against]]), logits[[self.target, against]].softmax(-1), 0
+        predict_scores = lambda v: predict(v)[:, [self.target, against]]
+        probs = logits[[self.target, against]].softmax(-1)
+        t = 0
     other_classes = [c for c in logits.topk(min(6, len(ex.labels)))
                      .indices.tolist() if c not in (self.target, against)][:4]
     maps = ex._maps(capture, torch.tensor([other_classes]), self.method, l,

@@ -241,8 +241,9 @@ def to_dict(self:Explanation)->dict:
                      for l,p in self.top], warnings=self.warnings)
 
 def _save_overlay(e, path, kind):
-    gray, scale = stripe_gray(np.asarray(e.overlay_image(256))/255), max(1,
-        max(e.image.size)/1024)  # stripes as in a small picture
+    # stripes as in a small picture
+    gray = stripe_gray(np.asarray(e.overlay_image(256))/255)
+    scale = max(1, max(e.image.size)/1024)
     visible = e.visible
     with Image.new('RGB', e.image.size) as out:
         # strips, so that a photo of 50 megapixels needs little memory
@@ -400,11 +401,9 @@ def crop(self:Explanation,
         int(np.ceil(x1+dx))), min(H, int(np.ceil(y1+dy)))))
 
 # %% ../nbs/explanation.ipynb #28ecaefd
-def _simplified(
-    points, tolerance
-    # every polygon vertex that a straight line doesn't replace (Douglas &
-    # Peucker, 1973)
-):
+# every polygon vertex that a straight line doesn't replace (Douglas & Peucker,
+# 1973)
+def _simplified(points, tolerance):
     a, b = points[0], points[-1]
     d = b - a
     n = np.hypot(*d)

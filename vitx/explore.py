@@ -120,8 +120,8 @@ def _row(*widgets):
     return (W.Box(widgets, layout=W.Layout(display='flex', flex_flow='row wrap',
         align_items='center', width='100%', overflow='visible')))
 
-def _choices(
-    labels:list)->dict:  # text → index; labels that occur twice get their index
+# text → index; labels that occur twice get their index
+def _choices(labels:list)->dict:
     duplicates = {l for l in labels if labels.count(l) >
                   1} if len(set(labels)) < len(labels) else ()
     return {f'{l} ({i})' if l in duplicates else l: i
@@ -156,9 +156,10 @@ class Explorer(W.VBox):
                              'number of parts to divide the evidence into; '
                              '0: none')
         self.options, self._options_box = {}, W.Accordion()
-        self.file, self.save_button = W.Text(description='file',
-            value='explorer.png', layout=_WIDE), W.Button(description='Save',
-                tooltip='save figure and numbers')
+        self.file = W.Text(description='file', value='explorer.png',
+                           layout=_WIDE)
+        self.save_button = W.Button(description='Save',
+                                    tooltip='save figure and numbers')
         super().__init__([*[_row(self.model)]*(len(explainers) > 1),
                           _row(self.target, self.top_classes), _row(self.layer,
                               self.play), self.viewer, (legend_box := W.HTML()),
@@ -248,21 +249,21 @@ def _change_model(self:Explorer):
     except BaseException:
         self.atlas, self._updating = last, True
         self._use_model(last.ex)
-        self.layer.value, self.model.value = (v.layer,
-            self.explainers.index(last.ex))
+        self.layer.value = v.layer
+        self.model.value = self.explainers.index(last.ex)
         raise
     finally: self._updating = False
 
-def _class_of_name(
-    ex, t, other):  # index of the class of this name in another model, or None
+# index of the class of this name in another model, or None
+def _class_of_name(ex, t, other):
     return (None if t is None or other.labels.count(ex.labels[t]) != 1
             else other.labels.index(ex.labels[t]))
 
 # %% ../nbs/explore.ipynb #40d5c670
 @patch
 def _show_progress(self:Explorer, done, total, what):
-    self.viewer.status, self.viewer.progress = (
-        f'{what}: {int(done)} of {total}', done/max(total, 1))
+    self.viewer.status = f'{what}: {int(done)} of {total}'
+    self.viewer.progress = done/max(total, 1)
     # a click during the computation would be queued and run later
     self._enable(False)
 
@@ -285,8 +286,9 @@ def _select_classes(self:Explorer, target=None, compare_to=None):
     self.atlas.compute(target, *([] if compare_to is None else [compare_to]))
     self._updating = True
     try:
-        self.target.value, self.compare_to.value = (self.names[target],
-            '' if compare_to is None else self.names[compare_to])
+        self.target.value = self.names[target]
+        self.compare_to.value = ('' if compare_to is None
+                                 else self.names[compare_to])
         self.top_classes.value = (target if target in self.atlas.top_classes
                                   else -1)
     finally: self._updating = False
@@ -329,8 +331,8 @@ def _set_atlas(self:Explorer, atlas, target, compare_to=None):
     self.atlas, self._updating = atlas, True
     self.top_classes.options = [(f'{atlas.name(t, 30)}  {atlas.answer(t)}', t)
                                 for t in atlas.top_classes] + [('another', -1)]
-    self._updating, self._legend.value = False, legend_html(
-        not atlas.place.visible.all())
+    self._updating = False
+    self._legend.value = legend_html(not atlas.place.visible.all())
     self._select_classes(target, compare_to)
 
 @patch
@@ -372,8 +374,9 @@ def _change_method(self:Explorer):
         self._make_options({})
         self._recompute()
     except BaseException:
-        self._updating, self.method.value, self.options = (True, atlas.method,
-            before)
+        self._updating = True
+        self.method.value = atlas.method
+        self.options = before
         self._updating = False
         self._make_options({n: w.value for n,w in before.items()})
         raise

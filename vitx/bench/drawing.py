@@ -76,8 +76,8 @@ def _draw_pareto_front(ax, by, x, y):
             lw=1, zorder=0)
     for n,p in points.items(): ax.plot(*p, ls='', **_marker_style(n))
     ax.margins(x=.15, y=.15)
-    low, size = (np.array([ax.get_xlim(), ax.get_ylim()]).T[0],
-                 np.ptp([ax.get_xlim(), ax.get_ylim()], 1))
+    low = np.array([ax.get_xlim(), ax.get_ylim()]).T[0]
+    size = np.ptp([ax.get_xlim(), ax.get_ylim()], 1)
     # in fractions of the axes
     place = {n: (np.array(p) - low)/size for n,p in points.items()}
     occupied = [(*(p - (.015, .03)), .03, .06) for p in place.values()]

@@ -124,9 +124,9 @@ def make_run_spec(data, models=(None,), methods=None, metrics=None, limit=None,
     or the dataset"""
     protocol_definition = protocol and get_protocol(protocol)
     d = dataset[data.partition(':')[0]]
-    methods, metrics = _as_tuple(methods) or DEFAULT_METHODS, _as_tuple(
-        metrics) or tuple(protocol_definition.metrics if protocol_definition
-                          else d.meta.get('metrics', DEFAULT_METRICS))
+    methods = _as_tuple(methods) or DEFAULT_METHODS
+    metrics = (_as_tuple(metrics) or tuple(protocol_definition.metrics
+        if protocol_definition else d.meta.get('metrics', DEFAULT_METRICS)))
     if methods == ('all',): methods = tuple(list_methods())
     if metrics == ('all',):
         metrics = tuple(k for k,f in metric.items()
@@ -183,22 +183,24 @@ class Worker:
         explainers=None  # one per model, if they are loaded already
     ):
         for m in spec.modules: import_module(m)
-        self.spec, self.done, self.explainers, self.model = (spec, done,
-            explainers, None)
+        self.spec = spec
+        self.done = done
+        self.explainers = explainers
+        self.model = None
 
     def _switch_model(self, m):
         if self.model == m: return
-        self.model, self.ex = (m, self.explainers[m] if self.explainers
-                               else self.spec.explainer(m))
+        self.model = m
+        self.ex = (self.explainers[m] if self.explainers
+                   else self.spec.explainer(m))
         self.randomized_models = [randomize_model(self.ex.model,
             s) for s in range(3)] if any(metric[k].meta.get('randomized_models')
                                          for k in self.spec.metrics) else None
         self.samples = SampleStream(partial(samples, self.spec.data,
             self.spec.limit, self.ex))
 
-    def __call__(
-        self, m:int, start:int
-    )->list:  # index of the model, position of the first picture → rows
+    # index of the model, position of the first picture → rows
+    def __call__(self, m:int, start:int)->list:
         "Rows of a group that are not scored yet"
         self._switch_model(m)
         spec, want = self.spec, {}

@@ -180,8 +180,8 @@ def _sample_figure(run, ex, s, t, methods, k, values, called):
         if n not in method or n != methods[0] and 'n_forward' in method[n].meta:
             continue
         e = ex(s.image, t, n)
-        v, value = (_recompute_metric(run, k, e, s), f'{values[n][s.name]:.2f}'
-                    if s.name in values[n] else '–')
+        v = _recompute_metric(run, k, e, s)
+        value = f'{values[n][s.name]:.2f}' if s.name in values[n] else '–'
         moved += v is not None and s.name in values[n] and abs(
             v - values[n][s.name]) > .02
         pictures.append((_overlay_jpeg(small, e), f'map of {n} for '
@@ -208,8 +208,8 @@ def _draw_galleries(galleries, run, model, k, values, of, called):
         return [f"No pictures: {escape_markup(why)}."]
     for (t, _),figures in zip(galleries, drawn):
         t.figures = [f for f,_ in figures]
-    lost, moved = sorted(names - found.keys()), sum(m for figures in drawn
-        for _,m in figures)
+    lost = sorted(names - found.keys())
+    moved = sum(m for figures in drawn for _,m in figures)
     notes = [f"Not in the data any more: "
              f"{', '.join(map(as_code, lost))}."]*bool(lost)
     return notes + [

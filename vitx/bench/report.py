@@ -34,8 +34,9 @@ def _ranking_table(data, model, by, own, run=None, detailed=False):
     # of a dataset; how many samples each will have isn't known
     num_samples = (run['models'][model].get('samples', num_done) if run
                    and run.get('dataset') == data else num_done)
-    names, rows, segmentation = (ranked_methods(by, k), [],
-                                 pooled_segmentation(own))
+    names = ranked_methods(by, k)
+    rows = []
+    segmentation = pooled_segmentation(own)
     more = ['pixel accuracy', 'mean IoU'] if segmentation else []
     for n,below in zip(names, names[1:] + [None]):
         difference = format_interval(
@@ -164,9 +165,8 @@ def _test_tables(by, k, draws=10_000):
     p = [sign_flip_test(d, draws) for d in differences]
     rows = []
     for (a, b),d,v,h in zip(pairs, differences, p, holm_correction(p)):
-        interval, probabilities = format_interval(d,
-            '{:+.3f} [{:+.3f}, {:+.3f}]'), ['–' if v != v else f'{v:.4f}'
-                for v in (v, h)]
+        interval = format_interval(d, '{:+.3f} [{:+.3f}, {:+.3f}]')
+        probabilities = ['–' if v != v else f'{v:.4f}' for v in (v, h)]
         rows.append([escape_markup(a), escape_markup(b), str(len(d)), interval,
                      str((d > 0).sum()), str((d < 0).sum()), *probabilities])
     note = ("Mean difference: over pictures where both methods have a "
@@ -200,8 +200,9 @@ def read_runs(
     """Read the rows and the `run.json` of several runs; if runs share a row,
     that of the last run counts"""
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    rows, runs = {tuple(r[k] for k in ROW_KEY): r for f in folders
-                  for r in read_rows(f)}, {str(f): run_info(f) for f in folders}
+    rows = {tuple(r[k] for k in ROW_KEY): r for f in folders
+            for r in read_rows(f)}
+    runs = {str(f): run_info(f) for f in folders}
     for (a, r),(b, q) in combinations(((f, r) for f,r in runs.items() if r), 2):
         other = [m for m in r['models'].keys() & q['models'].keys()
                  if not same_data(r['models'][m].get('fingerprint'),
@@ -300,12 +301,13 @@ def _published_table(model, by, run):
 def _class_tables(by, k, own, name, limit=10, columns=6):
     """Table of means by class, in a list; an empty list if there is only one
     class"""
-    names, class_by_image, means = (ranked_methods(by, k),
-                                    target_by_image(own, top=False), {})
-    shown, size = top_methods(names, by[k],
-                              columns), Counter(class_by_image.values())
-    have, unknown = (sum(map(bool, by[k].values())),
-                     len(target_by_image(own)) - len(class_by_image))
+    names = ranked_methods(by, k)
+    class_by_image = target_by_image(own, top=False)
+    means = {}
+    shown = top_methods(names, by[k], columns)
+    size = Counter(class_by_image.values())
+    have = sum(map(bool, by[k].values()))
+    unknown = len(target_by_image(own)) - len(class_by_image)
     if len(size) < 2 or not shown: return []
     for n in shown:
         values = {}

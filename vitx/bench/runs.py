@@ -127,8 +127,8 @@ def _count_samples(spec, ex): # → number of samples, fingerprint of the first
                 _sample_fingerprint(first))
     return 1 + sum(1 for _ in stream), _sample_fingerprint(first)
 
-def _sample_fingerprint(
-    s):  # name, size and 16 gray values, which differ for other data
+# name, size and 16 gray values, which differ for other data
+def _sample_fingerprint(s):
     try: return [s.name, *s.image.size, *np.asarray(s.image.convert('L')
         .resize((4, 4), Image.BOX)).ravel().tolist()]
     except Exception: return [s.name]
@@ -140,11 +140,9 @@ def same_data(a, b)->bool: # fingerprints or None
                              4)  # decoders differ slightly
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b9
-def _finished_pairs(
-    spec, out
-    # → {(model, image): {(method, metric), …}}; equal sets are one object, to
-    # save memory
-):
+# → {(model, image): {(method, metric), …}}; equal sets are one object, to save
+# memory
+def _finished_pairs(spec, out):
     done, same = {}, {}
     for r in (r for rows in read_row_groups(row_files(out)) for r in rows
               if r['dataset'] in spec.dataset_names):
@@ -153,9 +151,8 @@ def _finished_pairs(
     return {k: same.setdefault(v, v)
             for k,v in ((k, frozenset(v)) for k,v in done.items())}
 
-def _part_path(
-    out, spec, m, model, start, format
-):  # unique for each group and settings, so that no part replaces another
+# unique for each group and settings, so that no part replaces another
+def _part_path(out, spec, m, model, start, format):
     digest = sha256(repr((spec.dataset_name, model, spec.methods, spec.metrics,
                           spec.group)).encode()).hexdigest()[:8]
     name = re.sub(r'[^\w.-]+', '-', f'{spec.dataset_name}-{m:03d}-{model}')[:80]

@@ -71,9 +71,8 @@ class PreparedSample:
     label: object      # class for this model, or None
     # True if the sample has a class, even one that this model does not know
     has_label: bool
-    def choose_target(
-        self, ex, top,
-        protocol):  # → (class to explain, class that counts as correct, note)
+    # → (class to explain, class that counts as correct, note)
+    def choose_target(self, ex, top, protocol):
         try: known = None if self.label is None else ex.target(self.label,
             exact=True)
         except VitxError: known = None
@@ -94,11 +93,9 @@ def _prepare_sample(ex, sample): # → a PreparedSample, or an error text
     except Exception as e: return describe_error(e)
 
 # %% ../../nbs/bench/04_scoring.ipynb #c96ffc9a
-def _resize_mask(
-    x, sample
-    # → (mask, error text); a picture with a broken mask can still be scored by
-    # metrics without one
-):
+# → (mask, error text); a picture with a broken mask can still be scored by
+# metrics without one
+def _resize_mask(x, sample):
     try: return None if sample.mask is None else torch.from_numpy(np.array(
         Image.fromarray(sample.mask).resize(x.shape[:0:-1], Image.NEAREST))), ''
     except Exception as e:

@@ -123,8 +123,8 @@ def read_part_map(path, image=None)->dict: # {part: (H,W) bool}
     pixels = np.array(_read_opaque(path))
     parts = {name: _has_color(pixels, colors)
              for name,colors in FUNNYBIRDS_PARTS.items()}
-    drawn, known = pixels.any(-1), np.any([*parts.values()], 0) | _has_color(
-        pixels, _OTHER_COLORS)
+    drawn = pixels.any(-1)
+    known = np.any([*parts.values()], 0) | _has_color(pixels, _OTHER_COLORS)
     if known.sum() < drawn.sum()/2:
         raise VitxError("most colors of the part map belong to no part: use "
                         "the original PNG")
@@ -133,8 +133,8 @@ def read_part_map(path, image=None)->dict: # {part: (H,W) bool}
 
 # %% ../../nbs/data/06_known_truth.ipynb #ca6d2f30
 def _read_json(root, name):
-    file, others = root/f'{name}.json', ', '.join(p.name
-        for p in sorted(root.glob('dataset_*.json')))
+    file = root/f'{name}.json'
+    others = ', '.join(p.name for p in sorted(root.glob('dataset_*.json')))
     if not file.is_file():
         reason = (f"only {others}" if others
                   else "so it isn't laid out as funnybirds")
@@ -188,8 +188,8 @@ class PartSample(Sample):
 # %% ../../nbs/data/06_known_truth.ipynb #98e27292
 def _funnybird(root, split, k, i,
                target):  # class, number of the image → PartSample
-    file, renders = (f'{k}/{i:06d}.png',
-                     root/f'{split}_interventions/{k}/{i:06d}')
+    file = f'{k}/{i:06d}.png'
+    renders = root/f'{split}_interventions/{k}/{i:06d}'
     return PartSample(file, partial(_read_opaque, root/split/file),
                       partial(read_part_map, root/f'{split}_part_map'/file),
                       {p: partial(_read_without, renders, p)
@@ -224,13 +224,14 @@ def funnybirds(path, limit:int=None, ex=None):
     yield from unlisted_images(find_folder(root, 'funnybirds', split), listed)
 
 # %% ../../nbs/data/06_known_truth.ipynb #3809c735
-_BIRDS, _PLACES, _SPLITS = (('landbird', 'waterbird'), ('land', 'water'),
-                            ('train', 'val', 'test'))
+_BIRDS = ('landbird', 'waterbird')
+_PLACES = ('land', 'water')
+_SPLITS = ('train', 'val', 'test')
 
-def _read_metadata(
-    root):  # → name of each line, and its (file, y, split, place) or None
-    file, columns = root/'metadata.csv', dict(y=('0', '1'),
-        split=('0', '1', '2'), place=('0', '1'))
+# → name of each line, and its (file, y, split, place) or None
+def _read_metadata(root):
+    file = root/'metadata.csv'
+    columns = dict(y=('0', '1'), split=('0', '1', '2'), place=('0', '1'))
     if not file.is_file():
         raise VitxError(f"{root} has no metadata.csv, so it isn't laid out as "
                         f"waterbirds")
@@ -241,8 +242,8 @@ def _read_metadata(
             raise VitxError(f"metadata.csv has no column {missing[0]}, so it "
                             f"isn't that of waterbirds")
         for row in table:
-            line, name = (f'metadata.csv, line {table.line_num}',
-                          row['img_filename'])
+            line = f'metadata.csv, line {table.line_num}'
+            name = row['img_filename']
             is_valid = name and all(row[c] in allowed
                                     for c,allowed in columns.items())
             yield line, (name,
@@ -271,8 +272,9 @@ def waterbirds(path, limit:int=None, ex=None):
     if split not in _SPLITS:
         raise VitxError(
             f"there is no split {split!r}: there are {', '.join(_SPLITS)}")
-    root, listed = find_folder(path, 'waterbirds',
-                               'waterbird_complete95_forest2water2', '.'), set()
+    root = find_folder(path, 'waterbirds', 'waterbird_complete95_forest2water2',
+                       '.')
+    listed = set()
     for line,row in _read_metadata(root):
         if row is None:
             yield Sample(line, failing_reader('a broken line'))

@@ -147,8 +147,9 @@ def imagenet(path, limit:int=None, ex=None):
         'ILSVRC/Annotations/CLS-LOC/val', 'Annotations', 'annotations', 'bbox')
                               if (p := root/part).is_dir()), image_folder)
     annotations = {p.stem: p for p in find_files(annotation_folder, {'.xml'})}
-    devkit, unused, pictures = (_devkit_classes(root), set(annotations),
-                                find_images(image_folder))
+    devkit = _devkit_classes(root)
+    unused = set(annotations)
+    pictures = find_images(image_folder)
     if pictures and not (
         annotations or devkit or any(re.match(r'n\d{8}|ILSVRC2012_val_',
             n) for n in (pictures[0].parent.name, pictures[0].name))):
@@ -169,11 +170,9 @@ def imagenet(path, limit:int=None, ex=None):
         yield Sample(stem, failing_reader('an annotation without a picture'))
 
 # %% ../../nbs/data/04_layouts.ipynb #0c538192
-def _devkit_classes(
-    root
-    # → {stem: WordNet id} of a flat folder, from the development kit or
-    # Kaggle's table
-):
+# → {stem: WordNet id} of a flat folder, from the development kit or Kaggle's
+# table
+def _devkit_classes(root):
     if (table := root/'LOC_val_solution.csv').is_file():
         with open(table, newline='', encoding='utf8', errors='replace') as f:
             return {r[0]: r[1].split()[0] for r in csv.reader(f) if len(r) > 1
@@ -268,9 +267,9 @@ def coco(path, limit:int=None, split:str='val2017'):
     for another split than val2017"""
     path, split = parse_split(path, split)
     root, _ = find_folder(path, 'coco'), import_optional('pycocotools.mask')
-    file, splits = root/f'annotations/instances_{split}.json', [
-        p.stem.removeprefix('instances_')
-        for p in sorted(root.glob('annotations/instances_*.json'))]
+    file = root/f'annotations/instances_{split}.json'
+    splits = [p.stem.removeprefix('instances_')
+              for p in sorted(root.glob('annotations/instances_*.json'))]
     if not file.is_file():
         raise VitxError(f"{root} holds no annotations/{file.name}" +
                         (f": coco:FOLDER@{splits[0]} uses the split {splits[0]}"
@@ -278,19 +277,19 @@ def coco(path, limit:int=None, split:str='val2017'):
     folder = find_folder(root, 'coco', split, f'images/{split}')
     try:
         contents = json.loads(file.read_text(encoding='utf-8-sig'))
-        categories, images = {
-            c['id']: c['name'] for c in contents['categories']}, [
-                (i['id'], i['file_name'], (i.get('width'), i.get('height')))
-                for i in contents['images']]
+        categories = {c['id']: c['name'] for c in contents['categories']}
+        images = [(i['id'], i['file_name'], (i.get('width'), i.get('height')))
+                  for i in contents['images']]
         shapes_by_image, broken = _group_by_image(contents['annotations'])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise VitxError(
             f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
     listed = {name for _,name,_ in images}
     for i,name,size in images:
-        reader, shapes_by_category = partial(read_image, folder/name,
-            upright=False) if (folder/name).is_file() else failing_reader(
-                'the image file is missing'), shapes_by_image.pop(i, {})
+        reader = (partial(read_image, folder/name, upright=False)
+                  if (folder/name).is_file()
+                  else failing_reader('the image file is missing'))
+        shapes_by_category = shapes_by_image.pop(i, {})
         if not shapes_by_category:
             yield Sample(name, reader, failing_reader('no annotation'))
         for c,shapes in shapes_by_category.items():
@@ -309,8 +308,8 @@ def coco(path, limit:int=None, split:str='val2017'):
                          failing_reader("a picture that isn't listed"))
 
 # %% ../../nbs/data/04_layouts.ipynb #660307c7
-def _group_by_image(
-    annotations):  # → {image: {category: shapes}}, {annotation: error}
+# → {image: {category: shapes}}, {annotation: error}
+def _group_by_image(annotations):
     shapes_by_image, broken = {}, {}
     for k,a in enumerate(annotations):
         try: shapes_by_image.setdefault(a['image_id'], {}).setdefault(
@@ -336,9 +335,8 @@ def _instance_mask(shapes, size,
             f"the segmentation isn't COCO's: {type(e).__name__} {e}") from None
     return np.asarray(Image.fromarray(mask).resize(image.size, Image.NEAREST))
 
-def _union_mask(
-    rle, shapes, W,
-    H):  # shapes: boxes, outlines, or run lengths (plain or compressed)
+# shapes: boxes, outlines, or run lengths (plain or compressed)
+def _union_mask(rle, shapes, W, H):
     mask = np.zeros((H, W), bool)
     for s in shapes:
         if not s: raise VitxError("an annotation without a shape")
@@ -414,11 +412,11 @@ def cub(path, limit:int=None):
         return {row[0]: cast(row[1:]) for row in rows if len(row) > 1}
     if not (root/'images').is_dir():
         raise VitxError(f"{root} holds no images, so it isn't laid out as cub")
-    files, classes = (column('images.txt', lambda r: r[0]),
-                      column('image_class_labels.txt', lambda r: r[0]))
-    names, boxes, training = column('classes.txt', lambda r: r[0]), column(
-        'bounding_boxes.txt', list), column('train_test_split.txt',
-            lambda r: r[0] == '1', False)
+    files = column('images.txt', lambda r: r[0])
+    classes = column('image_class_labels.txt', lambda r: r[0])
+    names = column('classes.txt', lambda r: r[0])
+    boxes = column('bounding_boxes.txt', list)
+    training = column('train_test_split.txt', lambda r: r[0] == '1', False)
     listed = set(files.values())
     for i,file in files.items():
         if training.get(i): continue
@@ -461,9 +459,9 @@ def lrn(path, limit:int=None):
             f"{path} has no folder with LabelMe's JSON files, so it isn't laid "
             f"out as lrn. For other images, use folder:{path}")
     for name in sorted({*images, *annotations}):
-        image, label = (unique_reader(read_image, images.get(name),
-                                      'an annotation without a picture'),
-                        _folder_class(name))
+        image = unique_reader(read_image, images.get(name),
+                              'an annotation without a picture')
+        label = _folder_class(name)
         try: label, mask = _read_labelme(annotations[
             name]) if name in annotations else failing_reader('no annotation')()
         except VitxError as e: mask = failing_reader(str(e))

@@ -65,18 +65,16 @@ def label_to_target(
         return int(value) if has_same_classes else None
     return label_to_target(names[value], ex=ex)
 
-def _is_imagenet(
-    names):  # → are these ImageNet's thousand classes, in its order?
+# → are these ImageNet's thousand classes, in its order?
+def _is_imagenet(names):
     return len(names) == 1000 and all(a.split(',')[0] == b.split(',')[0]
                                       for a,b in zip(names,
                                           imagenet_names().values()) if a != b)
 
 # %% ../../nbs/data/05_readers.ipynb #46f54693
-def _check_hub(
-    name
-    # raise a VitxError early if the hub doesn't know a name; loading would
-    # retry for half a minute
-):
+# raise a VitxError early if the hub doesn't know a name; loading would retry
+# for half a minute
+def _check_hub(name):
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     try: HfApi().dataset_info(name, timeout=10)
@@ -115,12 +113,11 @@ def _load(name, f, *args, **options): # f: a function of datasets
                         f"{' '.join(str(e).split())[:200]}") from None
 
 # %% ../../nbs/data/05_readers.ipynb #a0c91d11
-_MASK_COLUMNS, _LABEL_COLUMNS = ('mask', 'label_mask', 'segmentation_mask',
-                                 'annotation'), ('label', 'labels', 'class',
-                                     'category', 'target', 'cls')
+_MASK_COLUMNS = ('mask', 'label_mask', 'segmentation_mask', 'annotation')
+_LABEL_COLUMNS = ('label', 'labels', 'class', 'category', 'target', 'cls')
 
-def _find_columns(
-    features):  # → columns of images, masks and classes, each or None
+# → columns of images, masks and classes, each or None
+def _find_columns(features):
     pictures = [n for n,f in features.items() if type(f).__name__ == 'Image']
     plain = [n for n in pictures if n not in (*_MASK_COLUMNS, *_LABEL_COLUMNS)]
     named = [n for n,f in features.items() if type(f).__name__ == 'ClassLabel']
@@ -161,9 +158,8 @@ def hfds(path, limit:int=None, ex=None):
                      mask and partial(_row_mask, masks, i),
                      label_to_target(v, names, ex))
 
-def _undecoded(
-    rows,
-    column):  # only this column, because other cells of a row may be damaged
+# only this column, because other cells of a row may be damaged
+def _undecoded(rows, column):
     return rows.select_columns([column]).cast_column(column,
         import_optional('datasets').Image(decode=False))
 
@@ -244,11 +240,9 @@ def _stem(file):
                             .endswith(s))] if file.name.lower()
             .endswith(_TAR_SUFFIXES) else file.name)
 
-def _shards(
-    path
-    # FOLDER, FILE or PATTERN, @SPLIT → ({name: path}, field of the JSON files
-    # or None)
-):
+# FOLDER, FILE or PATTERN, @SPLIT → ({name: path}, field of the JSON files or
+# None)
+def _shards(path):
     if path is None:
         raise VitxError(
             "wds needs tar files: wds:FOLDER or wds:'FOLDER/val-*.tar'")

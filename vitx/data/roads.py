@@ -39,12 +39,14 @@ class Camera:
         camera_z:float=0.  # meters that the camera has moved forward
     ):
         n, self.camera_z = ROAD_SIZE*SUPERSAMPLING, camera_z
-        self.focal, self.horizon, self.vanishing_x = (n*rng.uniform(1.05, 1.3),
-            n*rng.uniform(.36, .44), n*rng.uniform(.4, .56))
+        self.focal = n*rng.uniform(1.05, 1.3)
+        self.horizon = n*rng.uniform(.36, .44)
+        self.vanishing_x = n*rng.uniform(.4, .56)
         night, fog, rain, visibility, self.daylight = *(rng.random(3) <
             (.25, .35, .25)), rng.uniform(20, 60), rng.uniform(.75, 1.1)
-        self.night, self.rain, self.visibility = (night and not calm,
-            rain and not calm, visibility if fog and not calm else 1e4)
+        self.night = night and not calm
+        self.rain = rain and not calm
+        self.visibility = visibility if fog and not calm else 1e4
         self.haze_color = (np.array([34, 38, 52]) if self.night
                            else np.array([196, 202, 208])*self.daylight)
     def depth(self, Z): return max(Z - self.camera_z, .7)
@@ -52,9 +54,8 @@ class Camera:
     def project(self, X, Z, Y=0.):
         return (self.vanishing_x + X*self.scale(Z),
                 self.horizon + (CAMERA_HEIGHT - Y)*self.scale(Z))
-    def shade(
-        self, c, Z, glow=False
-    ):  # color c at distance Z, in light and fog; glow: the color of a lamp
+    # color c at distance Z, in light and fog; glow: the color of a lamp
+    def shade(self, c, Z, glow=False):
         Z = self.depth(Z)
         hour = ((.36 + .6*math.exp(-Z/9))*np.array([.95, .97, 1.1])
                 if self.night else self.daylight)
@@ -96,9 +97,8 @@ class Pen:
 CAR_COLORS = [(190, 40, 40), (40, 70, 150), (225, 225, 220), (40, 42, 46),
               (120, 125, 130), (30, 110, 80), (205, 170, 60), (110, 60, 120)]
 
-def car(
-    p, rng, visible_end:str='rear', lights:str=None, yaw:float=0.
-):  # rear or front; brake, left or right; visible side: > 0 right, < 0 left
+# rear or front; brake, left or right; visible side: > 0 right, < 0 left
+def car(p, rng, visible_end:str='rear', lights:str=None, yaw:float=0.):
     "A car from behind or from the front"
     c = np.array(pick(rng, CAR_COLORS))
     w, h = rng.uniform(.85, .95), rng.uniform(1.35, 1.65)
@@ -140,9 +140,10 @@ SKIN_COLORS = [(232, 190, 160), (180, 130, 100), (110, 75, 55), (240, 205, 180)]
 
 def person(p, rng, height:float=1.75):
     "A pedestrian"
-    k, skin, top, leg = (
-        height/1.75, pick(rng, SKIN_COLORS), pick(rng, CLOTHES_COLORS),
-        pick(rng, [(40, 45, 70), (60, 55, 50), (90, 90, 95), (30, 30, 34)]))
+    k = height/1.75
+    skin = pick(rng, SKIN_COLORS)
+    top = pick(rng, CLOTHES_COLORS)
+    leg = pick(rng, [(40, 45, 70), (60, 55, 50), (90, 90, 95), (30, 30, 34)])
     a = rng.uniform(.18, .32)
     for s in (-1, 1):
         p.stroke([(0, .85*k), (s*a*k*.6, .45*k), (s*a*k, .04*k)], .17*k, leg)
@@ -232,8 +233,9 @@ def obstacle(p, rng):
     kind = rng.integers(3)
     if kind == 0:
         for i in range(rng.integers(1, 4)):
-            x, y, c = (rng.uniform(-.5, .3), (0 if i < 2 else .5),
-                       np.array([176, 132, 86])*rng.uniform(.85, 1.1))
+            x = rng.uniform(-.5, .3)
+            y = 0 if i < 2 else .5
+            c = np.array([176, 132, 86])*rng.uniform(.85, 1.1)
             p.box(x, y, x+.65, y+.52, tuple(c))
             p.box(x+.28, y, x+.37, y+.52, tuple(c*.8))
             p.poly([(x, y+.52), (x+.65, y+.52), (x+.75, y+.62), (x+.1, y+.62)],
@@ -294,8 +296,9 @@ class RoadObject:
 
 def danger_object(kind:str, rng)->RoadObject: # kind: one of `DANGERS`
     "The dangerous object, in our lane or about to enter it"
-    lane_x, side, distance = (LANE_WIDTH/2, int(rng.choice([-1, 1])),
-                              rng.uniform(6, 10))
+    lane_x = LANE_WIDTH/2
+    side = int(rng.choice([-1, 1]))
+    distance = rng.uniform(6, 10)
     draw, offset, Z = {
         'cutting in': (partial(car, lights='left' if side > 0 else 'right',
                                yaw=-side*rng.uniform(.3, .5)),
@@ -342,9 +345,10 @@ def _draw_ground(camera, rng): # sky, land, road and its markings
     n = ROAD_SIZE*SUPERSAMPLING
     img = Image.new('RGB', (n, n))
     d = ImageDraw.Draw(img)
-    sky, land = np.array([24, 28, 44] if camera.night else pick(rng,
-        [(120, 165, 215), (165, 180, 195), (210, 190, 170)])), pick(rng,
-            [(96, 120, 70), (120, 118, 112), (140, 130, 95), (110, 112, 118)])
+    sky = np.array([24, 28, 44] if camera.night else pick(rng,
+        [(120, 165, 215), (165, 180, 195), (210, 190, 170)]))
+    land = pick(rng, [(96, 120, 70), (120, 118, 112), (140, 130, 95),
+                      (110, 112, 118)])
     for v in range(int(camera.horizon) + 1):
         d.line([(0, v), (n, v)], fill=tuple((sky + (camera.haze_color -
             sky)*v/camera.horizon).clip(0, 255).astype(int).tolist()))
@@ -367,11 +371,12 @@ def _draw_buildings(camera, rng, img):
     for s in (-1, 1):
         z = rng.uniform(45, 60)
         while z > 7:
-            length, h, X, is_built, c = rng.uniform(5,
-                12), rng.uniform(4, 14), s*(LANE_WIDTH +
-                    rng.uniform(3.2, 5)), rng.random() < .75, np.array(pick(rng,
-                        [(170, 140, 120), (150, 150, 155), (190, 175, 150),
-                         (130, 95, 85), (120, 130, 140)]))*rng.uniform(.85, 1.1)
+            length = rng.uniform(5, 12)
+            h = rng.uniform(4, 14)
+            X = s*(LANE_WIDTH + rng.uniform(3.2, 5))
+            is_built = rng.random() < .75
+            c = np.array(pick(rng, [(170, 140, 120), (150, 150, 155), (190, 175,
+                150), (130, 95, 85), (120, 130, 140)]))*rng.uniform(.85, 1.1)
             z0, z1 = max(4, z - length), z
             wall = lambda corners, c, glow=False: d.polygon([camera.project(*p)
                 for p in corners], fill=camera.shade(c, z1, glow))
@@ -415,8 +420,8 @@ def road(
     if label not in DANGERS:
         raise VitxError(
             f"there is no danger {label!r}: there are {', '.join(DANGERS)}")
-    camera, no_buildings = Camera(rng, calm or cleared,
-                                  camera_z), calm or cleared
+    camera = Camera(rng, calm or cleared, camera_z)
+    no_buildings = calm or cleared
     objects = ([] if calm else harmless_objects(label, rng)) + [
         danger_object(label, rng)]
     objects[-1].X = float(np.clip(objects[-1].X, *(

@@ -36,8 +36,10 @@ class Sample:
         # unknown
         target=None
     ):
-        self.name, self._image, self._mask, self.target = (name, image, mask,
-            target)
+        self.name = name
+        self._image = image
+        self._mask = mask
+        self.target = target
     def __repr__(self): return f'Sample({self.name!r}, target={self.target!r})'
     @cached_property
     def image(self)->Image.Image:

@@ -55,8 +55,9 @@ def rasterize(
 )->np.ndarray:  # alpha (size,size) float32 in 0..1
     """Fill outlines; they are drawn at four times the size and then reduced, so
     that edges are smooth"""
-    scale, rotation = 4, np.array([(np.cos(angle), np.sin(angle)),
-                                   (-np.sin(angle), np.cos(angle))])
+    scale = 4
+    rotation = np.array([(np.cos(angle), np.sin(angle)),
+                         (-np.sin(angle), np.cos(angle))])
     canvas = Image.new('L', (size*scale, size*scale))
     draw = ImageDraw.Draw(canvas)
     for i,o in enumerate(polygons):
@@ -85,11 +86,13 @@ def sample_color(name:str, # 'red', 'yellow', 'blue' or 'neutral'
                 )->np.ndarray: # (3,) RGB in 0..1
     "A random color, close to the named one"
     if name in HUES:
-        h, s, v = (HUES[name] + rng.uniform(-.02, .02), rng.uniform(.8, 1),
-                   rng.uniform(.8, 1))
+        h = HUES[name] + rng.uniform(-.02, .02)
+        s = rng.uniform(.8, 1)
+        v = rng.uniform(.8, 1)
     else:
-        h, s, v = (rng.choice((.37, .8)) + rng.uniform(-.04, .04),
-                   rng.uniform(.35, .65), rng.uniform(.55, .95))
+        h = rng.choice((.37, .8)) + rng.uniform(-.04, .04)
+        s = rng.uniform(.35, .65)
+        v = rng.uniform(.55, .95)
     return np.array(colorsys.hsv_to_rgb(h%1, s, v), dtype=np.float32)
 
 # %% ../../nbs/data/01_scenes.ipynb #49a25f6f
@@ -166,8 +169,8 @@ def _paint_object(img, label, xy, r, angle, rng):
     rngs = [np.random.default_rng(s) for s in rng.integers(0, 2**32, 3)]
     alpha = rasterize(shape_polygons(value['shape'], rngs[0]), xy*size, r*size,
                       angle, size)
-    rgb, period = sample_color(value['color'],
-                               rngs[1]), size*rngs[2].uniform(.065, .085)
+    rgb = sample_color(value['color'], rngs[1])
+    period = size*rngs[2].uniform(.065, .085)
     y, x = (np.mgrid[:size, :size].astype(np.float32) -
             np.float32(xy[::-1]*size)[:, None, None])
     c, s = np.float32([np.cos(angle), np.sin(angle)])

@@ -34,11 +34,9 @@ def plain_text(md:str # inline Markdown
     return ' '.join(words.split())
 
 # %% ../../nbs/dev/03_pages.ipynb #4a05b233
-def _directives(
-    cell
-    # a processed notebook has them in `directives_`, one from disk has them in
-    # its source
-):
+# a processed notebook has them in `directives_`, one from disk has them in its
+# source
+def _directives(cell):
     found = getattr(cell, 'directives_', None)
     return set(found) if found else {l[2:].split()[0] for l in _source(cell)
                                      .splitlines() if l.startswith('#|')
@@ -58,8 +56,9 @@ def captions(
     cells)->dict:  # index of a figure's cell → its caption, '' without one
     """Caption of each visible figure; adjacent figures share the caption below
     the last one"""
-    visible, caption_by_cell, text = [i for i, c in enumerate(cells)
-                                      if not _is_hidden(c)], {}, ''
+    visible = [i for i, c in enumerate(cells) if not _is_hidden(c)]
+    caption_by_cell = {}
+    text = ''
     for i in reversed(visible):
         if cells[i]['cell_type'] == 'markdown':
             text = caption(_source(cells[i]))
@@ -103,8 +102,8 @@ def fold_solutions(nb):
                and nb.cells[i+1]['cell_type'] == 'markdown' else None)
         if nxt and caption(_source(nxt)):
             first, _, rest = _source(nxt).strip().partition('\n\n')
-            folded, after = (folded + [md(first)], [md(rest)] if rest.strip()
-                             else [])
+            folded = folded + [md(first)]
+            after = [md(rest)] if rest.strip() else []
         nb.cells[i:i + (1 if len(folded) == 1 else 2)] = [
             md('<details class="solution">\n<summary>Solution</summary>'),
             *folded, md('</details>'), *after]

@@ -153,8 +153,8 @@ def _mean_score(scores): return round(float(np.mean(list(scores.values()))), 4)
 
 def evaluate_scenes(model)->dict:
     "Class names, and accuracy on 2,000 scenes of one object and 1,000 of two"
-    one_object, two_objects = (scene_accuracy(model, range(2000)),
-                               scene_accuracy(model, range(2000, 3000), n=2))
+    one_object = scene_accuracy(model, range(2000))
+    two_objects = scene_accuracy(model, range(2000, 3000), n=2)
     return dict(classes=list(CLASSES), one_object=dict(scenes=2000,
         top1=_mean_score(one_object), per_class=_round_scores(one_object)),
                 two_objects=dict(scenes=1000,
@@ -209,20 +209,21 @@ def fit(
 ):
     """Train a bundled model, or continue an earlier run; returns the model in
     evaluation mode"""
-    recipe, config, state = training_recipe(name, steps, batch, lr,
-        seed), TRAINING_CONFIGS[name], Path(work)/f'{name}.pt'
+    recipe = training_recipe(name, steps, batch, lr, seed)
+    config = TRAINING_CONFIGS[name]
+    state = Path(work)/f'{name}.pt'
     steps, lr = recipe['steps'], recipe['lr']
     Path(work).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = config.init_model().to(memory_format=torch.channels_last).train()
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05)
-    start, stop = _load_state(state, model, opt, recipe), min(stop_step
-        or steps, steps)
+    start = _load_state(state, model, opt, recipe)
+    stop = min(stop_step or steps, steps)
     loader = DataLoader(config.make_batches(steps, batch, seed),
                         batch_size=None, sampler=range(start, stop),
                         num_workers=1, prefetch_factor=8)
-    bar, mean_loss = tqdm(loader, initial=start, total=steps, desc='training',
-                          unit='step'), None
+    bar = tqdm(loader, initial=start, total=steps, desc='training', unit='step')
+    mean_loss = None
     for i,(x,y) in enumerate(bar, start):
         step_lr = lr*min(1, (i+1)/200)*.5*(1 + math.cos(math.pi*i/steps))
         for g in opt.param_groups: g['lr'] = step_lr

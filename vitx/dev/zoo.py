@@ -93,9 +93,8 @@ def build_model(
 def _require(condition, message):
     if not condition: raise AssertionError(message)
 
-def _check_places(
-    model, anat, size
-)->str:  # → note; tests the first layer of each kind of grid, and the last
+# → note; tests the first layer of each kind of grid, and the last
+def _check_places(model, anat, size)->str:
     first_layer = {}
     for l,layer in enumerate(anat.layers):
         first_layer.setdefault((layer.cell_steps, str(layer.tokens.layout)), l)
@@ -137,10 +136,9 @@ def _check_contract(model, size):
     explain = lambda name, x, targets=(0, 1), layers=(last,): method[name](
         Capture(model, x, anat), list(targets), list(layers))
     grid = tuple(layer_tokens(model, anat, last, x[:1])[1])
-    batch_maps, single, repeated = explain('rcut',
-        x, layers=(last//2, last)), explain('rcut', x[:1],
-            layers=(last//2, last)), explain('rcut', x[:1],
-                layers=(last//2, last))
+    batch_maps = explain('rcut', x, layers=(last//2, last))
+    single = explain('rcut', x[:1], layers=(last//2, last))
+    repeated = explain('rcut', x[:1], layers=(last//2, last))
     _require(batch_maps.isfinite().all(), 'maps must be finite')
     _require(batch_maps.flatten(-2).std(-1).min() > 0,
              'maps must not be constant')

@@ -152,8 +152,8 @@ def ok(self:Card)->bool:
 # %% ../../nbs/evidence/04_card.ipynb #d98a6dab
 @patch
 def _lines(self:Card): # (name, measurement), …
-    similarity, what = (self.similarity, 'probability' if self.has_probs
-                        else 'value')
+    similarity = self.similarity
+    what = 'probability' if self.has_probs else 'value'
     others = [f"center blob {similarity['center']:.2f}",
               f"noise {similarity['noise']:.2f}",
               f"randomized model {similarity['randomized_model']:.2f}"]
@@ -196,8 +196,8 @@ def to_dict(self:Card)->dict:
 
 # %% ../../nbs/evidence/04_card.ipynb #f051877e
 @patch
-def _repr_mimebundle_(
-    self:Card, **kwargs):  # in a notebook, a card is a table with its warnings
+# in a notebook, a card is a table with its warnings
+def _repr_mimebundle_(self:Card, **kwargs):
     rows = ''.join(f'<tr><th style="text-align:left">{escape(n)}</th><td '
                    f'style="text-align:left">{escape(t)}</td></tr>'
                    for n,t in self._lines())
@@ -248,11 +248,9 @@ def make_card(
                 other_class, class_agnostic, has_probs(task))
 
 # %% ../../nbs/evidence/04_card.ipynb #6d476530
-def _entropy(
-    probs, target, task
-    # as a share of the largest possible; of one yes or no, where classes don't
-    # exclude each other
-):
+# as a share of the largest possible; of one yes or no, where classes don't
+# exclude each other
+def _entropy(probs, target, task):
     if not has_probs(task): return 0.
     if task != 'multiclass':
         probs = torch.stack([probs[target], 1 - probs[target]])

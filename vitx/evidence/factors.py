@@ -236,8 +236,8 @@ def measure_factors(
     if not region.any() or region.all():
         raise VitxError("the region is empty or covers the whole image: choose "
                         "a region that covers a part of the image")
-    control, avoid = (control_region(region, attribution),
-                      region.float() + attribution.clamp_min(0))
+    control = control_region(region, attribution)
+    avoid = region.float() + attribution.clamp_min(0)
     protect = gaussian_blur(region[None].float(), region.shape[-1]/96)[0] > .02
     regions = (('drops', region, None), ('control_drops', control, protect))
     edited = {(f, k): edit(pixels, m, avoid, protected,

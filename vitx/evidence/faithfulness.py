@@ -20,9 +20,10 @@ from ..core import *
 from .metrics import *
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #e1a28143
-_BASELINE_IMAGES = {'zero': torch.zeros_like, 'mean':
-                    lambda x: x.mean((-2, -1), keepdim=True).expand_as(x),
-                    'blur': lambda x: gaussian_blur(x, 10/224*x.shape[-1])}
+_BASELINE_IMAGES = {
+    'zero': torch.zeros_like,
+    'mean': lambda x: x.mean((-2, -1), keepdim=True).expand_as(x),
+    'blur': lambda x: gaussian_blur(x, 10/224*x.shape[-1])}
 BASELINES = (*_BASELINE_IMAGES, 'imputed')
 
 def replace_pixels(
@@ -254,13 +255,10 @@ def interpolate_unknown(
     out[~known] = np.where(np.isnan(found), mean, found)
     return torch.from_numpy(out).permute(2, 0, 1).to(x)
 
-def _to_bytes(
-    xs
-    # (n,3,H,W) → uint8 (n,H,W,3); the channels' ranges are those of the last
-    # image
-):
-    low, high = (xs[-1].amin((1, 2), keepdim=True),
-                 xs[-1].amax((1, 2), keepdim=True))
+# (n,3,H,W) → uint8 (n,H,W,3); the channels' ranges are those of the last image
+def _to_bytes(xs):
+    low = xs[-1].amin((1, 2), keepdim=True)
+    high = xs[-1].amax((1, 2), keepdim=True)
     scaled = (((xs - low)/(high - low).clamp_min(1e-12)*255).round()
               .clamp(0, 255))
     return scaled.byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -292,8 +290,8 @@ def information_curve(
     """Points of a performance information curve: both axes run from the blurred
     picture to the original"""
     scale = lambda v: ((np.asarray(v, float) - v[0])/(v[-1] - v[0])).clip(0, 1)
-    information, performance = scale(sizes), np.maximum.accumulate(
-        scale(performance)[:-1])
+    information = scale(sizes)
+    performance = np.maximum.accumulate(scale(performance)[:-1])
     order = np.argsort([*information[1:-1], 0, 1], kind='stable')
     return (np.array([*information[1:-1], 0, 1])[order],
             np.array([*performance[1:], 0, 1])[order])
@@ -302,8 +300,8 @@ def information_curve(
 def _information_area(m, x, performance, min_performance, batch, **settings):
     check_map(m, x)
     xs = revealed_images(m, x, **settings)
-    sizes, y = ([compressed_size(b) for b in _to_bytes(xs)],
-                performance(xs, batch).double().cpu().numpy())
+    sizes = [compressed_size(b) for b in _to_bytes(xs)]
+    y = performance(xs, batch).double().cpu().numpy()
     if y[-1] < min_performance or y[0] >= y[-1] or sizes[0] >= sizes[-1]:
         return torch.tensor(torch.nan)
     a, b = information_curve(sizes, y)

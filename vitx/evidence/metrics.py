@@ -187,8 +187,8 @@ def fill_holes(on:torch.Tensor)->torch.Tensor: # (H,W) bool → (H,W) bool
 
 def component_boxes(mask:torch.Tensor)->torch.Tensor: # (H,W) bool → (H,W) bool
     "Union of the bounding boxes of a mask's connected parts"
-    label, out = connected_components(mask), torch.zeros_like(mask,
-        dtype=torch.bool)
+    label = connected_components(mask)
+    out = torch.zeros_like(mask, dtype=torch.bool)
     for part in label.unique()[1 if (label == 0).any() else 0:]:
         y, x = (label == part).nonzero().T
         out[y.min():y.max()+1, x.min():x.max()+1] = True
@@ -216,10 +216,10 @@ def otsu_threshold(values:torch.Tensor, bins:int=256)->float:
     counts = torch.histc(values, bins, low, high)
     centers = low + (torch.arange(bins) + .5)*(high - low)/bins
     sums = counts*centers
-    n_below, n_above = (counts.cumsum(0)[:-1],
-                        (counts.sum() - counts.cumsum(0))[:-1])
-    mean_below, mean_above = sums.cumsum(0)[:-1]/n_below.clamp_min(1), (
-        sums.sum() - sums.cumsum(0))[:-1]/n_above.clamp_min(1)
+    n_below = counts.cumsum(0)[:-1]
+    n_above = (counts.sum() - counts.cumsum(0))[:-1]
+    mean_below = sums.cumsum(0)[:-1]/n_below.clamp_min(1)
+    mean_above = (sums.sum() - sums.cumsum(0))[:-1]/n_above.clamp_min(1)
     return (centers[(n_below*n_above*(mean_below - mean_above)**2).argmax()]
             .item())
 
@@ -374,15 +374,16 @@ def _neighbor_sum(v):
 def _conjugate_gradients(x, removed, v, steps):
     """Solve for removed pixels that equal the mean of their neighbors, from a
     first guess `v`; x is 0 where removed, v elsewhere"""
-    total, dot = (_neighbor_sum(torch.ones_like(removed[:1])),
-                  lambda a, b: (a*b).sum((-2, -1), keepdim=True))
+    total = _neighbor_sum(torch.ones_like(removed[:1]))
+    dot = lambda a, b: (a*b).sum((-2, -1), keepdim=True)
     residual = removed*(_neighbor_sum(x + v) - total*v)
     direction, residual_norm = residual, dot(residual, residual)
     for _ in range(steps):
         product = removed*(total*direction - _neighbor_sum(direction))
         step = residual_norm/dot(direction, product).clamp_min(1e-20)
-        v, residual, previous_norm = (v + step*direction,
-                                      residual - step*product, residual_norm)
+        v = v + step*direction
+        residual = residual - step*product
+        previous_norm = residual_norm
         residual_norm = dot(residual, residual)
         direction = (residual +
                      residual_norm/previous_norm.clamp_min(1e-20)*direction)
@@ -391,9 +392,9 @@ def _conjugate_gradients(x, removed, v, steps):
 # %% ../../nbs/evidence/01_metrics.ipynb #eee1a9a9
 def _fill_missing(x, removed, steps):
     "Fill x (b,3,H,W), 0 where removed (b,1,H,W) is 1"
-    known, pool = 1-removed, partial(torch.nn.functional.avg_pool2d,
-                                     kernel_size=2, ceil_mode=True,
-                                     count_include_pad=False)
+    known = 1-removed
+    pool = partial(torch.nn.functional.avg_pool2d, kernel_size=2,
+                   ceil_mode=True, count_include_pad=False)
     if min(x.shape[-2:]) <= 8:
         v = (x.sum((-2, -1), keepdim=True)/known.sum((-2, -1), keepdim=True)
              .clamp_min(1)).expand_as(x)

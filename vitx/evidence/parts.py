@@ -109,12 +109,13 @@ def cut_parts(
     if grid_map.max() <= 0 or not grid_map.isfinite().all():
         raise VitxError("the map shows no evidence for the class, so it has no "
                         "parts: explain another class")
-    weight, positions = grid_map.flatten()[cells], torch.stack(
-        [cells//grid_map.shape[1], cells%grid_map.shape[1]], 1).float()
-    A, k = part_affinity([t[cells] for t in keys], weight, positions), min(k,
-        max(1, len(cells)//3))
-    core, part = (torch.ones(len(cells), dtype=torch.bool),
-                  torch.zeros(len(cells), dtype=torch.long))
+    weight = grid_map.flatten()[cells]
+    positions = torch.stack([cells//grid_map.shape[1], cells%grid_map.shape[1]],
+                            1).float()
+    A = part_affinity([t[cells] for t in keys], weight, positions)
+    k = min(k, max(1, len(cells)//3))
+    core = torch.ones(len(cells), dtype=torch.bool)
+    part = torch.zeros(len(cells), dtype=torch.long)
     while True:
         part[core] = spectral_clustering(A[core][:, core], weight[core], k)
         share = torch.zeros(k).index_add_(0, part[core],
@@ -130,11 +131,9 @@ def cut_parts(
     return labels.view(grid_map.shape), share[order]
 
 # %% ../../nbs/evidence/02_parts.ipynb #3c4e3100
-def _merge_small_parts(
-    A, weight, part, core
-    # cells set aside join the part with the highest mean affinity, weighted by
-    # relevance
-):
+# cells set aside join the part with the highest mean affinity, weighted by
+# relevance
+def _merge_small_parts(A, weight, part, core):
     ids, part[core] = part[core].unique(return_inverse=True)
     affinity = torch.stack(
         [(A[:, core & (part == i)]*weight[core & (part == i)])

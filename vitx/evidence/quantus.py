@@ -163,9 +163,8 @@ def quantus_random_logit(
     if num_classes < 2:
         raise VitxError("the random-logit test needs two classes: choose "
                         "another metric for this model")
-    def explain(
-        xs, classes
-    ):  # maps of the picture's size: each cell of the grid becomes a block
+    # maps of the picture's size: each cell of the grid becomes a block
+    def explain(xs, classes):
         maps = torch.cat(
             [explain_target(v[None], int(c)) for v,c in zip(xs, classes)])
         return nn.functional.interpolate(

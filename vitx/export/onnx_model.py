@@ -144,8 +144,9 @@ def _compress(graph, tensor, kind):
     a, name = numpy_helper.to_array(tensor), tensor.name
     axes = tuple(range(1, a.ndim))
     if kind == 'float16':
-        new, node = [(f'{name}_f16', a.astype(np.float16))], h.make_node('Cast',
-            [f'{name}_f16'], [name], to=TensorProto.FLOAT)
+        new = [(f'{name}_f16', a.astype(np.float16))]
+        node = h.make_node('Cast', [f'{name}_f16'], [name],
+                           to=TensorProto.FLOAT)
     else:
         if a.shape[0] == 1: return  # not a matrix: a position embedding, say
         scale = np.maximum(abs(a).max(axes, keepdims=True), 1e-30)/127
@@ -240,11 +241,8 @@ def run_onnx(model,            # path of a file, or its bytes
                         targets=np.asarray(targets, np.int64)))))
 
 # %% ../../nbs/export/02_onnx_model.ipynb #fb647825
-def _check_picture(
-    ex
-    # (1,C,H,W): the bundled picture, or noise for a model that takes other
-    # channels
-):
+# (1,C,H,W): the bundled picture, or noise for a model that takes other channels
+def _check_picture(ex):
     if ex.channels != 3 or ex._transform is None:
         return example_batch(ex, seed=2)
     return preprocess(read_image(asset_path('scene.png')), ex.transform,
@@ -254,8 +252,8 @@ def _agreement(ex, content, batch, num_targets, layers, method, against,
                options):  # → largest difference, smallest correlation
     x = _check_picture(ex).repeat(batch, 1, 1, 1)
     targets = example_targets(ex, batch, num_targets, against)
-    expected, found = (ex.maps(x, targets, method, layers, against, **options),
-                       torch.tensor(run_onnx(content, x, targets)['maps']))
+    expected = ex.maps(x, targets, method, layers, against, **options)
+    found = torch.tensor(run_onnx(content, x, targets)['maps'])
     pairs = (torch.stack([found.flatten(3), expected.flatten(3)]).flatten(1, 3)
              .transpose(0, 1))  # (maps,2,n)
     return (found - expected).abs().max().item(), min(torch.corrcoef(p)[0, 1]
@@ -332,8 +330,9 @@ def export(
         dtype=torch.long)
     model = as_onnx(graph, examples, ['x', 'targets'],
                     ['logits', 'maps', *(['pixel_maps'] if pixels else [])])
-    nodes, grid = (len(model.graph.node), [d.dim_value
-        for d in model.graph.output[1].type.tensor_type.shape.dim][-2:])
+    nodes = len(model.graph.node)
+    grid = [d.dim_value for d in model.graph.output[1]
+            .type.tensor_type.shape.dim][-2:]
     model = compress_weights(model if batch else with_any_batch(model), weights)
     for k,v in _metadata(self, method, layers, grid, against, options).items():
         model.metadata_props.add(key=k, value=v)

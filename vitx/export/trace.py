@@ -29,8 +29,8 @@ def example_batch(
             else ex._geometry((256, 256)).input_size)
     noise = torch.randn(batch, ex.channels, 8, 8,
                         generator=torch.Generator().manual_seed(seed))
-    x, p = torch.nn.functional.interpolate(noise, size=tuple(size),
-        mode='bicubic'), next(ex.model.parameters())
+    x = torch.nn.functional.interpolate(noise, size=tuple(size), mode='bicubic')
+    p = next(ex.model.parameters())
     return x.to(p.device, p.dtype)
 
 # %% ../../nbs/export/01_trace.ipynb #f6193637
@@ -81,9 +81,8 @@ def record_graph(
     return graph
 
 # %% ../../nbs/export/01_trace.ipynb #a0ca2c24
-def _rename_weights(
-    graph,
-    names):  # the memory is shared with the model; a graph asks for no gradient
+# the memory is shared with the model; a graph asks for no gradient
+def _rename_weights(graph, names):
     old = {node.target: getattr(graph, node.target).detach()
            for node in graph.graph.nodes if node.op == 'get_attr'}
     for name in [*graph._parameters, *graph._buffers,
@@ -159,8 +158,8 @@ def trace(
     if get_method(method).meta.get('n_forward'):
         raise VitxError(f"{method} needs many forward passes, so its graph "
                         f"would be too large. {_TRACEABLE}")
-    f, device = as_function(self, layers, method, pixels, against,
-                            **options), next(self.model.parameters()).device
+    f = as_function(self, layers, method, pixels, against, **options)
+    device = next(self.model.parameters()).device
     first, second = ((example_batch(self, batch, seed), example_targets(self,
         batch, targets, against, seed).to(device)) for seed in (0, 1))
     self.maps(*first, method, layers, against, **options)

@@ -141,11 +141,9 @@ def chefer(capture, targets, layers):
     run = capture(targets, attn=range(max(layers)+1), grad='attn')
     return run.on_grid(torch.stack(list(accumulate_relevance(run, layers)), 2))
 
-def accumulate_relevance(
-    run, layers, update=None
-    # run: attention and its gradient for blocks 0 … max(layers); update: block
-    # → (B,T,N,N)
-):
+# run: attention and its gradient for blocks 0 … max(layers); update: block →
+# (B,T,N,N)
+def accumulate_relevance(run, layers, update=None):
     """Chefer's relevance (B,T,n) at each of `layers`, in any order; `update`
     replaces the mean over heads of (A ⊙ ∇A)⁺"""
     R, eye, by_layer = None, None, {}

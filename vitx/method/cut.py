@@ -70,11 +70,8 @@ MAX_DENSE_NODES = 400
 # is squared repeatedly instead
 MAX_SQUARED_NODES = 1024
 
-def _eigenvectors(
-    S, known, k
-    # (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k
-    # (…,k,n)
-):
+# (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k (…,k,n)
+def _eigenvectors(S, known, k):
     n = S.shape[-1]
     if k == 1 and (S.is_cuda or is_traced()) and n <= MAX_SQUARED_NODES:
         return _by_squaring(S, known)[..., None, :]
@@ -83,11 +80,8 @@ def _eigenvectors(
     return v.flip(-2) if k > 1 else v
 
 # %% ../../nbs/method/02_cut.ipynb #6d8bf0f8
-def _by_squaring(
-    S, known
-    # (…,n,n) of norm 1, (…,n) the eigenvector of eigenvalue 1 → the next one
-    # (…,n)
-):
+# (…,n,n) of norm 1, (…,n) the eigenvector of eigenvalue 1 → the next one (…,n)
+def _by_squaring(S, known):
     u, M = l2_normalize(known), S/2
     M.diagonal(dim1=-2, dim2=-1).add_(.5)  # eigenvalues in 0..1
     M = M - u[..., :, None]*u[..., None, :]  # that of u is 0 now
@@ -99,22 +93,22 @@ def _by_squaring(
                .expand(*M.shape[:-1], 1))
     return l2_normalize(M.gather(-1, largest)[..., 0])
 
-def _lanczos(
-    S, known, k, tol=1e-8, steps=20
-):  # (…,n,n) of norm 1, (…,n) the eigenvector that is known → (…,k,n)
+# (…,n,n) of norm 1, (…,n) the eigenvector that is known → (…,k,n)
+def _lanczos(S, known, k, tol=1e-8, steps=20):
     noise = torch.Generator().manual_seed(0)
     random_vector = lambda: torch.randn(S.shape[-1], generator=noise,
                                         dtype=S.dtype).to(S.device)
-    Q, SQ, q = l2_normalize(known)[..., None, :], S.new_zeros(*S.shape[:-2], 0,
-        S.shape[-1]), random_vector().expand(known.shape)
+    Q = l2_normalize(known)[..., None, :]
+    SQ = S.new_zeros(*S.shape[:-2], 0, S.shape[-1])
+    q = random_vector().expand(known.shape)
     while True:
         for _ in range(min(steps + k, S.shape[-1] - Q.shape[-2])):
             # noise: a new direction if the iteration can reach no other
             q = l2_normalize(q) + 1e-9*random_vector()
             for _ in range(2):
                 q = l2_normalize(q - (q[..., None, :] @ Q.mT @ Q)[..., 0, :])
-            Q, q = torch.cat([Q, q[..., None, :]],
-                             -2), (S @ q[..., None])[..., 0]
+            Q = torch.cat([Q, q[..., None, :]], -2)
+            q = (S @ q[..., None])[..., 0]
             SQ = torch.cat([SQ, q[..., None, :]], -2)
         w, y = torch.linalg.eigh(Q[..., 1:, :] @ SQ.mT)
         w, y = w.flip(-1)[..., :k, None], y.mT.flip(-2)[..., :k, :]
@@ -162,16 +156,14 @@ def propagate(
          else _chebyshev)(P, x, alpha, tol)
     return x.reshape(*shape, *x.shape[-2:]).mT
 
-def _sum_of_powers(
-    P, r, alpha,
-    tol):  # (1 − α)(1 + αP + α²P² + …) r, as (1 + αP)(1 + α²P²)(1 + α⁴P⁴) … r
+# (1 − α)(1 + αP + α²P² + …) r, as (1 + αP)(1 + α²P²)(1 + α⁴P⁴) … r
+def _sum_of_powers(P, r, alpha, tol):
     n = max(1, math.ceil(math.log2(math.log(tol)/math.log(alpha))))
     for i in range(n-1): r, P = torch.baddbmm(r, P, r, alpha=alpha**2**i), P @ P
     return torch.baddbmm(r, P, r, beta=1-alpha, alpha=(1-alpha)*alpha**2**(n-1))
 
-def _chebyshev(
-    P, r, alpha, tol
-):  # the same by accelerated averaging, for graphs whose squares are expensive
+# the same by accelerated averaging, for graphs whose squares are expensive
+def _chebyshev(P, r, alpha, tol):
     r = (1-alpha)*r
     last, x, w = r, torch.baddbmm(r, P, r, alpha=alpha), 2.
     for _ in range(
@@ -224,9 +216,9 @@ def rcut_figure(
     for b,l in track(
         [(b, l) for b in range(len(x)) for l in range(len(layers))], 'layers'):
         t = run.patches(run.values['tokens', layers[l]])[b]
-        masks, group = (
-            channel_masks(t, run.grid, tuple(x.shape[-2:]), run.grid_geometry),
-            channel_groups(t, num_groups) if num_groups else slice(None))
+        masks = channel_masks(t, run.grid, tuple(x.shape[-2:]),
+                              run.grid_geometry)
+        group = channel_groups(t, num_groups) if num_groups else slice(None)
         P = masked_probs(capture.predict, x[b], group_masks(masks, group)
                          if num_groups else masks, batch, progress)[group]
         for k,c in enumerate(run.targets[b].tolist()):
@@ -242,8 +234,8 @@ def gaussian_affinity(v:torch.Tensor,  # (…,n,k) features of each patch
     distance, or the mean if the median is 0"""
     v = v.float()
     # centered, so that the product below loses no digits
-    shape, v = (v.shape[:-2],
-                (v - v.mean(-2, keepdim=True)).reshape(-1, *v.shape[-2:]))
+    shape = v.shape[:-2]
+    v = (v - v.mean(-2, keepdim=True)).reshape(-1, *v.shape[-2:])
     size = v.square().sum(-1)
     d2 = torch.baddbmm(size[:, :, None] + size[:, None], v, v.mT,
                        alpha=-2).clamp_min_(0)

@@ -102,8 +102,9 @@ class _BlockAndHead(nn.Module):
     logits"""
     def __init__(self, capture, l, block_kwargs):
         super().__init__()
-        self.block, self.head_logits, self.block_kwargs = (
-            capture.anat.blocks[l], capture.head_logits, block_kwargs)
+        self.block = capture.anat.blocks[l]
+        self.head_logits = capture.head_logits
+        self.block_kwargs = block_kwargs
     def forward(self, tokens):
         return self.head_logits(self.block(tokens, **self.block_kwargs))
 
@@ -347,13 +348,13 @@ def gamma_rule(gamma):
         x, w, b = args[0], m.weight, m.bias
         f = (lambda x, w, b: F.linear(x, w, b) if isinstance(m, nn.Linear)
              else m._conv_forward(x, w, b))
-        pos_weight, neg_weight = (w + gamma*w.clamp_min(0),
-                                  w + gamma*w.clamp_max(0))
+        pos_weight = w + gamma*w.clamp_min(0)
+        neg_weight = w + gamma*w.clamp_max(0)
         pos_bias, neg_bias = (None, None) if b is None else (
             b + gamma*b.clamp_min(0), b + gamma*b.clamp_max(0))
         pos, neg = x.clamp_min(0), x.clamp_max(0)
-        if_pos, if_neg = f(pos, pos_weight, pos_bias) + f(neg, neg_weight,
-            None), f(pos, neg_weight, neg_bias) + f(neg, pos_weight, None)
+        if_pos = f(pos, pos_weight, pos_bias) + f(neg, neg_weight, None)
+        if_neg = f(pos, neg_weight, neg_bias) + f(neg, pos_weight, None)
         favored = torch.where(y > 0, if_pos, if_neg)
         return replace_gradient(y, favored*torch.where(favored == 0, 0,
             y/favored).detach())

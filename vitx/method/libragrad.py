@@ -107,9 +107,8 @@ class FullGradInterceptor(LibraInterceptor):
         zeros = reorder(torch.zeros_like(out.detach()[..., :1]))
         scale = self.callback('bias', (self.num_biases, in_block), zeros)
         return out + reorder(scale)*bias
-    def _open_mha(
-        self, func, args,
-        kw):  # its layers are called one by one; their tensors are (N,B,…)
+    # its layers are called one by one; their tensors are (N,B,…)
+    def _open_mha(self, func, args, kw):
         if self.tokens_first:
             raise VitxError(_unplaced_message('an unusual attention module'))
         self.tokens_first = True

@@ -55,9 +55,9 @@ def rise(capture, targets, layers, masks=512, cells=7, p=.5,
     """Mean probability of the class over random masks that show a place, minus
     the mean over all masks; the same map for every layer"""
     run, x = capture(targets), capture.x
-    total, mean, coverage = (torch.zeros(*run.targets.shape, *run.grid),
-                             torch.zeros(run.targets.shape),
-                             torch.zeros(run.grid))
+    total = torch.zeros(*run.targets.shape, *run.grid)
+    mean = torch.zeros(run.targets.shape)
+    coverage = torch.zeros(run.grid)
     for grids,shifts in track(list(
         zip(*(t.split(batch) for t in random_grids(masks, cells, p, seed)))),
                               'random masks', progress):

@@ -114,7 +114,7 @@ def rout(capture, targets, layers):
     run = capture(targets, attn_input=layers, grad='attn_input')
     maps = []
     for l in layers:
-        t, dt = (run.patches(run.values['attn_input', l]),
-                 run.patches(run.grads['attn_input', l]))
+        t = run.patches(run.values['attn_input', l])
+        dt = run.patches(run.grads['attn_input', l])
         maps.append(rout_map(t[:, None], gradient_weights(dt)))
     return run.on_grid(torch.stack(maps, 2))

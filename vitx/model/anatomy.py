@@ -118,8 +118,8 @@ class Layer:
     # None: cells tile the picture
     cell_steps: tuple = None
     def __post_init__(self):
-        self.tokens, self.attn_input = (self.tokens or HookPoint(self.block),
-                                        self.attn_input or HookPoint(self.attn))
+        self.tokens = self.tokens or HookPoint(self.block)
+        self.attn_input = self.attn_input or HookPoint(self.attn)
 
 # %% ../../nbs/model/05_anatomy.ipynb #203df78d
 @dataclass
@@ -160,11 +160,9 @@ class Anatomy:
             for k in self.layers[:l+1])
 
 # %% ../../nbs/model/05_anatomy.ipynb #bc9b7331
-def _patch_stride(
-    model
-    # side lengths of a patch, if one convolution without overlap makes the
-    # tokens; else None
-):
+# side lengths of a patch, if one convolution without overlap makes the tokens;
+# else None
+def _patch_stride(model):
     conv = getattr(getattr(model, 'patch_embed', None), 'proj', None)
     is_plain = (isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride
                 and conv.padding in ((0, 0), 'valid'))
@@ -185,8 +183,8 @@ def _timm_grid_fn(model):
 def timm_num_pooled(model)->int:
     """Number of prefix tokens that the head reads, from timm's attributes; None
     if they are missing"""
-    num_prefix, pool = getattr(model, 'num_prefix_tokens', None), getattr(model,
-        'global_pool', None)
+    num_prefix = getattr(model, 'num_prefix_tokens', None)
+    pool = getattr(model, 'global_pool', None)
     if num_prefix is None or not isinstance(pool, str): return None
     return (1 + int(getattr(model, 'dist_token', None) is not None)
             if pool == 'token' and num_prefix else 0)
@@ -198,8 +196,8 @@ def plain_vit(model)->Anatomy:
     after the prefix"""
     blocks = list(b) if isinstance(b := getattr(model, 'blocks',
         None), (nn.Sequential, nn.ModuleList, list, tuple)) else []
-    attns, patch = ([getattr(b, 'attn', None) for b in blocks],
-                    _patch_stride(model))
+    attns = [getattr(b, 'attn', None) for b in blocks]
+    patch = _patch_stride(model)
     if not blocks or not patch or timm_num_pooled(model) is None or not all(
         hasattr(a, 'attn_drop') and hasattr(a, 'k_norm') for a in attns):
         return None

@@ -142,8 +142,9 @@ class Capture:
     ):
         p = next(model.parameters())
         size = tuple(x.shape[-2:])
-        self.model, self.x, self.anat = model, x.detach().to(p.device,
-            p.dtype), (anat or anatomy(model, size)).for_size(size)
+        self.model = model
+        self.x = x.detach().to(p.device, p.dtype)
+        self.anat = (anat or anatomy(model, size)).for_size(size)
         if anat and len(self.anat.layers) < len(anat.layers):
             raise VitxError(
                 f"in a picture of {size[0]}×{size[1]} only "
@@ -219,8 +220,8 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         return t.clone() if self.anat.writes_in_place else t
     with torch.inference_mode(False), torch.set_grad_enabled(
         bool(grad)), preserve_state(self.model) as undo:
-        flow, token_shapes = (AttentionFlow(self.x) if 'flow' in grad else None,
-                              [])
+        flow = AttentionFlow(self.x) if 'flow' in grad else None
+        token_shapes = []
         interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ()))
             for s in ('attn', 'queries', 'keys', 'flow')}, linearize, flow,
             token_shapes, self.anat.num_pooled_prefix)
@@ -259,22 +260,17 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         for k,t in values.items()}), grads, targets, token_shapes[0], max_cells)
 
 # %% ../../nbs/model/10_capture.ipynb #92e2be3e
-def _grid_geometry(
-    steps, grid, size
-    # (a, b) in pixels → (α, β) in shares of the picture; None where cells tile
-    # it
-):
+# (a, b) in pixels → (α, β) in shares of the picture; None where cells tile it
+def _grid_geometry(steps, grid, size):
     if steps is None: return None
     grid_geometry = tuple((a*n/s, b/s) for (a, b),n,s in zip(steps, grid, size))
     return None if all(abs(a - 1) < 1e-6 and abs(b) < 1e-6
                        for a,b in grid_geometry) else grid_geometry
 
 # %% ../../nbs/model/10_capture.ipynb #27094ddb
-def _nearest_cells(
-    fine, coarse
-    # (grid, grid_geometry) each → for each fine cell the coarse one in which
-    # its center lies (n,), and how many share that
-):
+# (grid, grid_geometry) each → for each fine cell the coarse one in which its
+# center lies (n,), and how many share that
+def _nearest_cells(fine, coarse):
     axes = []
     for n, (a, b), m, (c, d) in zip(fine[0], fine[1] or ((1, 0),)*2, coarse[0],
                                     coarse[1] or ((1, 0),)*2):
@@ -308,19 +304,18 @@ def _make_activations(self:Capture, values, grads, targets, token_shape,
         grid, self.grid_geometry, num_prefix_tokens = next(
             iter(layer_grids.values()))
     else:
-        grid, self.grid_geometry, num_prefix_tokens = layer_grid(self.anat,
-            layers[-1], size, token_shape,
-            layers[-1].tokens.layout), None, self.anat.num_prefix_tokens
+        grid = layer_grid(self.anat, layers[-1], size, token_shape,
+                          layers[-1].tokens.layout)
+        self.grid_geometry = None
+        num_prefix_tokens = self.anat.num_prefix_tokens
     return Activations(self._logits, targets, grid, num_prefix_tokens,
                        min(self.anat.num_pooled_prefix, num_prefix_tokens),
                        values, grads, self.grid_geometry)
 
 # %% ../../nbs/model/10_capture.ipynb #663a86c4
-def _to_finest_grid(
-    values, grads, layer_grids, max_cells=None
-    # layer_grids: layer → (grid, grid_geometry, num_prefix_tokens); writes the
-    # patches of all layers on the finest grid → that grid
-):
+# layer_grids: layer → (grid, grid_geometry, num_prefix_tokens); writes the
+# patches of all layers on the finest grid → that grid
+def _to_finest_grid(values, grads, layer_grids, max_cells=None):
     grid, grid_geometry, _ = max(layer_grids.values(),
                                  key=lambda o: o[0][0]*o[0][1])
     fine = grid
@@ -357,14 +352,14 @@ _NO_GRADIENT = ("no gradient passes through this model: it is quantized, "
                 "sigmoid, or use a method without gradients, such as attention "
                 "or rise")
 
-def _gradients(
-    scores, logits, exact, sites,
-    flow=None):  # exact: logits in float32, from which the scores are made
+# exact: logits in float32, from which the scores are made
+def _gradients(scores, logits, exact, sites, flow=None):
     "d scores[:,t] / d site, stacked over t: (B,T,...)"
     if not sites and not flow: return {}
     if not scores.requires_grad: raise VitxError(_NO_GRADIENT)
-    per_target, has_gradient, leaves = [], False, [*sites.values(),
-        *([flow.anchor] if flow else [])]
+    per_target = []
+    has_gradient = False
+    leaves = [*sites.values(), *([flow.anchor] if flow else [])]
     for t in track(range(scores.shape[1]), 'classes', False):
         last = t == scores.shape[1] - 1
         if flow: flow.target = t
@@ -391,8 +386,8 @@ def _gradients(
             for k,g in grads.items()}
 
 # %% ../../nbs/model/10_capture.ipynb #09463d58
-def _backward(
-    *args):  # → gradients, and what they have to be multiplied by (B,), or None
+# → gradients, and what they have to be multiplied by (B,), or None
+def _backward(*args):
     try: return _autograd(*args)
     except NotImplementedError: raise VitxError(_NO_GRADIENT) from None
     except RuntimeError as e:

@@ -84,8 +84,10 @@ class WrappedClassifier(nn.Module):
         channels:int=3,  # of its input
     ):
         super().__init__()
-        self.model, self.num_classes, self.forward_fn, self.hint = (model,
-            num_classes, forward_fn, hint)
+        self.model = model
+        self.num_classes = num_classes
+        self.forward_fn = forward_fn
+        self.hint = hint
         self.reader = reader or OutputReader()
         # not as an attribute: torchvision's transforms are modules and would
         # become submodules
@@ -152,8 +154,8 @@ def require_classifier(model):
 def model_labels(model)->list: # one text per class
     """The labels of a model: from its config, else timm's names of ImageNet
     classes, else numbers"""
-    cfg, n = getattr(model, 'pretrained_cfg', None) or {}, getattr(model,
-        'num_classes', None)
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    n = getattr(model, 'num_classes', None)
     names = cfg.get('label_names')
     if isinstance(names, dict):
         names = [names[k] for k in sorted(names, key=int)]
@@ -256,9 +258,8 @@ def _apply_processor(processor, img):
                         f"transform that does")
     return x[0]
 
-def as_transform(
-    t
-):  # a transform, or an image processor of Hugging Face → PIL image → (3,h,w)
+# a transform, or an image processor of Hugging Face → PIL image → (3,h,w)
+def as_transform(t):
     """A transform or image processor as a function from a PIL image to a
     tensor; `VitxError` if it is neither"""
     # processors for pictures and texts have one for pictures inside

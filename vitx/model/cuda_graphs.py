@@ -20,9 +20,9 @@ def replay_key(
 )->tuple:  # None: it has hooks, which may do anything and wouldn't be called
     """What a recorded call depends on besides its inputs: the model's modules,
     modes and tensors, and how PyTorch computes"""
-    key, modules = [torch.is_autocast_enabled('cuda'),
-                    torch.get_autocast_dtype('cuda'),
-                    torch.get_float32_matmul_precision()], [model]
+    key = [torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda'),
+           torch.get_float32_matmul_precision()]
+    modules = [model]
     # quicker than model.modules() and model.parameters(), which would take
     # longer than a replay
     while modules:
@@ -39,8 +39,12 @@ class GraphCache:
     """CUDA graphs of calls that were made twice; the least recently used are
     dropped"""
     def __init__(self, size:int=8): # graphs that are kept
-        self.size, self.seen, self.graphs, self.failed, self.lock, self.pool = (
-            size, OrderedDict(), OrderedDict(), set(), threading.Lock(), None)
+        self.size = size
+        self.seen = OrderedDict()
+        self.graphs = OrderedDict()
+        self.failed = set()
+        self.lock = threading.Lock()
+        self.pool = None
     def __call__(self, key, f,
                  *inputs):  # f: of tensors, returns a tuple of tensors
         """The result of `f(*inputs)`: computed at the first call with a key,

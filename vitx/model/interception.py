@@ -88,11 +88,9 @@ class AttentionInterceptor(TorchFunctionMode):
         if self.same_thread(): stack.append(entry)
     def pop(self, stack):
         if self.same_thread(): stack.pop()
-    def _wanted_layer(
-        self, site, shape
-        # the wanted layer that is running, if nothing of this site was shown
-        # yet and the shape is that of one matrix per head
-    ):
+    # the wanted layer that is running, if nothing of this site was shown yet
+    # and the shape is that of one matrix per head
+    def _wanted_layer(self, site, shape):
         l = self.running_layers[-1] if self.running_layers else None
         return (l if l in self.wanted.get(site, ())
                 and (site, l) not in self.seen and len(shape) == 4 else None)
@@ -140,8 +138,9 @@ def _intercept_sdpa(self:AttentionInterceptor, func, query, key, value,
     self.after_attention = bool(self.in_last_block)
     query, key = self._intercept('queries', query), self._intercept('keys', key)
     if self.linearize:
-        query, key, value = query.detach(), key.detach(), values_only_grad(
-            value, self.last_linear)
+        query = query.detach()
+        key = key.detach()
+        value = values_only_grad(value, self.last_linear)
     wants = [s for s in ('attn', 'flow') if query.shape[-2] == key.shape[-2]
              and self._wanted_layer(s, query.shape) is not None]
     if not wants:
@@ -158,9 +157,8 @@ def _intercept_sdpa(self:AttentionInterceptor, func, query, key, value,
 
 # %% ../../nbs/model/09_interception.ipynb #0a85fd8c
 @patch
-def _sdpa_with_flow(
-    self:AttentionInterceptor, q, k, v,
-    *options):  # fused attention; its mean over heads is recorded
+# fused attention; its mean over heads is recorded
+def _sdpa_with_flow(self:AttentionInterceptor, q, k, v, *options):
     l = self._claim_layer('flow', q.shape)
     if self.flow:
         return _FusedAttention.apply(self.flow.anchor, q, k, v, options,
@@ -174,11 +172,8 @@ def _sdpa_with_flow(
 
 # %% ../../nbs/model/09_interception.ipynb #00e7aca3
 @patch
-def _intercept_mha(
-    self:AttentionInterceptor, func, args, kw
-    # as `F.multi_head_attention_forward`: (N,B,D) each → (N,B,D), weights or
-    # None
-):
+# as `F.multi_head_attention_forward`: (N,B,D) each → (N,B,D), weights or None
+def _intercept_mha(self:AttentionInterceptor, func, args, kw):
     a = _MHA_SIGNATURE.bind(*args, **kw)
     a.apply_defaults()
     a = a.arguments
@@ -212,17 +207,15 @@ def fits_one_chunk(q)->bool: # (B,H,N,d)
     B, H, N, _ = q.shape
     return B*H*N*N <= CHUNK_ENTRIES.get(q.device.type, CHUNK_ENTRIES['cuda'])
 
-def attention_chunks(
-    q, k, mask=None, causal=False, scale=None, num_keys=None
-    # (B,H,N,d) each; num_keys: the keys after these are padding → pictures and
-    # rows (slices), and their part of the matrix
-):
+# (B,H,N,d) each; num_keys: the keys after these are padding → pictures and rows
+# (slices), and their part of the matrix
+def attention_chunks(q, k, mask=None, causal=False, scale=None, num_keys=None):
     "The attention matrix, a few pictures or rows at a time"
     padding = None if num_keys in (None, q.shape[-2]) else num_keys
     (B, H, N, _), entries = q.shape, CHUNK_ENTRIES.get(q.device.type,
         CHUNK_ENTRIES['cuda'])
-    images, rows = max(1, entries//(H*N*N)), min(N,
-        max(MIN_CHUNK_ROWS, entries//(H*N)))
+    images = max(1, entries//(H*N*N))
+    rows = min(N, max(MIN_CHUNK_ROWS, entries//(H*N)))
     if causal: mask = torch.ones(N, N, dtype=torch.bool, device=q.device).tril()
     if mask is not None: mask = mask.expand(B, H, N, N)
     for b in range(0, B, images):
@@ -243,23 +236,21 @@ class AttentionFlow:
     """Attention, and attention times its gradient, of each block and target,
     recorded in the backward pass"""
     def __init__(self, like):
-        self.anchor, self.mean, self.relevance, self.target = constant(
-            torch.zeros, (), like=like).detach().requires_grad_(), {}, {}, 0
+        self.anchor = constant(torch.zeros, (),
+                               like=like).detach().requires_grad_()
+        self.mean = {}
+        self.relevance = {}
+        self.target = 0
         # fused attention by layer: what goes in, its matrix (B·H,N,N), gradient
         # of what comes out
         self.blocks, self.attention, self.output_grads = {}, {}, {}
-    def record(
-        self, l, mean, step
-        # (B,N,N) each: attention, and attention times gradient, averaged over
-        # heads
-    ):
+    # (B,N,N) each: attention, and attention times gradient, averaged over heads
+    def record(self, l, mean, step):
         self.mean[l], self.relevance[l, self.target] = mean, step
     @property
-    def is_stacked(
-        self
-        # are the matrices of all layers few enough to be held at once? Then a
-        # few operations make them
-    ):
+    # are the matrices of all layers few enough to be held at once? Then a few
+    # operations make them
+    def is_stacked(self):
         shapes = {(*q.shape, k.shape == q.shape == v.shape, *options)
                   for q,k,v,options in self.blocks.values()}
         if len(shapes) != 1 or (shape := shapes.pop())[4:] != (True, None,
@@ -314,8 +305,9 @@ class _FusedAttention(torch.autograd.Function):
             1] and q.shape == v.shape:
             mean, step, dv = _one_chunk(q, k, v, g, ctx.options[2], needs_v)
         else:
-            N, pad = (q.shape[-2], _padding(q) if ctx.options[0] is None
-                      and not ctx.options[1] else 0)
+            N = q.shape[-2]
+            pad = (_padding(q) if ctx.options[0] is None and not ctx.options[1]
+                   else 0)
             if pad:
                 q, k, v, g = (F.pad(t, (0, 0, 0, pad)) for t in (q, k, v, g))
             dv = (torch.empty_like(v.transpose(1, 2),
@@ -332,8 +324,9 @@ class _FusedAttention(torch.autograd.Function):
                 mean[images, rows], step[images, rows] = (a.mean(1),
                     (d @ v[images].mT).mul_(a).mean(1))
             if pad:
-                mean, step, dv = (mean[:, :N, :N], step[:, :N, :N],
-                                  None if dv is None else dv[:, :, :N])
+                mean = mean[:, :N, :N]
+                step = step[:, :N, :N]
+                dv = None if dv is None else dv[:, :, :N]
         ctx.flow.record(ctx.layer, mean, step)
         return None, None, None, dv, None, None, None
 
@@ -341,11 +334,8 @@ class _FusedAttention(torch.autograd.Function):
 def _padding(q): # tensor cores want sides that are multiples of 8
     return -q.shape[-2] % 8 if q.is_cuda and q.dtype.itemsize == 2 else 0
 
-def _one_chunk(
-    q, k, v, g, scale, needs_v
-    # all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient
-    # of v
-):
+# all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient of v
+def _one_chunk(q, k, v, g, scale, needs_v):
     """The same in few operations: queries, keys and values are copied once,
     into the memory order that matrix products need"""
     B, H, N, d = q.shape
@@ -410,12 +400,12 @@ def add_hooks(site, model, anat, l, callback, interceptor, undo):
     undo.callback(h.remove)
 
 def _unavailable_message(site, anat, l):
-    what, reason = ('attention matrix of all tokens', 'it attends within '
-                    'windows, over channels or to fewer places')
+    what = 'attention matrix of all tokens'
+    reason = 'it attends within ' 'windows, over channels or to fewer places'
     if site in ('queries', 'keys'):
-        what, reason = (f'{site} of all tokens that can be recorded',
-                        'it computes attention in its own way' if anat.layers[l]
-                        .is_global else reason)
+        what = f'{site} of all tokens that can be recorded'
+        reason = ('it computes attention in its own way' if anat.layers[l]
+                  .is_global else reason)
     return (f"{type(anat.blocks[l]).__name__} of layer {l} has no {what}: "
             f"{reason}, " "so methods that need them can't be used here. Use "
             "rcut, rout, cut or gradcam, which apply to every transformer")

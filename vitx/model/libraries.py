@@ -43,11 +43,9 @@ def _load_processor(name, local_only): # local_only: look on this machine only
     except Exception:
         return None  # `model_transform` raises an error if it is needed
 
-def _hf_forward(
-    size, model, x
-    # position embeddings are interpolated only for other sizes, because not
-    # every model can do it
-):
+# position embeddings are interpolated only for other sizes, because not every
+# model can do it
+def _hf_forward(size, model, x):
     interpolate = (
         size and tuple(x.shape[-2:]) != size
         and 'interpolate_pos_encoding' in signature_params(model.forward))
@@ -69,9 +67,9 @@ def hf_model(source, labels=None): # name, folder, module or pipeline
     if not (isinstance(model, nn.Module) and hasattr(model, 'name_or_path')
             and hasattr(cfg, 'id2label')): # a part of a model
         return None
-    name, size = model.name_or_path, getattr(cfg, 'image_size',
-        None) or getattr(getattr(cfg, 'vision_config', None), 'image_size',
-                         None)
+    name = model.name_or_path
+    size = getattr(cfg, 'image_size', None) or getattr(
+        getattr(cfg, 'vision_config', None), 'image_size', None)
     if t is None and name: t = _load_processor(name, True)
     n = (num_outputs(model)
          or cfg.num_labels) if any('ForImageClassification' in c.__name__

@@ -46,11 +46,9 @@ def linearize_norm(
         y, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
     if not x.requires_grad: return y
     zeros = {} if zeros is None else zeros
-    def backward_fn(
-        g, scale, *weight
-        # PyTorch's backward pass for an input of zeros: there, the term of the
-        # deviation vanishes
-    ):
+    # PyTorch's backward pass for an input of zeros: there, the term of the
+    # deviation vanishes
+    def backward_fn(g, scale, *weight):
         key = g.shape, g.dtype, scale.dtype
         if key not in zeros:
             zeros[key] = torch.zeros_like(g), torch.zeros_like(scale)
@@ -73,11 +71,9 @@ class _LinearizedOp(torch.autograd.Function):
         return (ctx.backward_fn(g, *ctx.saved_tensors), None, None,
                 *[None]*len(ctx.saved_tensors))
 
-def values_only_grad(
-    v, last_linear
-    # values (B,H,N,d), and the last linear layer: its input, weight and output
-    # (B,N,…)
-):
+# values (B,H,N,d), and the last linear layer: its input, weight and output
+# (B,N,…)
+def values_only_grad(v, last_linear):
     """The same values; if one layer makes queries, keys and values, the
     backward pass skips the zeros of queries and keys"""
     if (last_linear is None or v.ndim != 4 or not last_linear[0].requires_grad

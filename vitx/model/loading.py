@@ -276,8 +276,9 @@ def fit_reader(
          else held.reader.pick(raw))
     n = 0 if held.reader.task == 'embedding' else max(2, y.shape[1])
     names = held.pretrained_cfg.get('label_names')
-    held.num_classes, held.pretrained_cfg = n, held.pretrained_cfg | dict(
-        num_classes=n, input_size=tuple(x.shape[1:]),
+    held.num_classes = n
+    held.pretrained_cfg = held.pretrained_cfg | dict(num_classes=n,
+        input_size=tuple(x.shape[1:]),
         is_size_known=bool(size or held.pretrained_cfg.get('input_size')),
         label_names=names if names and len(names) == n else None)
     return held
@@ -315,9 +316,8 @@ def _check_num_inputs(held):
 # without an error
 _SIZES = (224, 518, 512, 448, 384, 336, 288, 256, 192, 160, 128, 96, 64, 32)
 
-def _run_once(
-    held,
-    size):  # → output, `FinalActivation`, the last layer with weights, pictures
+# → output, `FinalActivation`, the last layer with weights, pictures
+def _run_once(held, size):
     if any(isinstance(m, (nn.Conv3d, nn.MaxPool3d))
            for m in held.modules()) or hasattr(getattr(held.model, 'config',
                None), 'num_frames'):
@@ -325,8 +325,9 @@ def _run_once(
             f"{held.name} takes videos or volumes (it has 3-d convolutions, or "
             f"frames in its config); time and depth aren't supported yet: give "
             f"a model of single pictures")
-    p, declared, errors = (next(held.parameters()),
-                           held.pretrained_cfg['input_size'], [])
+    p = next(held.parameters())
+    declared = held.pretrained_cfg['input_size']
+    errors = []
     sizes = [tuple(size)] if size else [tuple(declared[1:])] if declared else [
         input_size(held.model), *((s, s) for s in _SIZES)]
     for c,s in dict.fromkeys((c, s) for c in (num_channels(held),
@@ -349,9 +350,8 @@ def _run_once(
 
 # %% ../../nbs/model/04_loading.ipynb #fbb9f4bb
 @contextmanager
-def _last_layer(
-    model
-):  # yields a list of layers with weights, in the order in which they run
+# yields a list of layers with weights, in the order in which they run
+def _last_layer(model):
     ran = []
     hooks = [m.register_forward_hook(lambda m, args, y: ran.append(m))
              for m in model.modules()
@@ -401,8 +401,8 @@ def _has_embedding(raw):
     try: return embedding_of(raw).ndim == 2
     except VitxError: return False
 
-def _looks_like_embedding(
-    y, last):  # of length 1, or the output of a normalization
+# of length 1, or the output of a normalization
+def _looks_like_embedding(y, last):
     return y.shape[1] > 15 and ((y.float().norm(dim=1) - 1).abs().max() < 1e-3
                                 or 'norm' in type(last).__name__.lower())
 

@@ -70,8 +70,9 @@ def token_offset(model, anat:Anatomy, l:int, size:tuple=None, cells:int=3,
     added to the cell's pixels (mean over pictures and cells). (0, 0) if the
     cell's own token changes more than 90% as much; None if no token stands
     out"""
-    size, p, g = (size or input_size(model), next(model.parameters()),
-                  torch.Generator().manual_seed(seed))
+    size = size or input_size(model)
+    p = next(model.parameters())
+    g = torch.Generator().manual_seed(seed)
     x = F.interpolate(torch.randn(samples, num_channels(model), *(max(s//16, 2)
         for s in size), generator=g), size=size, mode='bicubic')/2
     clean, grid = layer_tokens(model, anat, l, x.to(p))
@@ -130,11 +131,9 @@ _DROPPED = ("Models that drop or merge tokens can't be explained yet. Turn "
             "this off, so that all patches reach the last block")
 
 # %% ../../nbs/model/07_token_places.ipynb #6ee377d6
-def _sequences(
-    model, anat, size
-    # of one picture → tokens (N,D) that enter each layer; None where they are
-    # no sequence
-):
+# of one picture → tokens (N,D) that enter each layer; None where they are no
+# sequence
+def _sequences(model, anat, size):
     found, same_thread, p = {}, thread_check(), next(model.parameters())
     x = F.interpolate(torch.randn(1, num_channels(model), *(max(s//16, 2)
         for s in size), generator=torch.Generator().manual_seed(0)), size=size,
@@ -152,11 +151,9 @@ def _sequences(
         model(x.to(p))
     return [found.get(l) for l in range(len(anat.layers))]
 
-def _random_cell(
-    grid, g
-    # not near the border, where padding matters, and not on the diagonal, where
-    # a transposed layout isn't noticed
-):
+# not near the border, where padding matters, and not on the diagonal, where a
+# transposed layout isn't noticed
+def _random_cell(grid, g):
     cells = [c
              for c in itertools.product(*(range(n//4, n - n//4) for n in grid))]
     off_diagonal = [c for c in cells if c[0]*grid[1] != c[1]*grid[0]] or cells

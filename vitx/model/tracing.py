@@ -27,8 +27,9 @@ class AttentionTracer(TorchFunctionMode):
         super().__init__()
         self.module_stack, self.calls = module_stack, []
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        out, name, kw = (func(*args, **(kwargs or {})),
-                         getattr(func, '__name__', ''), kwargs or {})
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, '__name__', '')
+        kw = kwargs or {}
         if name == 'scaled_dot_product_attention':
             q, k = (kw[n] if n in kw else args[i]
                     for i,n in enumerate(('query', 'key')))
@@ -65,10 +66,14 @@ class ForwardTrace:
     the order of first calls, `attention` matrices, `strided` convolutions and
     poolings"""
     def __init__(self, model, size):
-        p, names, module_stack, same_thread = next(model.parameters()), {m: n
-            for n,m in model.named_modules()}, [''], thread_check()
-        self.size, self.input_shapes, self.output_shapes, self.strided = (
-            tuple(size), {}, {}, [])
+        p = next(model.parameters())
+        names = {m: n for n,m in model.named_modules()}
+        module_stack = ['']
+        same_thread = thread_check()
+        self.size = tuple(size)
+        self.input_shapes = {}
+        self.output_shapes = {}
+        self.strided = []
         def pre_hook(m, args, kw):
             if not same_thread(): return
             module_stack.append(names[m])
@@ -122,11 +127,9 @@ def _is_inside(name, others):
 
 _KNOWN_LIBRARIES = ('timm.', 'torchvision.', 'transformers.', 'open_clip.')
 
-def _with_weights(
-    mods, name
-    # a softmax that is a module of its own belongs to the module that makes
-    # queries and keys
-):
+# a softmax that is a module of its own belongs to the module that makes queries
+# and keys
+def _with_weights(mods, name):
     while name and not any(True for _ in mods[name].parameters()):
         name = name.rpartition('.')[0]
     return name
@@ -150,17 +153,15 @@ def attention_modules(
         class_name(mods[n])) and any(m.startswith(n + '.') for m in found))]
     return [n for n in found if not _is_inside(n, found)]
 
-def _find_tokens(
-    trace, name, num_prefix, grid=None
-):  # the first input that can be read as tokens, on this grid if there is one
+# the first input that can be read as tokens, on this grid if there is one
+def _find_tokens(trace, name, num_prefix, grid=None):
     return next(((path, l) for path,s in trace.input_shapes.get(name, ()) if (
         l := infer_layout(s, trace.size, num_prefix)) and grid in (None, l[2])),
                 None)
 
 # %% ../../nbs/model/06_tracing.ipynb #f710702d
-def _find_block(
-    mods, trace, name, attns,
-    num_prefix):  # → (name of the block, where its tokens are, their layout)
+# → (name of the block, where its tokens are, their layout)
+def _find_block(mods, trace, name, attns, num_prefix):
     own_tokens = _find_tokens(trace, name, num_prefix)
     parents = [name.rsplit('.', i)[0] for i in range(1, name.count('.') + 1)]
     for n in (*parents, name):
@@ -190,9 +191,8 @@ def _attention_input(mods, trace, block, attn, path, layout, num_prefix):
                                        num_prefix)) and l[1:] == layout[1:]),
                 HookPoint(mods[block], path, layout[0]))
 
-def _cubic_layout(
-    mods, trace, block,
-    path):  # (1,n,n,n) fits two layouts: the first module that reads it decides
+# (1,n,n,n) fits two layouts: the first module that reads it decides
+def _cubic_layout(mods, trace, block, path):
     shape = dict(trace.input_shapes[block])[path]
     if len(shape) != 4 or len(set(shape[1:])) > 1: return None
     for n,shapes in trace.input_shapes.items():
@@ -239,11 +239,9 @@ def read_layers(
 # %% ../../nbs/model/06_tracing.ipynb #c5dcf88b
 def _along_axis(v, i): return v[i] if isinstance(v, (tuple, list)) else v
 
-def _strides(
-    trace, attns, i
-    # (size before, size after) → [(stride, shift)], without those inside
-    # attention if there are others
-):
+# (size before, size after) → [(stride, shift)], without those inside attention
+# if there are others
+def _strides(trace, attns, i):
     ops = defaultdict(list)
     for name, m, x, y in trace.strided:
         k, s, p = (_along_axis(getattr(m, a), i)
@@ -336,9 +334,10 @@ def hiera(model)->Anatomy:
     anat.size = None
     for l,layer in enumerate(anat.layers):
         order = lambda t, l=l: model.reroll(t, max(l-1, 0)).flatten(1, 2)
-        layer.tokens, layer.attn_input, layer.is_global, layer.has_keys = (
-            HookPoint(layer.block, layout=order),
-            HookPoint(layer.attn, layout=order), False, False)
+        layer.tokens = HookPoint(layer.block, layout=order)
+        layer.attn_input = HookPoint(layer.attn, layout=order)
+        layer.is_global = False
+        layer.has_keys = False
     return anat
 
 # %% ../../nbs/model/06_tracing.ipynb #715d9890
@@ -355,8 +354,10 @@ def _detection_anatomy(model, k, size): # k: tokens after the patches
     layers = read_layers(model, ForwardTrace(model, size), 1 + k)
     order = lambda t: torch.cat([t[:, :1], t[:, -k:], t[:, 1:-k]], 1)
     for l in layers:
-        l.tokens.layout, l.attn_input.layout, l.is_global, l.has_keys = (order,
-            order, False, False)
+        l.tokens.layout = order
+        l.attn_input.layout = order
+        l.is_global = False
+        l.has_keys = False
     return Anatomy(layers, 0, size=tuple(size),
                    rebuild=lru_cache(16)(partial(_detection_anatomy, model, k)))
 

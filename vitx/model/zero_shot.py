@@ -39,8 +39,8 @@ class ZeroShotClassifier(WrappedClassifier):
     """Classifier from a picture tower and the vectors of texts: each text is a
     class"""
     def __init__(self, clip, tokenizer, texts, transform=None, name=None):
-        cfg, size = (getattr(clip.visual, 'preprocess_cfg', None),
-                     as_pair(getattr(clip.visual, 'image_size', None)))
+        cfg = getattr(clip.visual, 'preprocess_cfg', None)
+        size = as_pair(getattr(clip.visual, 'image_size', None))
         super().__init__(clip.visual, 0,
                          [], transform or (cfg and _clip_transform(cfg)), size,
                          name or type(clip).__name__, hint=": take the third "
@@ -125,8 +125,8 @@ def _load_clip(name):
 # %% ../../nbs/model/03_zero_shot.ipynb #ff5552fe
 @library('open_clip', owner='open_clip', extra='clip',
          folder=lambda path: (path/'open_clip_config.json').is_file())
-def open_clip_model(
-    source, labels=None):  # architecture/weights, hf-hub:…, folder, or module
+# architecture/weights, hf-hub:…, folder, or module
+def open_clip_model(source, labels=None):
     """Adapter for open_clip: a name or folder with texts as classes; a module
     has no classes, so it needs `zero_shot`"""
     if isinstance(source, str):

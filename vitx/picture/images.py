@@ -37,8 +37,10 @@ def scale_to_bytes(
             .round().astype(np.uint8))
 
 def _full_range(values):
-    low, high, whole = values.min(), values.max(), np.issubdtype(values.dtype,
-        np.integer) or values.max() > 127 and (values == values.round()).all()
+    low = values.min()
+    high = values.max()
+    whole = np.issubdtype(values.dtype, np.integer) or values.max() > 127 and (
+        values == values.round()).all()
     if values.dtype == np.uint8 or values.dtype == bool:
         return 0, np.iinfo(np.uint8).max if values.dtype == np.uint8 else 1
     if not whole and -1e-3 <= low and high <= 1 + 1e-3: return 0, 1
@@ -93,8 +95,8 @@ def _stored_values(im):
     return a.astype(np.uint16) if im.mode.startswith('I;16') else a
 
 def _pick_bands(im, channels):
-    bands, picked = (im.split(), (channels,) if isinstance(channels, int)
-                     else tuple(channels))
+    bands = im.split()
+    picked = (channels,) if isinstance(channels, int) else tuple(channels)
     if len(picked) not in (1, 3) or any(type(c) is not int or not 0 <= c <
                                         len(bands) for c in picked):
         raise VitxError(
@@ -186,11 +188,9 @@ def _decode(src, name, upright=True, page=None, **options):
         raise VitxError(f"{name} is damaged or cut short: {e}") from None
 
 # %% ../../nbs/picture/01_images.ipynb #1635ba08
-def _go_to_page(
-    im, page
-    # a page of another size is a thumbnail or a pyramid's level, and an
-    # animation begins with its first frame
-):
+# a page of another size is a thumbnail or a pyramid's level, and an animation
+# begins with its first frame
+def _go_to_page(im, page):
     n = getattr(im, 'n_frames', 1)
     if page is not None:
         if type(page) is not int or not 0 <= page < n:
@@ -212,8 +212,8 @@ def _register_heif():
     import pillow_heif
     pillow_heif.register_heif_opener()
 
-def _other_reader(
-    name):  # HEIC of phones; many bands, or floats of several channels
+# HEIC of phones; many bands, or floats of several channels
+def _other_reader(name):
     if str(name).lower().endswith(('.heic', '.heif')):
         return (". HEIC needs the package pillow-heif: run pip install "
                 "'vitx[heic]'")
@@ -280,11 +280,9 @@ def _raise_empty(name): raise VitxError(f"{name} is empty")
 def find_files(folder, suffixes)->list: # sorted paths
     """All files below a folder with one of these suffixes (any case); follows
     links, skips hidden files, keeps broken links"""
-    def walk(
-        path, ancestors
-        # ancestors: the folders above; a link to one of them is not followed,
-        # since that would never end
-    ):
+    # ancestors: the folders above; a link to one of them is not followed, since
+    # that would never end
+    def walk(path, ancestors):
         try: entries = [*os.scandir(path)]
         except OSError as e:
             raise VitxError(
@@ -349,9 +347,8 @@ class CropGeometry:
     input_size: tuple # (h,w) of the model's input
     ax: float; bx: float; ay: float; by: float
 
-    def _positions(
-        self, n, m, a, b
-    ):  # picture pixel → position in the input, as a fraction of its length
+    # picture pixel → position in the input, as a fraction of its length
+    def _positions(self, n, m, a, b):
         return ((torch.arange(n, dtype=torch.float64) + .5 - b)/a)/m
     @property
     def rows(self):
@@ -448,16 +445,14 @@ def _read_ramps(out, size): # → (ax, bx), (ay, by)
 # 32 columns: fine enough for a line, coarse enough for small inputs
 _DIGITS = 5
 
-def _striped(
-    transform, line, size,
-    axis):  # line (n,) bool, along the axis → output in float64 (C,h,w)
+# line (n,) bool, along the axis → output in float64 (C,h,w)
+def _striped(transform, line, size, axis):
     a = np.broadcast_to(line[:, None] if axis == 0 else line, size)
     return _apply_transform(transform, Image.fromarray((a*255).astype(np.uint8))
                             .convert('RGB'))
 
-def _read_stripes(
-    transform, shape, size,
-    axis):  # shape: of test pictures; axis: 0 for rows, 1 for columns → (a, b)
+# shape: of test pictures; axis: 0 for rows, 1 for columns → (a, b)
+def _read_stripes(transform, shape, size, axis):
     """The line source = a·u + b along one axis, by Gray-coded stripes and their
     negatives"""
     n = shape[axis]

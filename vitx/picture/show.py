@@ -31,8 +31,8 @@ def overlay(
     signed:bool=False,  # show negative values, too, in the colors of `show_map`
 )->np.ndarray:  # (H,W,3) float32 in 0..1
     "Picture with a map drawn over it"
-    img, m = np.asarray(img, dtype=np.float32)/255, _to_numpy(m).clip(-1
-        if signed else 0, 1)
+    img = np.asarray(img, dtype=np.float32)/255
+    m = _to_numpy(m).clip(-1 if signed else 0, 1)
     if img.shape[:2] != m.shape:
         raise VitxError(f"the map has shape {m.shape}, the picture "
                         f"{img.shape[:2]}: they must be of one size")

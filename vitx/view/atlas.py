@@ -33,16 +33,18 @@ class Atlas:
         max_side:int=480,  # longer side of the shown image, in pixels
         **options  # options of the method
     ):
-        self.ex, self.method, self.options, self.original = (ex, method,
-            options, ex._read(img))
+        self.ex = ex
+        self.method = method
+        self.options = options
+        self.original = ex._read(img)
         get_method(method)
         x, place = preprocess(self.original, ex.transform, ex._geometry)
         k = max_side/max(self.original.size)
         self.image = self.original.resize(
             [max(1, round(s*k)) for s in self.original.size],
             Image.LANCZOS if k < 1 else Image.BICUBIC)
-        self.original_place, self.place = (place,
-            place.scaled(self.image.size[::-1]))
+        self.original_place = place
+        self.place = place.scaled(self.image.size[::-1])
         self.capture = Capture(ex.model, x[None], ex.anat, ex.score)
         self.probs = class_probs(self.capture.logits[0], ex.task).cpu()
         self.top_classes = (self.probs.topk(min(5, len(self.probs)))

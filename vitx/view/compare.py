@@ -98,9 +98,8 @@ def compare(
                                   ([m] if len(methods) > 1 else [])))
     return Comparison(found, names, map_agreement(found))
 
-def _common_targets(
-    explainers, image
-):  # the top class of the first; for the others the class of this name, or None
+# the top class of the first; for the others the class of this name, or None
+def _common_targets(explainers, image):
     first = explainers[0](image)
     return [first.target, *(first.label if ex.labels.count(first.label) == 1
                             else None for ex in explainers[1:])]

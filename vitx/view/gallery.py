@@ -124,11 +124,9 @@ def _begin(out, settings, resume, files): # → lines of an earlier run that sta
     return rows
 
 # %% ../../nbs/view/04_gallery.ipynb #139e81a4
-def _unique_name(
-    path, taken
-    # name for a file's results that every file system takes; two files of one
-    # name get a number
-):
+# name for a file's results that every file system takes; two files of one name
+# get a number
+def _unique_name(path, taken):
     stem = re.sub(r'[^\w .()+-]', '_',
                   _shown(path.stem))[:80].strip() or 'picture'
     for i in range(1, 10**6):
@@ -150,9 +148,8 @@ def _save_maps(e, out, name, formats, full_size,
                    overlay_only=overlay_only and is_picture)
     return files
 
-def _save_picture(
-    e, out,
-    name):  # → file: the picture itself, which the gallery shows on request
+# → file: the picture itself, which the gallery shows on request
+def _save_picture(e, out, name):
     with atomic_path(out/(file := f'pictures/{name}.jpg')) as tmp:
         shrink_image(e.image).save(tmp, quality=85)
     return file
@@ -164,9 +161,8 @@ def _row(e, **more): # a line of the manifest
 FORMATS = ('jpg', 'png', 'webp', 'npy', 'json', 'labelme.json')
 
 # %% ../../nbs/view/04_gallery.ipynb #58e9b074
-def _check_request(
-    ex, formats, target, against, card,
-    overlay_only):  # → formats, with one that the gallery can show
+# → formats, with one that the gallery can show
+def _check_request(ex, formats, target, against, card, overlay_only):
     if bad := [f for f in formats if f not in FORMATS]:
         raise VitxError(f"unknown format {bad[0]!r}: use {', '.join(FORMATS)}")
     if num_top(target) and against is not None:
@@ -221,8 +217,8 @@ def explain_files(
                     read={k: str(v) for k,v in getattr(ex.read, 'keywords', {})
                           .items() if v is not None})
     rows = _begin(out, settings, resume, files)
-    done, taken = {r['file'] for r in rows}, {r['name'].casefold(): r['file']
-        for r in rows}
+    done = {r['file'] for r in rows}
+    taken = {r['name'].casefold(): r['file'] for r in rows}
     todo, annotated = [f for f in files if _shown(f) not in done], []
     with open(out/MANIFEST, 'a', encoding='utf8') as manifest, tqdm(
         total=len(files), initial=len(files) - len(todo), unit=' pictures',

@@ -167,9 +167,9 @@ def _render_fragment(atlas, tile):
     "The fragment with maps whose longer side has `tile` pixels"
     q, first = html.escape, next(iter(atlas.grid_maps))
     visible, last = atlas.place.visible, atlas.depth-1
-    plain, still = Panel('', '', hatch_hidden(np.asarray(atlas.image,
-        dtype=np.float32)/255, visible)), make_panels(atlas,
-            AtlasView(first, last))[1]
+    plain = Panel('', '', hatch_hidden(np.asarray(atlas.image,
+        dtype=np.float32)/255, visible))
+    still = make_panels(atlas, AtlasView(first, last))[1]
     options = ''.join(
         f'<option value="{i}">{q(atlas.name(t))}  {q(atlas.answer(t))}</option>'
         for i,t in enumerate(atlas.grid_maps))
