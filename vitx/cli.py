@@ -448,11 +448,9 @@ def methods(json:bool=False # Print JSON
     _print_rows(rows if json
                 else [dict(r, summary=_with_source(r)) for r in rows], json)
 
-def _with_source(
-    row
-    # a row of `methods` → its summary; below it, if they are known, source and
-    # terms
-):
+# a row of `methods` → its summary; below it, if they are known, source and
+# terms
+def _with_source(row):
     indent = ' '*(max(map(len, method)) + 2)
     return '\n'.join([str(row['summary']), *(f'{indent}{row[k]}'
         for k in ('source', 'terms') if row[k])])
@@ -596,8 +594,8 @@ def app(
     models = [str(Path(m).absolute()) if m and Path(m).is_dir() else m
               for m in _split_commas(model) or (None,)]
     for m in models: Explainer(m)  # errors in the terminal, too
-    token, port = ('' if public or _is_loopback(host)
-                   else secrets.token_urlsafe(16), _free_port(host, port))
+    token = '' if public or _is_loopback(host) else secrets.token_urlsafe(16)
+    port = _free_port(host, port)
     with tempfile.TemporaryDirectory() as d:
         nb = Path(d)/'vitx.ipynb'
         (page := Path(d)/'voila'/'templates'/'vitx').mkdir(parents=True)

@@ -311,8 +311,8 @@ def _relevance_and_graph(run, layers, fix_artifacts, power):
                           for site in ('flow', 'keys'))
     blocks = sorted({b for l in layers for b in late_blocks(l)})
     relevance = dict(zip(blocks, _token_relevances(run, blocks).unbind(1)))
-    flow, bad = (attention_relevance(run, layers) if has_flow else None,
-                 artifact_masks(run, layers) if fix_artifacts else None)
+    flow = attention_relevance(run, layers) if has_flow else None
+    bad = artifact_masks(run, layers) if fix_artifacts else None
     parts, T = [], run.targets.shape[1]
     for i,l in enumerate(layers):
         maps = [relevance[b] for b in late_blocks(l)]

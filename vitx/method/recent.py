@@ -109,8 +109,9 @@ def tokentm(capture, targets, layers):
 def grad_eclip(capture, targets, layers):
     """Values of block ℓ × gradient of attention's output, weighted by the
     similarity of queries and keys"""
-    run, maps = capture(targets, queries=layers, keys=layers, attn=layers,
-                        grad='attn'), []
+    run = capture(targets, queries=layers, keys=layers, attn=layers,
+                  grad='attn')
+    maps = []
     for l in layers:
         q, k = (F.normalize(run.values[s, l].transpose(1, 2).flatten(2), dim=-1)
                 for s in ('queries', 'keys'))
@@ -129,9 +130,8 @@ def neighborhood_masks(
         return torch.eye(n)/2 + sum(torch.ones(n-1).diag(o) for o in (-1, 1))/4
     return torch.kron(band(h), band(w))
 
-def capture_block_kwargs(
-    capture, targets,
-    **sites):  # as for a capture → activations, {block: arguments}
+# as for a capture → activations, {block: arguments}
+def capture_block_kwargs(capture, targets, **sites):
     """Record a run, and the further arguments of each block, such as rotary
     positions"""
     block_kwargs = {}
@@ -226,8 +226,10 @@ def random_views(
     """Random affine maps of a picture for `affine_grid`: flipped or not,
     rotated, shifted and scaled"""
     u = 2*torch.rand(n, 5, generator=torch.Generator().manual_seed(seed)) - 1
-    angle, s, flip, aspect = ((u[:, 0]*degrees).deg2rad(), 1 + scale*u[:, 1],
-                              u[:, 2].sign(), size[0]/size[1])
+    angle = (u[:, 0]*degrees).deg2rad()
+    s = 1 + scale*u[:, 1]
+    flip = u[:, 2].sign()
+    aspect = size[0]/size[1]
     across = s*flip*angle.cos(), -s*aspect*angle.sin(), 2*shift*u[:, 3]
     down = s*flip*angle.sin()/aspect, s*angle.cos(), 2*shift*u[:, 4]
     return torch.stack([*across, *down], 1).unflatten(1, (2, 3))
@@ -265,8 +267,8 @@ def dave(capture, targets, layers, steps=50,
     """Pixel values × linearized gradient, a robust mean over views with noise;
     the same map for every layer"""
     run, x, parts = capture(targets), capture.x.float(), []
-    draws, views = torch.Generator().manual_seed(seed), random_views(steps,
-        capture.x.shape[-2:], seed)
+    draws = torch.Generator().manual_seed(seed)
+    views = random_views(steps, capture.x.shape[-2:], seed)
     for view,t in track(list(zip(views, torch.linspace(0, noise, steps)
                                  .tolist())), 'views', progress):
         warp = lambda p: (1 - t)*warp_image(p, view)
