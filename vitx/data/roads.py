@@ -302,8 +302,9 @@ def danger_object(kind:str, rng)->RoadObject: # kind: one of `DANGERS`
     draw, offset, Z = {
         'cutting in': (partial(car, lights='left' if side > 0 else 'right',
                                yaw=-side*rng.uniform(.3, .5)),
-                       side*rng.uniform(1.5, 2.1), distance), 'braking car':
-        (partial(car, lights='brake'), rng.uniform(-.3, .3), distance),
+                       side*rng.uniform(1.5, 2.1), distance),
+        'braking car': (partial(car, lights='brake'),
+                        rng.uniform(-.3, .3), distance),
         'oncoming overtaker': (partial(car, visible_end='front'),
                                rng.uniform(-.4, .4), distance + 2),
         'pedestrian': (person, rng.uniform(-1.5, 1.5), distance),

@@ -83,11 +83,11 @@ def embed_animations(nb):
         for o in (o for o in nb.cells[i].outputs
                   if 'image/gif' in o.get('data', {})):
             width = o.get('metadata', {}).get('image/gif', {}).get('width', 400)
-            o['data'] = {'text/html':
-                         f'<img src="data:image/gif;base64,'
-                         f'{"".join(o["data"]["image/gif"].split())}" '
-                         f'width="{width}" style="max-width:100%" '
-                         f'alt="{html.escape(plain_text(text))}">'}
+            o['data'] = {
+                'text/html': f'<img src="data:image/gif;base64,'
+                    f'{"".join(o["data"]["image/gif"].split())}" '
+                    f'width="{width}" style="max-width:100%" '
+                    f'alt="{html.escape(plain_text(text))}">'}
 
 # %% ../../nbs/dev/03_pages.ipynb #9bc44dcc
 def fold_solutions(nb):
