@@ -6,7 +6,7 @@
 __all__ = ['method', 'metric', 'dataset', 'family', 'library', 'VitxError', 'close_matches', 'Registry', 'PatentWarning',
            'warn_patent', 'writable_path', 'atomic_path', 'report_progress_to', 'progress_bar', 'track',
            'import_by_name', 'quick_thread_switches', 'is_symbolic', 'is_traced', 'constant', 'keep_constants',
-           'set_seed']
+           'is_eager_cpu', 'as_on_gpu', 'set_seed']
 
 # %% ../nbs/core.ipynb #0832016a
 import difflib, os, random, sys, tempfile, warnings
@@ -227,6 +227,22 @@ def keep_constants():
     token = _kept_constants.set(kept := [])
     try: yield kept
     finally: _kept_constants.reset(token)
+
+# %% ../nbs/core.ipynb #33ca2520
+_as_on_gpu = ContextVar('as on a GPU', default=False)
+
+def is_eager_cpu(t:torch.Tensor)->bool:
+    """Whether operations on this tensor run at once on a CPU, so that reading a
+    value costs nothing"""
+    return (t.device.type == 'cpu' and not _as_on_gpu.get()
+            and not is_symbolic(t) and not is_traced())
+
+@contextmanager
+def as_on_gpu():
+    "Context in which a CPU uses the operations that a GPU would use"
+    token = _as_on_gpu.set(True)
+    try: yield
+    finally: _as_on_gpu.reset(token)
 
 # %% ../nbs/core.ipynb #0ec2c409
 def set_seed(seed:int=42):

@@ -22,16 +22,17 @@ def linearize_gate(x:torch.Tensor,
 
 def leading_grad_linear(input:torch.Tensor, weight:torch.Tensor, bias, rows:int,
                         leftover:list=None)->torch.Tensor:  # (B,N,D)
-    """A linear layer whose backward pass computes only the first `rows` tokens;
-    a bool tensor that says if others had a gradient is appended to
-    `leftover`"""
-    with torch.no_grad(): y = F.linear(input, weight, bias)
+    """A linear layer of which only the first `rows` tokens are read: the others
+    get the output 0 and no gradient. A bool tensor that says if one of them
+    should have had a gradient is appended to `leftover`"""
+    if not input.requires_grad: return F.linear(input, weight, bias)
+    others = 0, 0, 0, input.shape[1] - rows
+    with torch.no_grad():
+        y = F.pad(F.linear(input[:, :rows], weight, bias), others)
     def backward_fn(g):
         if leftover is not None: leftover.append(g[:, rows:].any())
-        return F.pad(g[:, :rows] @ weight.detach().to(g),
-                     (0, 0, 0, g.shape[1] - rows))
-    return _LinearizedOp.apply(input, y,
-                               backward_fn) if input.requires_grad else y
+        return F.pad(g[:, :rows] @ weight.detach().to(g), others)
+    return _LinearizedOp.apply(input, y, backward_fn)
 
 # %% ../../nbs/model/08_linearize.ipynb #e7ebd664
 def linearize_norm(
