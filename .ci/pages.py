@@ -34,6 +34,11 @@ main { max-width: 54rem; margin: 0 auto; }
 .jp-OutputArea-output pre { font-family: var(--jp-code-font-family); }
 .jp-RenderedImage img { background: #fff; } /* figures have black labels */
 .vitx-caption { font-size: .9em; }
+main :is(h1, h2, h3) { line-height: 1.25; }
+main summary { font-family: var(--jp-ui-font-family); }
+.jp-MarkdownOutput pre { margin-bottom: 1em; word-break: normal; overflow-wrap: break-word; }
+.jp-RenderedText pre { white-space: pre; word-break: normal; overflow-x: auto; }
+@media (prefers-color-scheme: dark) { :root { --jp-mirror-editor-comment-color: #7fb5b5; --jp-mirror-editor-operator-color: #c79bff; --jp-mirror-editor-keyword-color: #8fc98f; } }
 .vitx-start, .vitx-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); column-gap: 1.5rem; }
 .vitx-start > div, .vitx-cards > div { min-width: 0; }
 </style>{% endblock %}'''

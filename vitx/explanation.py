@@ -72,8 +72,7 @@ class Explanation:
     @property
     def is_empty(
         self
-        # e.g. if the head's weights are 0, since no gradient reaches the tokens
-        # then
+        # e.g. if the head's weights are 0: then tokens have no gradient
     )->bool:
         return not self.grid_map.max() > 0
     @cached_property
@@ -372,8 +371,7 @@ def boxes(
     self:Explanation,
     threshold:float=None,  # 0..1; None: Otsu's
     min_area:float=1e-3,  # smallest region, as a share of the picture
-    # boxes (n,4): x0, y0, x1, y1 in pixels; scores (n,): the maximum of the map
-    # inside, times the probability of the class
+    # boxes (n,4): x0, y0, x1, y1 in pixels; scores (n,)
 )->tuple:
     """A box around each connected region above the threshold, the highest score
     first"""

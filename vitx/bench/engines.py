@@ -69,8 +69,7 @@ class RunSpec:
     @cached_property
     def dataset_name(
         self
-        # with split and protocol, without the folder, which differs between
-        # machines
+        # with split and protocol, without the folder
     )->str:
         """Name of the dataset in rows: grid:voc:/some/folder@train →
         grid:voc@train"""

@@ -130,8 +130,7 @@ def score_samples(
     # randomized copies of the model, for metrics that need them
     randomized_models=None,
     protocol=None,  # a `Protocol`
-    # (suffix of the dataset's name, rows) per sample; a row is (target, method,
-    # metric, value, note)
+    # suffix of the dataset, rows (target, method, metric, value, note) each
 )->list:
     "Score a batch of samples; a missing value is None, and its note says why"
     prepared = [_prepare_sample(ex, s) for s in batch]

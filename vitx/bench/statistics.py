@@ -72,8 +72,7 @@ def paired_differences(
 def pooled_segmentation(
     rows:list,  # of one dataset and model
     draws:int=2000, seed:int=0,
-    # method → {'pixel accuracy': (value, lower, upper), 'mean IoU': …}, 0..1;
-    # empty without counts
+    # method → {name: (value, lower, upper)}, 0..1; empty without counts
 )->dict:
     """Pixel accuracy and mean IoU over all pixels of a dataset (Chefer et al.,
     2021), with 95 % bootstrap intervals"""

@@ -32,6 +32,7 @@ def pick(rng, options):
     "A random choice from `options`"
     return options[rng.integers(len(options))]
 
+# %% ../../nbs/data/03_roads.ipynb #36d958a3
 class Camera:
     "Camera, time of day and weather"
     def __init__(

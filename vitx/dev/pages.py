@@ -95,8 +95,10 @@ def fold_solutions(nb):
     box, in place"""
     from execnb.nbio import mk_cell
     md = lambda text: mk_cell(text, 'markdown')
-    for i in reversed([i for i, c in enumerate(nb.cells) if c['cell_type'] ==
-                       'code' and 'solution' in _directives(c)]):
+    found = [i for i,c in enumerate(nb.cells) if c['cell_type'] == 'code'
+             and 'solution' in _directives(c)]
+    for n,i in reversed([*enumerate(found, 1)]):
+        title = 'Solution' if len(found) == 1 else f'Solution {n}'
         folded, after = [nb.cells[i]], []
         nxt = (nb.cells[i+1] if is_figure(nb.cells[i]) and i+1 < len(nb.cells)
                and nb.cells[i+1]['cell_type'] == 'markdown' else None)
@@ -105,7 +107,7 @@ def fold_solutions(nb):
             folded = folded + [md(first)]
             after = [md(rest)] if rest.strip() else []
         nb.cells[i:i + (1 if len(folded) == 1 else 2)] = [
-            md('<details class="solution">\n<summary>Solution</summary>'),
+            md(f'<details class="solution">\n<summary>{title}</summary>'),
             *folded, md('</details>'), *after]
 
 # %% ../../nbs/dev/03_pages.ipynb #41d04d3e
@@ -186,10 +188,13 @@ def quote_options(md:str # Markdown
                   lambda m: f'`{m[0]}`' if m[0].startswith('--') else m[0], md)
 
 def quote_docstrings(nb):
-    "Put options of commands in documentation into backticks, in place"
+    """Put options of commands in documentation into backticks, and write
+    descriptions upright, in place: nbdev makes only their first line italic"""
+    italic = re.compile(r'(?<=^```\n\n)\*([^\n]+)\*$', re.M)
     for o in (o for c in nb.cells for o in c.get('outputs', [])):
         text = ''.join(o.get('data', {}).get('text/markdown', ''))
-        if text: o['data']['text/markdown'] = quote_options(text)
+        if text: o['data']['text/markdown'] = italic.sub(r'\1',
+                                                         quote_options(text))
 
 # %% ../../nbs/dev/03_pages.ipynb #e20e6098
 def keep_intervals(nb):

@@ -237,6 +237,7 @@ def otsu_box_iou(
         [_box_overlap(_largest_box(a > otsu_threshold(a)), _bounding_box(b))
          for a,b in pairs]).reshape(batch_shape)
 
+# %% ../../nbs/evidence/01_metrics.ipynb #343d92c8
 def _largest_box(on): # y0, x0, y1, x1
     label = connected_components(on)
     parts, counts = label[on].unique(return_counts=True)
@@ -288,6 +289,7 @@ def check_map(m:torch.Tensor, x:torch.Tensor): # (H,W), (3,H,W)
         raise VitxError("the map holds NaN or infinite values: check the "
                         "method and the precision of the model")
 
+# %% ../../nbs/evidence/01_metrics.ipynb #a026bbb9
 def _area_under_curve(p): return ((p[1:] + p[:-1])/2).mean()
 
 def gaussian_blur(x:torch.Tensor,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['aten', 'ONNX_DECOMPOSITIONS', 'WEIGHT_FORMATS', 'as_onnx', 'with_any_batch', 'compress_weights', 'preprocessing_data',
-           'preprocess_as_told', 'Exported', 'run_onnx', 'read_metadata']
+           'preprocess_by_data', 'Exported', 'run_onnx', 'read_metadata']
 
 # %% ../../nbs/export/02_onnx_model.ipynb #42a18d55
 import json, logging, warnings
@@ -165,27 +165,28 @@ def preprocessing_data(transform)->dict:
     """Size, interpolation, crop, mean and standard deviation of a transform of
     timm, torchvision or vitx"""
     t, mean, std = transform, None, None
-    if isinstance(t, partial) and len(t.args) == 4 and hasattr(t.args[0],
-        'transforms'): # vitx.standard_transform
+    if (isinstance(t, partial) and len(t.args) == 4
+        and hasattr(t.args[0], 'transforms')): # vitx.standard_transform
         t, _, mean, std = t.args
     steps = {type(s).__name__.removeprefix('Maybe'): s
              for s in getattr(t, 'transforms', [])}
-    if not {'Resize', 'Normalize'} <= {*steps} <= {'Resize', 'CenterCrop',
-        'ToTensor', 'Normalize'}:
+    known = {'Resize', 'CenterCrop', 'ToTensor', 'Normalize'}
+    if not {'Resize', 'Normalize'} <= {*steps} <= known:
         raise VitxError(_NO_DATA)
     resize, crop = steps['Resize'], steps.get('CenterCrop')
     if mean is None:
         mean, std = (torch.as_tensor(v, dtype=torch.float64).flatten().tolist()
                      for v in (steps['Normalize'].mean, steps['Normalize'].std))
-    size = list(resize.size) if isinstance(resize.size,
-        (list, tuple)) else resize.size
-    if isinstance(size, list) and len(size) == 1: size = size[0]
-    if getattr(resize, 'max_size', None) is not None or crop and not isinstance(
-        size, list) and size < max(crop.size):
+    size = resize.size
+    if isinstance(size, (list, tuple)):
+        size = [*size] if len(size) > 1 else size[0]
+    pads = crop and not isinstance(size, list) and size < max(crop.size)
+    if pads or getattr(resize, 'max_size', None) is not None:
         raise VitxError(_NO_DATA)
     return dict(resize=size, interpolation=resize.interpolation.value,
-                crop=list(crop.size) if crop else None, mean=[round(float(v), 6)
-                    for v in mean], std=[round(float(v), 6) for v in std])
+                crop=list(crop.size) if crop else None,
+                mean=[round(float(v), 6) for v in mean],
+                std=[round(float(v), 6) for v in std])
 
 _NO_DATA = ("the preprocessing of this model can't be written as data. Give "
             "Explainer(..., transform=vitx.standard_transform(size)), or a "
@@ -193,22 +194,23 @@ _NO_DATA = ("the preprocessing of this model can't be written as data. Give "
             "Normalize")
 
 # %% ../../nbs/export/02_onnx_model.ipynb #976dfe28
-def preprocess_as_told(img:Image.Image, p:dict)->np.ndarray: # (1,C,H,W) float32
+def preprocess_by_data(img:Image.Image, p:dict)->np.ndarray: # (1,C,H,W) float32
     """Prepare a picture by the data of `preprocessing_data`, with Pillow and
     NumPy alone"""
     W, H = img.size
-    if isinstance(p['resize'], list): h, w = p['resize']
-    else:
-        h, w = (p['resize'], int(p['resize']*W/H)) if H <= W else (
-            int(p['resize']*H/W), p['resize'])  # the shorter side
-    img = img.convert('RGB').resize((w, h), dict(nearest=0, bilinear=2,
-        bicubic=3, lanczos=1)[p['interpolation']])
+    size = p['resize']
+    if isinstance(size, list): h, w = size
+    elif H <= W: h, w = size, int(size*W/H)  # the shorter side
+    else: h, w = int(size*H/W), size
+    filters = dict(nearest=0, bilinear=2, bicubic=3, lanczos=1)
+    img = img.convert('RGB').resize((w, h), filters[p['interpolation']])
     if p['crop']:
         ch, cw = p['crop']
         top, left = round((h - ch)/2), round((w - cw)/2)
         img = img.crop((left, top, left + cw, top + ch))
-    return ((np.asarray(img, np.float32)/255 - np.float32(
-        p['mean']))/np.float32(p['std'])).transpose(2, 0, 1)[None]
+    mean, std = np.float32(p['mean']), np.float32(p['std'])
+    x = (np.asarray(img, np.float32)/255 - mean)/std
+    return x.transpose(2, 0, 1)[None]
 
 # %% ../../nbs/export/02_onnx_model.ipynb #90422e98
 @dataclass
@@ -262,11 +264,11 @@ def _agreement(ex, content, batch, num_targets, layers, method, against,
 # %% ../../nbs/export/02_onnx_model.ipynb #857e8ffa
 def _metadata(ex, method, layers, grid, against,
               options)->dict:  # name → text, JSON except for names
-    try: told = preprocessing_data(ex.transform)
-    except VitxError: told = None
+    try: prepared = preprocessing_data(ex.transform)
+    except VitxError: prepared = None
     values = dict(labels=ex.labels, task=ex.task, layers=layers,
                   grid=grid, options=options, against=None if against is None
-                  else ex.target(against), preprocessing=told)
+                  else ex.target(against), preprocessing=prepared)
     return dict(model=ex.name, method=method, vitx_version=_version()) | {
         k: json.dumps(v, ensure_ascii=False) for k,v in values.items()}
 

@@ -123,12 +123,12 @@ def _record_named(ex, f, method, x, targets, table):
 _TRACEABLE = "Use rcut, rcut-code, gradcam, chefer, attention or rollout"
 
 def _check_same(ex, graph, f, method, x, targets):
-    for what,a,b in zip(('logits', 'maps', 'pixel maps'), graph(x, targets),
-                        f(x, targets)):
-        limit = 1e-3 if x.dtype.itemsize > 2 else .05
-        if a.shape != b.shape or not (error := (a - b).abs().max()
-                                      .item()) <= limit*max(1,
-                                          b.abs().max().item()):
+    limit = 1e-3 if x.dtype.itemsize > 2 else .05
+    names = 'logits', 'maps', 'pixel maps'
+    for what,a,b in zip(names, graph(x, targets), f(x, targets)):
+        error = ((a - b).abs().max().item() if a.shape == b.shape
+                 else float('inf'))
+        if not error <= limit*max(1, b.abs().max().item()):
             raise VitxError(
                 f"{method} can't be written as one graph: for another picture "
                 f"the {what} of the graph differ by {error:.2g}, because this "
@@ -148,8 +148,7 @@ def trace(
     plain_attention:bool=False,
     table:dict=None,  # operations that are replaced: operation → function
     **options,  # options of the method
-    # x (B,C,H,W), targets (B,T) → logits (B,C), maps (B,T,L,h,w)[, pixel maps
-    # (B,T,L,H,W)]
+    # x (B,C,H,W), targets (B,T) → logits, maps[, pixel maps]
 )->GraphModule:
     """The whole explanation as one graph, in which -1 as target is the top
     class; `VitxError` if no graph can express it"""

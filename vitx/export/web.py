@@ -301,12 +301,13 @@ SCRIPTS = (PAINTER, CONTROLS, PREPARE, ANSWER, PAGE, PICTURES, EVENTS, CAMERA,
            LOADING)
 
 def _body(data:dict)->str:
-    told = json.dumps(data, ensure_ascii=False).replace('<', chr(92) + 'u003c')
+    page_data = json.dumps(data, ensure_ascii=False).replace('<',
+        chr(92) + 'u003c')
     ort = html.escape(data['ort'])
     return f"""<div class="vitx">{STYLE}<style>{LOOK}</style>
 {_drop_html(data['example'])}
 {_explained_html(data['labels'], data['layers'])}
-<script type="application/json">{told}</script>
+<script type="application/json">{page_data}</script>
 <script src="{ort}ort.wasm.min.js"></script>
 <script>(() => {{{''.join(SCRIPTS)}}})();</script></div>"""
 
@@ -326,7 +327,7 @@ def export_web(
     "Write a folder with a page that explains photos in the browser"
     is_url = str(ort_web).startswith(('https://', 'http://'))
     dist = None if is_url else find_ort_web(ort_web)
-    told = _preprocessing_for_page(self)
+    preprocessing = _preprocessing_for_page(self)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise VitxError(f"{folder} is a file: give the path of a folder")
@@ -334,7 +335,7 @@ def export_web(
     e = self.export(folder/'model.onnx', method, list(range(self.depth)),
                     batch=1, weights=weights, **options)
     ort = './' if dist else f"{ort_web.rstrip('/')}/"
-    _write_page(self, folder, method, told, e, ort)
+    _write_page(self, folder, method, preprocessing, e, ort)
     for f in ORT_FILES if dist else (): shutil.copyfile(dist/f, folder/f)
     return e
 
@@ -343,15 +344,15 @@ def _preprocessing_for_page(ex): # or a VitxError
         "the page is for classifiers of color pictures, and this model is for "
         f"{ex.task} on {ex.channels} channels: use export, and write a page of "
         "its own")
-    told = preprocessing_data(ex.transform)
-    if told['interpolation'] == 'nearest': raise VitxError(
+    prepared = preprocessing_data(ex.transform)
+    if prepared['interpolation'] == 'nearest': raise VitxError(
         "the page can't resize without interpolation: give a transform with "
         "bilinear, bicubic or lanczos interpolation")
-    return told
+    return prepared
 
 
 # %% ../../nbs/export/03_web.ipynb #66250c6b
-def _write_page(ex, folder, method, told, e, ort):
+def _write_page(ex, folder, method, preprocessing, e, ort):
     colors = [(palette(s)*255).round().astype(np.uint8) for s in (False, True)]
     colors = [base64.b64encode(c.tobytes()).decode() for c in colors]
     example = None               # a drawing says nothing to other models
@@ -359,9 +360,9 @@ def _write_page(ex, folder, method, told, e, ort):
         example = 'example.png'
         shutil.copyfile(asset_path('scene.png'), folder/example)
     data = dict(labels=ex.labels, task=ex.task, method=method, layers=ex.depth,
-                preprocessing=told, input=list(example_batch(ex).shape),
-                palette=colors, side=480, bytes=e.size, example=example,
-                ort=ort)
+                preprocessing=preprocessing,
+                input=list(example_batch(ex).shape), palette=colors, side=480,
+                bytes=e.size, example=example, ort=ort)
     files = ['./'] + ['ort.wasm.min.js']*(ort == './') # before the worker
     page = html_page(f'{ex.name} explains a photo', _body(data))
     worker = f'const FILES = {json.dumps(files)};\n{WORKER}'

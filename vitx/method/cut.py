@@ -289,7 +289,7 @@ def _stretch(x):
 
 # %% ../../nbs/method/02_cut.ipynb #24f51b95
 def rgb_to_lab(rgb:torch.Tensor)->torch.Tensor: # (…,3) sRGB in 0..1 → (…,3)
-    """sRGB to CIE L*a*b* (IEC 61966-2-1 and CIE 1976, white point D65):
+    """sRGB to CIE `L*a*b*` (IEC 61966-2-1 and CIE 1976, white point D65):
     lightness 0..100, green–red, blue–yellow"""
     linear = torch.where(rgb > .04045, ((rgb + .055)/1.055)**2.4, rgb/12.92)
     t = linear @ constant(_rgb_to_xyz, like=rgb)

@@ -244,8 +244,7 @@ def lrp_block(
     R:torch.Tensor,  # (B,T,N,D) relevance of the tokens that leave the block
     block,
     p:dict,  # `block_intermediates` of the block
-    # relevance of the tokens that enter (B,T,N,D) and of attention
-    # (B,T,heads,N,N)
+    # relevance of entering tokens (B,T,N,D), of attention (B,T,heads,N,N)
 ):
     "Propagate relevance from the end of a block to its start"
     a, p = block.attn, {k: v[:, None].float() for k,v in p.items()}

@@ -208,4 +208,5 @@ for _name,_more in _OTHERS.items(): _register_libra(_name, **_more)
 def libra_attcat(capture, targets, layers):
     """AttCAT of the tokens that leave each block, with the gradients of
     LibraGrad"""
-    return with_libra_gradient(attcat)(capture, targets, layers, behind=True)
+    return with_libra_gradient(attcat)(capture, targets, layers,
+                                       after_blocks=True)

@@ -23,8 +23,7 @@ def random_grids(
     cells:int=7,  # cells per side of the grid
     p:float=.5,  # probability that a cell is shown
     seed:int=0,
-    # grids (n,cells,cells) of 0 and 1; shifts (n,2) in 0..1, as a share of a
-    # cell
+    # grids (n,cells,cells) of 0 and 1; shifts (n,2) as shares of a cell
 ):
     "Draw small random grids and a random shift for each"
     g = torch.Generator().manual_seed(seed)

@@ -169,7 +169,7 @@ CPU_KEY_ENTRIES = 2**20
 def key_affinity(
     keys,  # sequence of (B,n,d): keys of the patches, heads side by side
     power:float=4.,  # exponent; larger values keep only strong connections
-    # function (blocks,B,n,d) → the same with artifacts filled; it may write into
+    # function (blocks,B,n,d) → the same with artifacts filled; may write into
     # its argument
     fill=lambda t: t,
 )->torch.Tensor:  # (B,n,n) in 0..1

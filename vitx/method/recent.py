@@ -33,18 +33,18 @@ def attcat(
     capture, targets, layers,
     # use the tokens that leave a block, as LibraGrad's code does; the last
     # block has no part then
-    behind:bool=False,
+    after_blocks:bool=False,
 ):
     """Token × gradient × mean attention that the token receives, summed over
     blocks 0 … ℓ"""
-    if behind and capture.depth < 2:
-        raise VitxError("AttCAT behind blocks needs two blocks or more: use "
+    if after_blocks and capture.depth < 2:
+        raise VitxError("AttCAT after blocks needs two blocks or more: use "
                         "rcut or gradcam")
-    last = min(max(layers), capture.depth - 2) if behind else max(layers)
-    run = capture(targets, tokens=range(behind, last + 1 + behind),
+    last = min(max(layers), capture.depth - 2) if after_blocks else max(layers)
+    run = capture(targets, tokens=range(after_blocks, last + 1 + after_blocks),
                   flow=range(last + 1), grad='tokens')
     def block_map(b): # (B,T,n)
-        token = 'tokens', b + behind
+        token = 'tokens', b + after_blocks
         received = run.values['flow', b].mean(1)[:, None]
         return run.patches(received*token_times_gradient(run.values[token],
             run.grads[token]), -1)

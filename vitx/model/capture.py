@@ -162,8 +162,7 @@ class Capture:
     @property
     def is_contrastive(
         self
-        # do classes exclude each other, so that one can be compared with the
-        # others?
+        # do classes exclude each other?
     )->bool:
         return self.task == 'multiclass' and self.score == 'logit'
     @property

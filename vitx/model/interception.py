@@ -305,6 +305,7 @@ class _KeptAttention(torch.autograd.Function):
         q, k, v = (t.flatten(0, 1) for t in (q, k, v))
         a = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0,
                           alpha=d**-.5 if scale is None else scale).softmax(-1)
+        a = a.to(v)  # autocast computes softmax in float32
         ctx.save_for_backward(v, a)
         ctx.record = record
         return torch.bmm(a, v).unflatten(0, (B, H))

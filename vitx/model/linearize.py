@@ -36,10 +36,10 @@ def leading_grad_linear(input:torch.Tensor, weight:torch.Tensor, bias, rows:int,
 
 # %% ../../nbs/model/08_linearize.ipynb #e7ebd664
 def linearize_norm(
-    x:torch.Tensor, shape=None, weight=None, bias=None, eps:float=1e-5,
-    zeros:dict=None
-    # shape: the last dimensions, which are normalized; zeros: cache that
-    # several norms share
+    x:torch.Tensor,
+    shape=None,  # the last dimensions, which are normalized
+    weight=None, bias=None, eps:float=1e-5,
+    zeros:dict=None,  # cache that several norms share
 )->torch.Tensor:
     "A layer norm whose gradient treats the standard deviation as a constant"
     shape = x.shape[-1:] if shape is None else tuple(shape)

@@ -573,8 +573,7 @@ def preprocess(
 @lru_cache(64)
 def split_transform(
     transform
-    # function of a PIL image → (3,h,w); function of a batch of these (B,3,h,w)
-    # → float32
+    # PIL image → (3,h,w), and a batch of these (B,3,h,w) → float32
 )->tuple:
     """Split a transform in two: for single pictures, and for a batch;
     torchvision's ToTensor and Normalize at the end become the second part"""

@@ -107,8 +107,7 @@ def explanation(self:Atlas, t:int, layer:int)->Explanation:
 def parts(
     self:Atlas, t:int, layer:int,
     k:int,  # largest number of parts
-    # labels (h,w), −1 outside; list of shares, falling, sum 1 (empty if the map
-    # has no positive values)
+    # labels (h,w), −1 outside; shares, falling, of sum 1, or none
 )->tuple:
     "Parts of the map of a class at a layer"
     if self._keys is None:
