@@ -90,15 +90,29 @@ def embed_animations(nb):
                     f'alt="{html.escape(plain_text(text))}">'}
 
 # %% ../../nbs/dev/03_pages.ipynb #9bc44dcc
+# cell → title; solutions that follow a list of exercises get their numbers
+def _solution_titles(cells):
+    runs = []
+    for i,c in enumerate(cells):
+        if 'solution' not in _directives(c): continue
+        between = cells[runs[-1][-1]+1:i] if runs else [None]
+        if all(c and caption(_source(c)) == _source(c).strip()[1:-1]
+               for c in between): runs[-1].append(i)
+        else: runs.append([i])
+    titles = {}
+    for run in runs:
+        before = _source(cells[run[0]-1]) if run[0] else ''
+        listed = len(re.findall(r'^\d+\. ', before, re.M)) == len(run) > 1
+        titles |= {i: f'Solution {n}' if listed else 'Solution'
+                   for n,i in enumerate(run, 1)}
+    return titles
+
 def fold_solutions(nb):
     """Wrap each solution, its output and its caption in a closed `<details>`
     box, in place"""
     from execnb.nbio import mk_cell
     md = lambda text: mk_cell(text, 'markdown')
-    found = [i for i,c in enumerate(nb.cells) if c['cell_type'] == 'code'
-             and 'solution' in _directives(c)]
-    for n,i in reversed([*enumerate(found, 1)]):
-        title = 'Solution' if len(found) == 1 else f'Solution {n}'
+    for i,title in reversed(_solution_titles(nb.cells).items()):
         folded, after = [nb.cells[i]], []
         nxt = (nb.cells[i+1] if is_figure(nb.cells[i]) and i+1 < len(nb.cells)
                and nb.cells[i+1]['cell_type'] == 'markdown' else None)
