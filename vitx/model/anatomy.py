@@ -234,10 +234,9 @@ def preserve_state(model:nn.Module):
     that undo more"""
     with _lock(model), ExitStack() as undo:
         for m in model.modules():
-            own = vars(m)  # quicker than `getattr` of a module
             # checkpointing would run blocks, and hooks, twice
             for flag in ('training', 'grad_checkpointing'):
-                if own.get(flag) is True:
+                if getattr(m, flag, False) is True:
                     undo.callback(setattr, m, flag, True)
                     setattr(m, flag, False)
             # a compiled module doesn't call hooks
@@ -246,7 +245,7 @@ def preserve_state(model:nn.Module):
                               m._compiled_call_impl)
                 m._compiled_call_impl = None
             # the same for a compiled submodule
-            if '_orig_mod' in own['_modules'] and 'forward' in own:
+            if hasattr(m, '_orig_mod') and 'forward' in vars(m):
                 undo.callback(setattr, m, 'forward', m.forward)
                 m.forward = m._orig_mod.__call__
         for p in model.parameters():
