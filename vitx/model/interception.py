@@ -65,54 +65,72 @@ class AttentionInterceptor(TorchFunctionMode):
         self.last_linear, self.seen = None, set()
         self.same_thread = thread_check()
         self.after_attention, self.zeros, self.leftover = False, {}, []
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kw, name = kwargs or {}, getattr(func, '__name__', '')
-        if name == 'scaled_dot_product_attention':
-            return self._intercept_sdpa(func, *args, **kw)
-        if name == 'multi_head_attention_forward':
-            return self._intercept_mha(func, args, kw)
-        if name == 'softmax': return self._intercept_softmax(func(*args, **kw))
-        if self.linearize and (rule := LINEARIZED_OPS.get(
-            name)) and args and torch.is_tensor(args[0]):
-            return norm_op(func, args, kw, self.zeros) if rule is norm_op else (
-                detached_op if self.in_gated_unit and rule is gate_op
-                else rule)(func, args, kw)
-        if func is F.linear: return self._linear(func, *args, **kw)
-        out = func(*args, **kw)
-        # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
-        if name == 'batch_norm' and out.requires_grad:
-            out.register_hook(torch.Tensor.contiguous)
-        return out
-    def push(self, stack,
-             entry):  # called by hooks, which also run in other threads
-        if self.same_thread(): stack.append(entry)
-    def pop(self, stack):
-        if self.same_thread(): stack.pop()
-    # the wanted layer that is running, if nothing of this site was shown yet
-    # and the shape is that of one matrix per head
-    def _wanted_layer(self, site, shape):
-        l = self.running_layers[-1] if self.running_layers else None
-        return (l if l in self.wanted.get(site, ())
-                and (site, l) not in self.seen and len(shape) == 4 else None)
-    def _claim_layer(self, site,
-                     shape):  # the same layer, which is then marked as shown
-        if (l := self._wanted_layer(site, shape)) is not None:
-            self.seen.add((site, l))
-        return l
-    def _linear(self, func, input, weight, bias=None):
-        leading = (self.num_pooled and self.in_last_block
-                   and self.after_attention and self.token_shapes
-                   and input.ndim == 3 and input.shape[:2] ==
-                   self.token_shapes[-1][:2])
-        out = leading_grad_linear(
-            input, weight, bias, self.num_pooled,
-            self.leftover) if leading else func(input, weight, bias)
-        if self.linearize: # attention may read its output
-            self.last_linear = input, weight, out, out._version
-        return out
-    def _intercept(self, site, t):
-        return (t if (l := self._claim_layer(site, t.shape)) is None
-                else self.callback(site, l, t))
+
+# %% ../../nbs/model/09_interception.ipynb #887a18d2
+@patch
+def __torch_function__(self:AttentionInterceptor, func, types, args=(),
+                       kwargs=None):
+    kw, name = kwargs or {}, getattr(func, '__name__', '')
+    if name == 'scaled_dot_product_attention':
+        return self._intercept_sdpa(func, *args, **kw)
+    if name == 'multi_head_attention_forward':
+        return self._intercept_mha(func, args, kw)
+    if name == 'softmax': return self._intercept_softmax(func(*args, **kw))
+    if self.linearize and (rule := LINEARIZED_OPS.get(
+        name)) and args and torch.is_tensor(args[0]):
+        return norm_op(func, args, kw, self.zeros) if rule is norm_op else (
+            detached_op if self.in_gated_unit and rule is gate_op
+            else rule)(func, args, kw)
+    if func is F.linear: return self._linear(func, *args, **kw)
+    out = func(*args, **kw)
+    # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
+    if name == 'batch_norm' and out.requires_grad:
+        out.register_hook(torch.Tensor.contiguous)
+    return out
+
+# %% ../../nbs/model/09_interception.ipynb #fc810ad4
+@patch
+def push(self:AttentionInterceptor, stack,
+         entry):  # called by hooks, which also run in other threads
+    if self.same_thread(): stack.append(entry)
+
+@patch
+def pop(self:AttentionInterceptor, stack):
+    if self.same_thread(): stack.pop()
+
+# the wanted layer that is running, if nothing of this site was shown yet
+# and the shape is that of one matrix per head
+@patch
+def _wanted_layer(self:AttentionInterceptor, site, shape):
+    l = self.running_layers[-1] if self.running_layers else None
+    return (l if l in self.wanted.get(site, ())
+            and (site, l) not in self.seen and len(shape) == 4 else None)
+
+@patch
+def _claim_layer(self:AttentionInterceptor, site,
+                 shape):  # the same layer, which is then marked as shown
+    if (l := self._wanted_layer(site, shape)) is not None:
+        self.seen.add((site, l))
+    return l
+
+# %% ../../nbs/model/09_interception.ipynb #7f9b62f8
+@patch
+def _linear(self:AttentionInterceptor, func, input, weight, bias=None):
+    leading = (self.num_pooled and self.in_last_block
+               and self.after_attention and self.token_shapes
+               and input.ndim == 3 and input.shape[:2] ==
+               self.token_shapes[-1][:2])
+    out = leading_grad_linear(
+        input, weight, bias, self.num_pooled,
+        self.leftover) if leading else func(input, weight, bias)
+    if self.linearize: # attention may read its output
+        self.last_linear = input, weight, out, out._version
+    return out
+
+@patch
+def _intercept(self:AttentionInterceptor, site, t):
+    return (t if (l := self._claim_layer(site, t.shape)) is None
+            else self.callback(site, l, t))
 
 # %% ../../nbs/model/09_interception.ipynb #7e1faf9a
 @patch
@@ -235,6 +253,9 @@ def _empty_mean(q): # over heads, to be filled
 STACKED_ENTRIES = 2**24  # entries of all layers' matrices that are held at once
 KEPT_ENTRIES = 2**26  # the same on a CPU
 
+def _scores(q, k, scale=None): # (B·H,N,d) each → (B·H,N,N), before softmax
+    return torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0,
+                         alpha=q.shape[-1]**-.5 if scale is None else scale)
 
 # %% ../../nbs/model/09_interception.ipynb #0992c4ae
 class AttentionFlow:
@@ -271,9 +292,7 @@ class AttentionFlow:
     def _attend(self):
         q, self._k, self._v = torch.stack([b[i] for i in range(3)
             for b in self.blocks.values()]).unflatten(0, (3, -1))  # (L,B,H,N,d)
-        self._a = torch.baddbmm(q.new_empty(1, 1, 1), q.flatten(0, 2),
-                                self._k.flatten(0, 2).mT, beta=0,
-                                alpha=q.shape[-1]**-.5).softmax(-1)
+        self._a = _scores(q.flatten(0, 2), self._k.flatten(0, 2)).softmax(-1)
         self.attention = dict(zip(self.blocks,
                                   self._a.unflatten(0, (len(q), -1))))
         self.mean = self.mean | dict(
@@ -301,14 +320,13 @@ class _KeptAttention(torch.autograd.Function):
     """Attention whose matrix is a constant and is kept for the backward pass"""
     @staticmethod
     def forward(ctx, anchor, q, k, v, scale, record):
-        B, H, N, d = q.shape
+        heads = q.shape[:2]
         q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        a = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0,
-                          alpha=d**-.5 if scale is None else scale).softmax(-1)
-        a = a.to(v)  # autocast computes softmax in float32
+        # autocast computes softmax in float32
+        a = _scores(q, k, scale).softmax(-1).to(v)
         ctx.save_for_backward(v, a)
         ctx.record = record
-        return torch.bmm(a, v).unflatten(0, (B, H))
+        return torch.bmm(a, v).unflatten(0, heads)
     @staticmethod
     def backward(ctx, g):
         (v, a), heads, g = ctx.saved_tensors, g.shape[:2], g.flatten(0, 1)
@@ -380,8 +398,7 @@ def _one_chunk(q, k, v, g, scale, needs_v):
     else:
         (q, k, v), g = (torch.stack([q, k, v]).flatten(1, 2),
                         g.reshape(B*H, N, d))
-    a = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0,
-                      alpha=d**-.5 if scale is None else scale)
+    a = _scores(q, k, scale)
     if pad: a[..., N:] = -torch.inf
     a = a.softmax(-1)
     step = torch.bmm(g, v.mT).mul_(a)
