@@ -141,14 +141,17 @@ def _neighbor_weights(h, w): # (n,), 9 / number of neighbors
               1).round().clamp_min(1).flatten()
 
 def fill_artifact_tokens(
-    t:torch.Tensor,  # (…,B,n,d); on a CPU, the artifacts are overwritten
+    t:torch.Tensor,  # (…,B,n,d)
     bad:torch.Tensor,  # (B,n) bool, the artifact tokens
     grid:tuple,  # (h,w)
 )->torch.Tensor:  # (…,B,n,d)
     """The same for tokens whose channels are neighbors in memory; on a CPU,
-    only the artifacts and their neighbors are read"""
+    only the artifacts and their neighbors are read, and without artifacts the
+    tokens themselves are returned"""
     if not is_eager_cpu(t): return fill_artifacts(t.mT, bad, grid).mT
     b, i = bad.nonzero(as_tuple=True)
+    if not len(b): return t
+    t = t.clone()
     near = constant(_neighbors, *grid, like=i)[i]  # (artifacts,8)
     exists = (near >= 0).to(t)[..., None]
     t[..., b, i, :] = (t[..., b[:, None], near.clamp_min(0), :]*exists).sum(
@@ -169,8 +172,7 @@ CPU_KEY_ENTRIES = 2**20
 def key_affinity(
     keys,  # sequence of (B,n,d): keys of the patches, heads side by side
     power:float=4.,  # exponent; larger values keep only strong connections
-    # function (blocks,B,n,d) → the same with artifacts filled; may write into
-    # its argument
+    # function (blocks,B,n,d) → the same with artifacts filled
     fill=lambda t: t,
 )->torch.Tensor:  # (B,n,n) in 0..1
     "Mean over blocks of the soft affinity of keys, with a zero diagonal"
@@ -183,7 +185,8 @@ def _stacks(keys): # → (blocks,B,n,d) each; keys of different widths: one bloc
     size = len(keys)
     if is_eager_cpu(keys[0]): size = max(1, CPU_KEY_ENTRIES//keys[0].numel())
     if len({k.shape for k in keys}) > 1: size = 1
-    for i in range(0, len(keys), size): yield torch.stack([*keys[i:i+size]])
+    for i in range(0, len(keys), size):
+        yield keys[i][None] if size == 1 else torch.stack([*keys[i:i+size]])
 
 
 # %% ../../nbs/method/06_rcut.ipynb #c7a95e6d
@@ -368,7 +371,8 @@ def _relevance_and_graph(run, layers, fix_artifacts, power):
     return token_relevance, flows if has_flow else None, graphs
 
 def _token_relevances(run, blocks): # → (B,blocks,T,n)
-    if len({run.values['tokens', b].shape for b in blocks}) > 1:
+    if len({run.values['tokens', b].shape for b in blocks}) > 1 or is_eager_cpu(
+        run.logits):
         return torch.stack(
             [run.patches(token_times_gradient(run.values['tokens', b],
                 run.grads['tokens', b]), -1) for b in blocks], 1)

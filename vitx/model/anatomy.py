@@ -234,22 +234,25 @@ def preserve_state(model:nn.Module):
     that undo more"""
     with _lock(model), ExitStack() as undo:
         for m in model.modules():
+            own = vars(m)  # a missing attribute costs more than all the rest
             # checkpointing would run blocks, and hooks, twice
             for flag in ('training', 'grad_checkpointing'):
-                if getattr(m, flag, False) is True:
+                if own.get(flag, flag == 'training' and m.training) is True:
                     undo.callback(setattr, m, flag, True)
                     setattr(m, flag, False)
             # a compiled module doesn't call hooks
-            if getattr(m, '_compiled_call_impl', None) is not None:
+            if own.get('_compiled_call_impl') is not None:
                 undo.callback(setattr, m, '_compiled_call_impl',
                               m._compiled_call_impl)
                 m._compiled_call_impl = None
             # the same for a compiled submodule
-            if hasattr(m, '_orig_mod') and 'forward' in vars(m):
+            if 'forward' in own and hasattr(m, '_orig_mod'):
                 undo.callback(setattr, m, 'forward', m.forward)
                 m.forward = m._orig_mod.__call__
-        for p in model.parameters():
-            if p.requires_grad:
-                undo.callback(p.requires_grad_, True)
-                p.requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        undo.callback(_require_grad, trained, True)
+        _require_grad(trained, False)
         yield undo
+
+def _require_grad(parameters, on):
+    for p in parameters: p.requires_grad_(on)

@@ -320,21 +320,29 @@ class _KeptAttention(torch.autograd.Function):
     """Attention whose matrix is a constant and is kept for the backward pass"""
     @staticmethod
     def forward(ctx, anchor, q, k, v, scale, record):
-        heads = q.shape[:2]
-        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        # autocast computes softmax in float32
-        a = _scores(q, k, scale).softmax(-1).to(v)
-        ctx.save_for_backward(v, a)
+        out, matrices = torch.empty_like(v, memory_format=torch
+                                         .contiguous_format), []
+        # one picture at a time, so that its matrices stay in the caches
+        for i in range(len(q)):
+            # autocast computes softmax in float32
+            a = _scores(q[i], k[i], scale).softmax(-1).to(v)
+            torch.bmm(a, v[i], out=out[i])
+            matrices.append(a)
+        ctx.save_for_backward(v, *matrices)
         ctx.record = record
-        return torch.bmm(a, v).unflatten(0, heads)
+        return out
     @staticmethod
     def backward(ctx, g):
-        (v, a), heads, g = ctx.saved_tensors, g.shape[:2], g.flatten(0, 1)
-        steps = torch.bmm(g, v.mT).mul_(a)
-        ctx.record(*(t.unflatten(0, heads).mean(1) for t in (a, steps)))
-        dv = (torch.bmm(a.mT, g).unflatten(0, heads)
-              if ctx.needs_input_grad[3] else None)
-        return None, None, None, dv, None, None
+        v, *matrices = ctx.saved_tensors
+        dv = torch.empty_like(g, memory_format=torch.contiguous_format)
+        means, steps = [], []
+        for i,a in enumerate(matrices):
+            means.append(a.mean(0))
+            steps.append(torch.bmm(g[i], v[i].mT).mul_(a).mean(0))
+            if ctx.needs_input_grad[3]: torch.bmm(a.mT, g[i], out=dv[i])
+        ctx.record(torch.stack(means), torch.stack(steps))
+        return (None, None, None, dv if ctx.needs_input_grad[3] else None, None,
+                None)
 
 # %% ../../nbs/model/09_interception.ipynb #e1b36da1
 class _FusedAttention(torch.autograd.Function):
