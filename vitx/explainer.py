@@ -31,7 +31,7 @@ from .model.loading import *
 from .model.tracing import *
 from .model.token_places import *
 from .model.capture import *
-from .model.cuda_graphs import *
+from .model.replay import *
 from .method.rcut import *
 
 # %% ../nbs/explainer.ipynb #4147570a
@@ -125,6 +125,9 @@ class Explainer:
         display=None,
         # on a GPU: record repeated calls as CUDA graphs and replay them
         cuda_graphs:bool=True,
+        # translate repeated calls with `torch.compile`: the second call of a
+        # shape takes a minute, later ones are quicker
+        compile:bool=False,
     ):
         if not callable(score) and score not in ('logit', 'prob'):
             raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', "
@@ -153,11 +156,11 @@ class Explainer:
             self.model, ZeroShotClassifier) else _check_labels(labels,
                 self.model, self.task, custom)
         self._transform = t
-        self._prepare(cuda_graphs)
-    def _prepare(self, cuda_graphs):
+        self._prepare(cuda_graphs, compile)
+    def _prepare(self, cuda_graphs, compile):
         "Everything that is measured, or that can't be pickled"
         # _recorded: the parts of recorded results that aren't tensors
-        self._graphs, self._recorded = GraphCache() if cuda_graphs else None, {}
+        self._replays, self._recorded = ReplayCache(cuda_graphs, compile), {}
         self.channels, self._no_transform = num_channels(self.model), None
         if self._transform is None:
             try: self._transform = band_transform(input_size(self.model),
@@ -177,15 +180,15 @@ class Explainer:
 def __getstate__(self:Explainer): # for pickle
     "Everything but what can be measured again"
     return {k: v for k,v in self.__dict__.items()
-            if k not in ('_geometry', '_graphs', '_recorded', 'anat')} | dict(
-                cuda_graphs=self._graphs is not None)
+            if k not in ('_geometry', '_replays', '_recorded', 'anat')} | {
+                k: getattr(self._replays, k) for k in ('cuda_graphs', 'compile')}
 
 @patch
 def __setstate__(self:Explainer, state): # for pickle
     "Take a state, and measure the rest"
-    cuda_graphs = state.pop('cuda_graphs')
+    options = state.pop('cuda_graphs'), state.pop('compile')
     self.__dict__.update(state)
-    self._prepare(cuda_graphs)
+    self._prepare(*options)
 
 @patch
 def __repr__(self:Explainer):
@@ -409,10 +412,9 @@ def _compute(self:Explainer, capture, targets, name, layers, against=None,
         targets = self.target(targets)
     if targets is None: targets = self._target_index(None)
     if against is not None: _check_contrast(f, targets, against)
-    if self._graphs is None or not capture.x.is_cuda or f.meta.get(
-        'n_forward') or f.meta.get(
-            'uses_internals') or is_traced() or is_symbolic(capture.x) or (
-                model_key := replay_key(self.model)) is None:
+    if (not self._replays.applies(capture.x) or f.meta.get('n_forward')
+        or f.meta.get('uses_internals') or is_traced() or is_symbolic(capture.x)
+        or (model_key := replay_key(self.model)) is None):
         return self._compute_now(capture, targets, f, layers, against, pixels)
     as_tensor = None if targets is None else as_targets(targets,
         capture.x.new_empty(len(capture.x), len(self.labels)))
@@ -426,7 +428,7 @@ def _compute(self:Explainer, capture, targets, name, layers, against=None,
         self._recorded[key] = inner.grid_geometry, answer.check_names
         return answer.maps, answer.logits, answer.checks, *([answer.pixel_maps]
             if pixels else [])
-    maps, logits, checks, *fine = self._graphs(key, call, capture.x,
+    maps, logits, checks, *fine = self._replays(key, call, capture.x,
         *([] if targets is None else [as_tensor]))
     capture._logits, (capture.grid_geometry,
                       names) = logits, self._recorded[key]
