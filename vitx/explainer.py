@@ -180,8 +180,9 @@ class Explainer:
 def __getstate__(self:Explainer): # for pickle
     "Everything but what can be measured again"
     return {k: v for k,v in self.__dict__.items()
-            if k not in ('_geometry', '_replays', '_recorded', 'anat')} | {
-                k: getattr(self._replays, k) for k in ('cuda_graphs', 'compile')}
+            if k not in ('_geometry', '_replays', '_recorded', 'anat')} | dict(
+                cuda_graphs=self._replays.cuda_graphs,
+                compile=self._replays.compile)
 
 @patch
 def __setstate__(self:Explainer, state): # for pickle

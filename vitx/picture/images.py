@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..core import *
 
@@ -26,6 +26,8 @@ def scale_to_bytes(
 ):  # uint8
     """Scale pixel values to 0 … 255; raises `VitxError` if their range would
     have to be guessed"""
+    if values.dtype == np.uint8 and value_range in (None, (0, 255)):
+        return values
     if not np.isfinite(values).all():
         raise VitxError("the picture contains NaN or infinite values: replace "
                         "them first, e.g. with nan_to_num")
@@ -77,13 +79,16 @@ def to_rgb(
     if 0 in im.size:
         raise VitxError(f"a picture of {im.width}×{im.height} has no pixels: "
                         f"give another one")
-    if upright: im = ImageOps.exif_transpose(im)
+    # ExtraSamples would say what the fourth channel is
+    unclear = im.format == 'TIFF' and 338 not in im.tag_v2
+    # not otherwise: it would copy the picture
+    if upright and im.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        im = ImageOps.exif_transpose(im)
     if value_range or im.mode.startswith('I') or im.mode == 'F':
         im = Image.fromarray(scale_to_bytes(_stored_values(im), value_range))
     if channels not in (None, 'rgba'): return _pick_bands(im, channels)
     if 'A' in im.getbands() or 'transparency' in im.info:
-        if (im.mode == 'RGBA' and channels is None and im.format == 'TIFF'
-            and 338 not in im.tag_v2): # ExtraSamples: what the fourth is
+        if im.mode == 'RGBA' and channels is None and unclear:
             _check_alpha(np.asarray(im.getchannel('A')))
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
