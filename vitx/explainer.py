@@ -157,23 +157,26 @@ class Explainer:
                 self.model, self.task, custom)
         self._transform = t
         self._prepare(cuda_graphs, compile)
-    def _prepare(self, cuda_graphs, compile):
-        "Everything that is measured, or that can't be pickled"
-        # _recorded: the parts of recorded results that aren't tensors
-        self._replays, self._recorded = ReplayCache(cuda_graphs, compile), {}
-        self.channels, self._no_transform = num_channels(self.model), None
-        if self._transform is None:
-            try: self._transform = band_transform(input_size(self.model),
-                self.channels) if self.channels not in (1,
-                    3) else model_transform(self.model)
-            except VitxError as e: self._no_transform = str(e)
-        self._geometry = lru_cache(256)(partial(_measure_geometry, self))
-        size = (input_size(self.model) if self._transform is None
-                else self._geometry((256, 256)).input_size)
-        self.anat = anatomy(self.model, size)
-        # timm's models have been checked: see the page of model families
-        if not type(self.model).__module__.startswith('timm.'):
-            check_token_positions(self.model, self.anat, size)
+
+# %% ../nbs/explainer.ipynb #c59c877f
+@patch
+def _prepare(self:Explainer, cuda_graphs, compile):
+    "Everything that is measured, or that can't be pickled"
+    # _recorded: the parts of recorded results that aren't tensors
+    self._replays, self._recorded = ReplayCache(cuda_graphs, compile), {}
+    self.channels, self._no_transform = num_channels(self.model), None
+    if self._transform is None:
+        try: self._transform = band_transform(input_size(self.model),
+            self.channels) if self.channels not in (1,
+                3) else model_transform(self.model)
+        except VitxError as e: self._no_transform = str(e)
+    self._geometry = lru_cache(256)(partial(_measure_geometry, self))
+    size = (input_size(self.model) if self._transform is None
+            else self._geometry((256, 256)).input_size)
+    self.anat = anatomy(self.model, size)
+    # timm's models have been checked: see the page of model families
+    if not type(self.model).__module__.startswith('timm.'):
+        check_token_positions(self.model, self.anat, size)
 
 # %% ../nbs/explainer.ipynb #5217b294
 @patch

@@ -198,10 +198,12 @@ def rcut_code(capture, targets, layers):
                   max_cells=MAX_CELLS)
     ts, ws = ([run.patches(d['attn_input', l]) for l in layers]
               for d in (run.values, run.grads))
-    weighted = [weight_channels(t[:, None], gradient_weights(dt))
-                for t,dt in zip(ts, ws)]  # (B,T,n,D) each
-    return run.on_grid(_cut_vector(torch.stack(weighted, 2) if len(layers) > 1
-                                   else weighted[0][:, :, None], .2))
+    weighted = [weight_channels(t[:, None], gradient_weights(dt))[:, :, None]
+                for t,dt in zip(ts, ws)]  # (B,T,1,n,D) each
+    if len({t.shape for t in weighted}) == 1 < len(layers): # all at once
+        weighted = [torch.cat(weighted, 2)]
+    maps = [_cut_vector(t, .2) for t in weighted]
+    return run.on_grid(torch.cat(maps, 2) if len(maps) > 1 else maps[0])
 
 # %% ../../nbs/method/02_cut.ipynb #19c8592e
 @method('rcut-figure', source='R-Cut, Sensors 2024, the method figure',

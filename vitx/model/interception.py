@@ -316,12 +316,16 @@ def _keeps_attention(self:AttentionInterceptor, q, k, v, mask, causal, scale):
             q.shape == k.shape == v.shape and
             len(self.wanted['flow'])*B*H*N*N <= KEPT_ENTRIES)
 
+# (B,H,N,d), empty; heads are side by side in memory, as layers read them
+def _heads_last(t):
+    B, H, N, d = t.shape
+    return t.new_empty(B, N, H, d).transpose(1, 2)
+
 class _KeptAttention(torch.autograd.Function):
     """Attention whose matrix is a constant and is kept for the backward pass"""
     @staticmethod
     def forward(ctx, anchor, q, k, v, scale, record):
-        out, matrices = torch.empty_like(v, memory_format=torch
-                                         .contiguous_format), []
+        out, matrices = _heads_last(v), []
         # one picture at a time, so that its matrices stay in the caches
         for i in range(len(q)):
             # autocast computes softmax in float32
@@ -334,7 +338,7 @@ class _KeptAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         v, *matrices = ctx.saved_tensors
-        dv = torch.empty_like(g, memory_format=torch.contiguous_format)
+        dv = _heads_last(g)
         means, steps = [], []
         for i,a in enumerate(matrices):
             means.append(a.mean(0))

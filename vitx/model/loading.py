@@ -110,6 +110,9 @@ def _check_timm_name(name):
     "`VitxError` if timm has no such model or no such weights"
     base = name.split('/')[-1]
     arch = base.split('.')[0]
+    if name.startswith(('.', '~', '/')):
+        raise VitxError(f"there is no folder {name}: give an existing one, or "
+                        f"the name of a model")
     if not timm.is_model(arch):
         close = close_matches(arch, [*BUNDLED_MODELS, *dict.fromkeys(
             n.split('.')[0] for n in list_classifiers('*'))])

@@ -393,6 +393,10 @@ def _apply_transform(transform, rgb):
             f"({type(e).__name__}: {details})") from None
     if not (isinstance(out, torch.Tensor) and out.ndim == 3):
         raise VitxError(_UNSUPPORTED)
+    if out.shape[-1] <= 4 < min(out.shape[:2]):
+        raise VitxError(f"the transform returns channels last, a tensor of "
+                        f"shape {tuple(out.shape)}: let it end with "
+                        f".permute(2, 0, 1)")
     return out.detach().cpu().double()
 
 def _fit_line(positions, n, size):
