@@ -163,35 +163,41 @@ class Parts:
     grid_geometry: tuple = field(default=None, repr=False)
     value: float = None                      # the number that was explained
 
-    @property
-    def grid_masks(self)->torch.Tensor: # (k,h,w) bool
-        "The cells of each part"
-        return (self.labels[None] ==
-                torch.arange(len(self.shares))[:, None, None])
-    @property
-    def masks(self)->torch.Tensor: # (k,H,W) bool
-        "The pixels of each part on the image; parts do not overlap"
-        return _part_masks(self.labels, self.place, self.pixel_map,
-                           self.grid_geometry)
-    @property
-    def note(self)->str:
-        """A sentence if there are fewer parts than requested, else an empty
-        string"""
-        return ('' if len(self.shares) == self.num_requested
-                else f'{len(self.shares)} of the {self.num_requested} '
-                f'requested parts: the region has no more')
     def __repr__(self):
         return (f'Parts of {self.label!r} '
                 f'{format_answer(self.prob, self.value, 3)}: ' +
                 ', '.join(f'{s:.0%}' for s in self.shares.tolist()) +
                 (f' ({self.note})' if self.note else ''))
-    def to_dict(self)->dict:
-        "Label, probability, value, shares and part numbers, for JSON"
-        return dict(label=self.label, prob=None if self.prob is None
-                    else round(self.prob, 6), value=None if self.value is None
-                    else round(self.value, 6), num_requested=self.num_requested,
-                    shares=[round(s, 6) for s in self.shares.tolist()],
-                    labels=self.labels.tolist())
+
+# %% ../../nbs/evidence/02_parts.ipynb #177094ac
+@patch(as_prop=True)
+def grid_masks(self:Parts)->torch.Tensor: # (k,h,w) bool
+    "The cells of each part"
+    return (self.labels[None] ==
+            torch.arange(len(self.shares))[:, None, None])
+
+@patch(as_prop=True)
+def masks(self:Parts)->torch.Tensor: # (k,H,W) bool
+    "The pixels of each part on the image; parts do not overlap"
+    return _part_masks(self.labels, self.place, self.pixel_map,
+                       self.grid_geometry)
+
+@patch(as_prop=True)
+def note(self:Parts)->str:
+    """A sentence if there are fewer parts than requested, else an empty
+    string"""
+    return ('' if len(self.shares) == self.num_requested
+            else f'{len(self.shares)} of the {self.num_requested} '
+            f'requested parts: the region has no more')
+
+@patch
+def to_dict(self:Parts)->dict:
+    "Label, probability, value, shares and part numbers, for JSON"
+    return dict(label=self.label, prob=None if self.prob is None
+                else round(self.prob, 6), value=None if self.value is None
+                else round(self.value, 6), num_requested=self.num_requested,
+                shares=[round(s, 6) for s in self.shares.tolist()],
+                labels=self.labels.tolist())
 
 # %% ../../nbs/evidence/02_parts.ipynb #3e87a3f2
 def _labels_on_pixels(labels, pixel_map, grid_geometry=None,

@@ -273,40 +273,49 @@ class AttentionFlow:
     # (B,N,N) each: attention, and attention times gradient, averaged over heads
     def record(self, l, mean, step):
         self.mean[l], self.relevance[l, self.target] = mean, step
-    @property
-    # are the matrices of all layers few enough to be held at once? Then a few
-    # operations make them
-    def is_stacked(self):
-        shapes = {(*q.shape, k.shape == q.shape == v.shape, *options)
-                  for q,k,v,options in self.blocks.values()}
-        if len(shapes) != 1 or (shape := shapes.pop())[4:] != (True, None,
-            False, None):
-            return False
-        B, H, N, _ = shape[:4]
-        return len(self.blocks)*B*H*N*N <= STACKED_ENTRIES
-    def value_gradient(self, l, g, needed):
-        if not self.attention: self._attend()
-        self.output_grads[l] = g
-        return (torch.bmm(self.attention[l].mT, g.flatten(0, 1))
-                .unflatten(0, g.shape[:2]) if needed else None)
-    def _attend(self):
-        q, self._k, self._v = torch.stack([b[i] for i in range(3)
-            for b in self.blocks.values()]).unflatten(0, (3, -1))  # (L,B,H,N,d)
-        self._a = _scores(q.flatten(0, 2), self._k.flatten(0, 2)).softmax(-1)
-        self.attention = dict(zip(self.blocks,
-                                  self._a.unflatten(0, (len(q), -1))))
-        self.mean = self.mean | dict(
-            zip(self.blocks, self._a.unflatten(0, q.shape[:3]).mean(2)))
-    def finish(self): # one target's backward pass is over
-        if not self.output_grads: return
-        g = torch.stack([self.output_grads[l] if l in self.output_grads
-                         else torch.zeros_like(self.blocks[l][0])
-                         for l in self.blocks])
-        step = torch.bmm(g.flatten(0, 2), self._v.flatten(0, 2)
-                         .mT).mul_(self._a).unflatten(0, g.shape[:3]).mean(2)
-        self.relevance |= {(l, self.target): s
-                           for l,s in zip(self.blocks, step)}
-        self.output_grads = {}
+
+# %% ../../nbs/model/09_interception.ipynb #ad3c342b
+@patch(as_prop=True)
+def is_stacked(self:AttentionFlow)->bool:
+    """Are the matrices of all layers few enough to be held at once? Then a few
+    operations make them"""
+    shapes = {(*q.shape, k.shape == q.shape == v.shape, *options)
+              for q,k,v,options in self.blocks.values()}
+    if len(shapes) != 1 or (shape := shapes.pop())[4:] != (True, None,
+        False, None):
+        return False
+    B, H, N, _ = shape[:4]
+    return len(self.blocks)*B*H*N*N <= STACKED_ENTRIES
+
+@patch
+def value_gradient(self:AttentionFlow, l, g, needed):
+    if not self.attention: self._attend()
+    self.output_grads[l] = g
+    return (torch.bmm(self.attention[l].mT, g.flatten(0, 1))
+            .unflatten(0, g.shape[:2]) if needed else None)
+
+# %% ../../nbs/model/09_interception.ipynb #563c2c38
+@patch
+def _attend(self:AttentionFlow):
+    q, self._k, self._v = torch.stack([b[i] for i in range(3)
+        for b in self.blocks.values()]).unflatten(0, (3, -1))  # (L,B,H,N,d)
+    self._a = _scores(q.flatten(0, 2), self._k.flatten(0, 2)).softmax(-1)
+    self.attention = dict(zip(self.blocks,
+                              self._a.unflatten(0, (len(q), -1))))
+    self.mean = self.mean | dict(
+        zip(self.blocks, self._a.unflatten(0, q.shape[:3]).mean(2)))
+
+@patch
+def finish(self:AttentionFlow): # one target's backward pass is over
+    if not self.output_grads: return
+    g = torch.stack([self.output_grads[l] if l in self.output_grads
+                     else torch.zeros_like(self.blocks[l][0])
+                     for l in self.blocks])
+    step = torch.bmm(g.flatten(0, 2), self._v.flatten(0, 2)
+                     .mT).mul_(self._a).unflatten(0, g.shape[:3]).mean(2)
+    self.relevance |= {(l, self.target): s
+                       for l,s in zip(self.blocks, step)}
+    self.output_grads = {}
 
 # %% ../../nbs/model/09_interception.ipynb #3ce68aeb
 @patch

@@ -61,19 +61,26 @@ class Atlas:
     def depth(self)->int:
         "Number of layers"
         return self.ex.depth
-    def name(self, t:int, n:int=40)->str:
-        "Name of a class in at most n characters"
-        return truncate_label(self.ex.labels[t], n)
-    def answer(self, t:int)->str:
-        """What the model says about a class, as text: its probability, or the
-        number if there is none"""
-        return format_answer(self.probs[t].item() if has_probs(self.ex.task)
-                             else None, self.capture.logits[0, t].item())
-    def map(self, t:int, layer:int, place=None)->torch.Tensor: # (H,W) in 0..1
-        """Attribution map of a class at a layer, on the shown image (default)
-        or on another geometry"""
-        return map_on_image(self.pixel_maps[t][layer],
-                            place or self.place).clamp(0, 1)
+
+# %% ../../nbs/view/01_atlas.ipynb #b415c14f
+@patch
+def name(self:Atlas, t:int, n:int=40)->str:
+    "Name of a class in at most n characters"
+    return truncate_label(self.ex.labels[t], n)
+
+@patch
+def answer(self:Atlas, t:int)->str:
+    """What the model says about a class, as text: its probability, or the
+    number if there is none"""
+    return format_answer(self.probs[t].item() if has_probs(self.ex.task)
+                         else None, self.capture.logits[0, t].item())
+
+@patch
+def map(self:Atlas, t:int, layer:int, place=None)->torch.Tensor: # (H,W) in 0..1
+    """Attribution map of a class at a layer, on the shown image (default)
+    or on another geometry"""
+    return map_on_image(self.pixel_maps[t][layer],
+                        place or self.place).clamp(0, 1)
 
 # %% ../../nbs/view/01_atlas.ipynb #52fea0f2
 @patch
