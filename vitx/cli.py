@@ -66,8 +66,8 @@ def explain(
     format:str=None,
     card:bool=False,# Measure whether each map can be trusted, print warnings
     resume:bool=False,   # Several pictures: continue a run in the folder --out
-    # Many pictures: translate the calculation with a compiler first; this takes
-    # a minute and then saves about a third of the time
+    # Many pictures: translate the calculation with a compiler, which takes a
+    # minute and then saves up to a third of the time, most for small models
     compile:bool=False,
     # multiclass, multilabel, binary, regression, or embedding. Default: found
     task:str=None,

@@ -126,7 +126,8 @@ class Explainer:
         # on a GPU: record repeated calls as CUDA graphs and replay them
         cuda_graphs:bool=True,
         # translate repeated calls with `torch.compile`: the second call of a
-        # shape takes a minute, later ones are quicker
+        # shape takes a minute, later ones are quicker. Methods of many forward
+        # passes and models with hooks are computed as usual
         compile:bool=False,
     ):
         if not callable(score) and score not in ('logit', 'prob'):
@@ -418,24 +419,29 @@ def _compute(self:Explainer, capture, targets, name, layers, against=None,
     if against is not None: _check_contrast(f, targets, against)
     if (not self._replays.applies(capture.x) or f.meta.get('n_forward')
         or f.meta.get('uses_internals') or is_traced() or is_symbolic(capture.x)
+        or any(hasattr(v, 'shape') for v in options.values())
         or (model_key := replay_key(self.model)) is None):
         return self._compute_now(capture, targets, f, layers, against, pixels)
     as_tensor = None if targets is None else as_targets(targets,
         capture.x.new_empty(len(capture.x), len(self.labels)))
-    key = (name, tuple(layers), against, pixels, repr(options), capture.score,
+    key = (method[name], id(self.anat), self.anat.num_pooled_prefix,
+           tuple(layers), against, pixels, repr(options), capture.score,
            capture.x.shape, capture.x.dtype, None if targets is None
            else as_tensor.shape, model_key)
+    computed = []
     def call(x, *t):
         inner = Capture(self.model, x, capture.anat, capture.score)
         answer = self._compute_now(inner, *(t or (None,)), f, layers, against,
                                    pixels)
-        self._recorded[key] = inner.grid_geometry, answer.check_names
+        computed[:] = inner.grid_geometry, answer.check_names
         return answer.maps, answer.logits, answer.checks, *([answer.pixel_maps]
             if pixels else [])
     maps, logits, checks, *fine = self._replays(key, call, capture.x,
         *([] if targets is None else [as_tensor]))
+    if computed: self._recorded = {k: v for k,v in self._recorded.items()
+        if k in self._replays.kept} | {key: computed}
     capture._logits, (capture.grid_geometry,
-                      names) = logits, self._recorded[key]
+                      names) = logits, computed or self._recorded[key]
     return _Answer(maps, logits, checks, names, *fine)
 
 # %% ../nbs/explainer.ipynb #9e57c2da

@@ -6,6 +6,8 @@
 __all__ = ['DECOMPOSITIONS', 'record_graph', 'compile_call']
 
 # %% ../../nbs/model/11_graph.ipynb #83377f17
+import warnings
+
 import torch
 from torch.func import functionalize
 from torch.fx import GraphModule
@@ -29,7 +31,7 @@ DECOMPOSITIONS = {torch.ops.aten.diagonal_scatter.default: _diagonal_scatter}
 def record_graph(
     f,  # function of tensors, returns a tuple of tensors
     *examples,  # its inputs
-    # (address, shape) of a weight → its name; None: weights are numbered
+    # names of weights, by address and shape; None: they are numbered
     names:dict=None,
     # further operations that are replaced: operation → function
     table:dict=None,
@@ -68,16 +70,21 @@ def compile_call(
     f,
     *examples,  # its inputs, of the shapes that later calls have
 ):  # function of such inputs
-    """The function, translated by `torch.compile`; `VitxError` if its answers
-    for mirrored pictures differ"""
+    """The function, translated by `torch.compile`. `VitxError` if its answers
+    for mirrored pictures differ by more than 0.001 of their length; in half
+    precision, by more than 0.2"""
+    examples = [t.contiguous() for t in examples]
     fast = torch.compile(record_graph(f, *examples), dynamic=False)
     def call(*inputs):
         with torch.inference_mode(False), torch.no_grad():
-            return tuple(fast(*inputs))
+            return tuple(fast(*(t.contiguous() for t in inputs)))
     mirrored = examples[0].flip(-1), *examples[1:]
     limit = 1e-3 if _is_float32(examples[0]) else .2
+    with warnings.catch_warnings(): # of the compiler about itself
+        warnings.simplefilter('ignore', FutureWarning)
+        found = call(*mirrored)
     if not all(_difference(a, b) <= limit
-               for a,b in zip(call(*mirrored), f(*mirrored))):
+               for a,b in zip(found, f(*mirrored))):
         raise VitxError("for other pictures, the compiled call gives other "
                         "answers")
     return call
@@ -88,4 +95,4 @@ def _is_float32(x):
 
 def _difference(a, b): # length of the difference, relative to that of b
     a, b = a.float(), b.float()
-    return ((a - b).norm()/b.norm().clamp_min(1e-12)).item()
+    return ((a - b).norm()/b.norm().clamp_min(1e-6)).item()

@@ -20,8 +20,8 @@ from .graph import *
 def replay_key(
     model:nn.Module
 )->tuple:  # None: it has hooks or scripted modules, which may do anything
-    """What a recorded call depends on besides its inputs: the model's modules,
-    modes and tensors, and how PyTorch computes"""
+    """What a recorded call depends on besides its inputs: the model's modules
+    and their settings, tensors, and how PyTorch computes"""
     key = [torch.get_float32_matmul_precision()]
     for device in ('cpu', 'cuda'):
         key += [torch.is_autocast_enabled(device),
@@ -30,14 +30,20 @@ def replay_key(
     # quicker than model.modules() and model.parameters(), which would take
     # longer than a replay
     while modules:
-        m = modules.pop().__dict__
+        key.append(type(m := modules.pop()))
+        m = m.__dict__
         if m.get('_forward_hooks', 1) or m.get('_forward_pre_hooks',
             1) or 'training' not in m: return None
-        key.append(m['training'])
+        # settings such as `training` or `eps`, and functions of its own
+        key += [v if type(v) in _PLAIN else id(v) for k,v in m.items()
+                if k not in _MODULE]
         for t in (*m['_parameters'].values(), *m['_buffers'].values()):
-            if t is not None: key.append(t.data_ptr())
+            if t is not None: key += [t.data_ptr(), t.shape, t.stride()]
         modules.extend(c for c in m['_modules'].values() if c is not None)
     return tuple(key)
+
+_PLAIN = {bool, int, float, str, type(None)}
+_MODULE = {*vars(nn.Module())} - {'training'}  # what every module has
 
 # %% ../../nbs/model/12_replay.ipynb #c01899e8
 class ReplayCache:
@@ -70,6 +76,8 @@ class ReplayCache:
                 if len(self.seen) > 64: self.seen.popitem(last=False)
                 return f(*inputs)
             if key not in self.kept:
+                # a compiled call couldn't be compared
+                if not inputs[0].isfinite().all(): return f(*inputs)
                 self.kept[key] = self._record(f, inputs)
                 if len(self.kept) > self.size: self.kept.popitem(last=False)
             self.kept.move_to_end(key)

@@ -147,6 +147,7 @@ def image_from_array(
     a = _channels_last(a.detach().cpu().float().numpy() if tensor
                        and a.is_floating_point() else np.asarray(a.cpu()
                            if tensor else a), tensor, channels)
+    a = a.astype(a.dtype.newbyteorder('='), copy=False)
     if 0 in a.shape:
         raise VitxError(
             f"an array of shape {a.shape} has no pixels: give another one")
