@@ -51,7 +51,7 @@ def token_times_gradient(
 )->torch.Tensor:  # (B,T,N), signed
     """Contribution of each token to the score: token times gradient, summed
     over channels"""
-    return torch.einsum('bnd,btnd->btn', t, grad)
+    return (t[:, None]*grad).sum(-1)
 
 def standardize(v:torch.Tensor)->torch.Tensor: # (…,n) → (…,n)
     """Standardize over patches (the last dimension): mean 0, standard deviation
