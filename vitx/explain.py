@@ -91,26 +91,31 @@ def __call__(
                             for e in self.explain_top(first, k))
     if not _is_batch(img):
         return self([img], [target], method, layer, against)[0]
+    layers = self._layer_indices(layer)
+    if len(layers) != 1 or not isinstance(batch, int) or batch < 1:
+        raise VitxError("a call needs one layer and a batch of at least 1: use "
+                        "`maps` for several layers")
+    call_args = (get_method(method).meta['name'], layers[0], None
+                 if against is None else self.target(against))
+    return self._explain_batch(img, target, call_args, batch)
+
+# %% ../nbs/explain.ipynb #c38aeb86
+@patch
+# call_args: name of the method, layer, class whose evidence is subtracted
+def _explain_batch(self:Explainer, img, target, call_args, batch):
     images = [self._read(i) for i in img]
     targets = (list(target) if isinstance(target, (list, tuple))
                else [target]*len(images))
     if len(targets) != len(images):
         raise VitxError(f"{len(targets)} targets for {len(images)} pictures: "
                         f"give one for each picture, or one for all")
-    get_method(method)
-    layers = self._layer_indices(layer)
-    if len(layers) != 1 or not isinstance(batch, int) or batch < 1:
-        raise VitxError("a call needs one layer and a batch of at least 1: use "
-                        "`maps` for several layers")
     targets = [self._target_index(t) for t in targets]
-    against = None if against is None else self.target(against)
-    out = Explanations()
+    prepare, out = split_transform(self.transform)[0], Explanations()
     for i in range(0, len(images), batch):
-        prepared = [(img, *preprocess(img, split_transform(self.transform)[0],
-                                      self._geometry))
+        prepared = [(img, *preprocess(img, prepare, self._geometry))
                     for img in images[i:i+batch]]
-        out += self._collect(self._launch(prepared, targets[i:i+batch], method,
-                                          layers[0], against))
+        out += self._collect(self._launch(prepared, targets[i:i+batch],
+                                          *call_args))
     return out
 
 # %% ../nbs/explain.ipynb #cd0a7f24
@@ -189,16 +194,22 @@ def stream(
     broken=None,
 ):  # generator of `Explanation`
     "Explanations of a stream of pictures, in the same order"
-    get_method(method)
+    batch = _stream_batch(self) if batch is None else batch
+    workers = min(16, os.cpu_count() or 1) if workers is None else workers
+    layers = self._layer_indices(layer)
+    _check_stream(target, layers, batch, workers, broken)
+    call_args = (get_method(method).meta['name'], layers[0], None
+                 if against is None else self.target(against))
+    return _explain_stream(self, _read_ahead(self, _stream_images(images),
+        workers, batch*(1 + _launches_ahead(self)), broken), batch,
+                           self._target_index(target), call_args)
+
+# %% ../nbs/explain.ipynb #d789c29b
+def _check_stream(target, layers, batch, workers, broken):
     if num_top(target):
         raise VitxError("a stream explains one class of each picture: give a "
                         "class, or call the explainer with 'all-top3' for each "
                         "picture")
-    layers = self._layer_indices(layer)
-    call_args = (method, self._layer_indices(layer)[0], None if against is None
-                 else self.target(against))
-    batch = _stream_batch(self) if batch is None else batch
-    workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if len(layers) != 1 or any(type(v) is not int or v < 1
                                for v in (batch, workers)):
         raise VitxError("a stream needs one layer, a batch of at least 1 and "
@@ -207,9 +218,6 @@ def stream(
     if broken is not None and not callable(broken):
         raise VitxError(f"broken={broken!r} isn't a function: give one that "
                         f"takes the error of an unreadable picture, e.g. print")
-    return _explain_stream(self, _read_ahead(self, _stream_images(images),
-        workers, batch*(1 + _launches_ahead(self)), broken), batch,
-                           self._target_index(target), call_args)
 
 # %% ../nbs/explain.ipynb #f1fd20d0
 def _stream_batch(ex): # number of pictures

@@ -46,15 +46,7 @@ def find_class(
     if isinstance(target, str) and target not in labels and re.fullmatch(
         r'-?[0-9]+', target.strip()):
         target = int(target)
-    if isinstance(target, (int, np.integer)) and not isinstance(target,
-        bool) or isinstance(target, torch.Tensor) and target.numel() == 1:
-        if not 0 <= (i := int(target)) < len(labels):
-            raise VitxError(f"target {i} is out of range: this model has "
-                            f"{len(labels)} classes, 0 to {len(labels)-1}")
-        return i
-    if not isinstance(target, str):
-        raise VitxError(f"a target must be a class index or a label, not "
-                        f"{type(target).__name__}")
+    if not isinstance(target, str): return _class_index(target, len(labels))
     query = target.strip().lower()
     names = [[l.lower()] + [part.strip().lower() for part in l.split(',')]
              for l in labels]
@@ -67,19 +59,33 @@ def find_class(
     found = next(filter(None, ([i for i,n in enumerate(names) if fits(n)]
                                for fits in matchers)), [])
     if len(found) == 1: return found[0]
-    if found:
-        raise VitxError(f"{target!r} fits {len(found)} classes: " +
-                        '; '.join(f'{i} ({labels[i]})' for i in found[:12]) +
-                        (f'; and {len(found)-12} more' if len(found) > 12
-                         else '') + ": give the index")
+    raise VitxError(_ambiguous(target, found, labels) if found
+                    else _unknown(target, labels))
+
+# %% ../nbs/explainer.ipynb #350b1197
+def _class_index(target, n):
+    if not (isinstance(target, (int, np.integer)) and not isinstance(target,
+        bool) or isinstance(target, torch.Tensor) and target.numel() == 1):
+        raise VitxError(f"a target must be a class index or a label, not "
+                        f"{type(target).__name__}")
+    if not 0 <= (i := int(target)) < n: raise VitxError(out_of_range(i, n))
+    return i
+
+def _ambiguous(target, found, labels):
+    return (f"{target!r} fits {len(found)} classes: " +
+            '; '.join(f'{i} ({labels[i]})' for i in found[:12]) +
+            (f'; and {len(found)-12} more' if len(found) > 12 else '') +
+            ": give the index")
+
+def _unknown(target, labels):
     parts = {part: l for l in labels
              for part in [l, *map(str.strip, l.split(','))]}
     close = list(
         dict.fromkeys(parts[n] for n in close_matches(target, parts, 4)))[:3]
-    raise VitxError(f"this model has no class {target!r}" +
-                    (f": did you mean {' or '.join(map(repr, close))}?" if close
-                     else f"; its {len(labels)} classes include "
-                     f"{', '.join(map(repr, labels[:3]))}"))
+    return (f"this model has no class {target!r}" +
+            (f": did you mean {' or '.join(map(repr, close))}?" if close
+             else f"; its {len(labels)} classes include "
+             f"{', '.join(map(repr, labels[:3]))}"))
 
 # %% ../nbs/explainer.ipynb #2421e4cf
 def get_method(name:str):
@@ -120,8 +126,8 @@ class Explainer:
         # function that reads pictures, e.g. partial(read_image, value_range=(0,
         # 4095))
         read=read_image,
-        # three channels of a model of many channels that are drawn as red,
-        # green, blue; None: the first three
+        # for a model of many channels, the three that are drawn as red, green,
+        # blue; None: the first three
         display=None,
         # on a GPU: record repeated calls as CUDA graphs and replay them
         cuda_graphs:bool=True,
@@ -130,41 +136,45 @@ class Explainer:
         # passes and models with hooks are computed as usual
         compile:bool=False,
     ):
-        if not callable(score) and score not in ('logit', 'prob'):
-            raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', "
-                            f"or a function of the model's output")
-        if isinstance(model, str): refuse_convnets(model)
-        loaded = load_model(model, labels := _read_labels(labels),
-                            need_classes=False)
-        if device is not None: _move_model(loaded, device)
-        self.name = model_name(model, loaded)
-        self.read = read
-        self.display = display
-        if (t := None if transform is None
-            else as_transform(transform)) is not None:
-            check_repeatable(t)
-        if isinstance(model, ZeroShotClassifier) and labels is not None:
-            raise VitxError(
-                "the labels of a zero-shot model are its texts: give the texts "
-                "to zero_shot, or give another text as target")
-        custom = score if callable(score) else None
-        self.model = fit_reader(loaded, output, custom, task, inputs,
-                                _num_labels(labels),
-                                None if t is None else _input_size(t))
-        self.score = 'logit' if custom else score
-        self.task = task_of(self.model)
-        self._labels = None if isinstance(
-            self.model, ZeroShotClassifier) else _check_labels(labels,
-                self.model, self.task, custom)
-        self._transform = t
+        self.read, self.display = read, display
+        self._load(model, _read_labels(labels), transform, device, score,
+                   output, task, inputs)
         self._prepare(cuda_graphs, compile)
+
+# %% ../nbs/explainer.ipynb #3108d886
+@patch
+def _load(self:Explainer, model, labels, transform, device, score, output, task,
+          inputs):
+    "Everything that the arguments say about the model"
+    custom = score if callable(score) else None
+    if custom is None and score not in ('logit', 'prob'):
+        raise VitxError(f"unknown score {score!r}: give 'logit', 'prob', or a "
+                        f"function of the model's output")
+    if isinstance(model, str): refuse_convnets(model)
+    loaded = load_model(model, labels, need_classes=False)
+    if device is not None: _move_model(loaded, device)
+    self.name = model_name(model, loaded)
+    t = None if transform is None else as_transform(transform)
+    if t is not None: check_repeatable(t)
+    if isinstance(model, ZeroShotClassifier) and labels is not None:
+        raise VitxError(
+            "the labels of a zero-shot model are its texts: give the texts to "
+            "zero_shot, or give another text as target")
+    self.model = fit_reader(loaded, output, custom, task, inputs,
+                            _num_labels(labels),
+                            None if t is None else _input_size(t))
+    self.score = 'logit' if custom else score
+    self.task = task_of(self.model)
+    self._labels = None if isinstance(
+        self.model, ZeroShotClassifier) else _check_labels(labels, self.model,
+            self.task, custom)
+    self._transform = t
 
 # %% ../nbs/explainer.ipynb #c59c877f
 @patch
 def _prepare(self:Explainer, cuda_graphs, compile):
     "Everything that is measured, or that can't be pickled"
-    # _recorded: the parts of recorded results that aren't tensors
-    self._replays, self._recorded = ReplayCache(cuda_graphs, compile), {}
+    self._replays = ReplayCache(cuda_graphs, compile)
     self.channels, self._no_transform = num_channels(self.model), None
     if self._transform is None:
         try: self._transform = band_transform(input_size(self.model),
@@ -184,7 +194,7 @@ def _prepare(self:Explainer, cuda_graphs, compile):
 def __getstate__(self:Explainer): # for pickle
     "Everything but what can be measured again"
     return {k: v for k,v in self.__dict__.items()
-            if k not in ('_geometry', '_replays', '_recorded', 'anat')} | dict(
+            if k not in ('_geometry', '_replays', 'anat')} | dict(
                 cuda_graphs=self._replays.cuda_graphs,
                 compile=self._replays.compile)
 
@@ -417,32 +427,35 @@ def _compute(self:Explainer, capture, targets, name, layers, against=None,
         targets = self.target(targets)
     if targets is None: targets = self._target_index(None)
     if against is not None: _check_contrast(f, targets, against)
-    if (not self._replays.applies(capture.x) or f.meta.get('n_forward')
-        or f.meta.get('uses_internals') or is_traced() or is_symbolic(capture.x)
-        or any(hasattr(v, 'shape') for v in options.values())
-        or (model_key := replay_key(self.model)) is None):
+    if (key := self._replay_key(capture, f, options)) is None:
         return self._compute_now(capture, targets, f, layers, against, pixels)
-    as_tensor = None if targets is None else as_targets(targets,
-        capture.x.new_empty(len(capture.x), len(self.labels)))
-    key = (method[name], id(self.anat), self.anat.num_pooled_prefix,
-           tuple(layers), against, pixels, repr(options), capture.score,
-           capture.x.shape, capture.x.dtype, None if targets is None
-           else as_tensor.shape, model_key)
-    computed = []
-    def call(x, *t):
+    classes = [] if targets is None else [as_targets(targets,
+        capture.x.new_empty(len(capture.x), len(self.labels)))]
+    key += (tuple(layers), against, pixels, *(c.shape for c in classes))
+    def call(x, *classes):
         inner = Capture(self.model, x, capture.anat, capture.score)
-        answer = self._compute_now(inner, *(t or (None,)), f, layers, against,
-                                   pixels)
-        computed[:] = inner.grid_geometry, answer.check_names
-        return answer.maps, answer.logits, answer.checks, *([answer.pixel_maps]
-            if pixels else [])
-    maps, logits, checks, *fine = self._replays(key, call, capture.x,
-        *([] if targets is None else [as_tensor]))
-    if computed: self._recorded = {k: v for k,v in self._recorded.items()
-        if k in self._replays.kept} | {key: computed}
-    capture._logits, (capture.grid_geometry,
-                      names) = logits, computed or self._recorded[key]
-    return _Answer(maps, logits, checks, names, *fine)
+        answer = self._compute_now(inner, *(classes or (None,)), f, layers,
+                                   against, pixels)
+        fine = [answer.pixel_maps] if pixels else []
+        return (answer.maps, answer.logits, answer.checks,
+                *fine), (inner.grid_geometry, answer.check_names)
+    (maps, capture._logits, checks, *fine), (capture.grid_geometry,
+        names) = self._replays(key, call, capture.x, *classes)
+    return _Answer(maps, capture._logits, checks, names, *fine)
+
+# %% ../nbs/explainer.ipynb #d371e4f5
+@patch
+# what a recording depends on besides the call's arguments; None: not recorded
+def _replay_key(self:Explainer, capture, f, options):
+    x = capture.x
+    if (not self._replays.applies(x) or f.meta.get('n_forward')
+        or f.meta.get('uses_internals') or is_traced() or is_symbolic(x)
+        or any(hasattr(v, 'shape') for v in options.values())
+        or (of_model := replay_key(self.model)) is None):
+        return None
+    return (method[f.meta['name']], repr(options), id(self.anat),
+            self.anat.num_pooled_prefix, capture.score, x.shape, x.dtype,
+            of_model)
 
 # %% ../nbs/explainer.ipynb #9e57c2da
 @patch

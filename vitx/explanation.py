@@ -58,35 +58,46 @@ class Explanation:
     # regression or `score` gives
     value: float = None
 
-    @property
-    def title(self)->str:
-        return self.label + (f' rather than {self.against}' if self.against
-                             else '')
-    @property
-    def answer(self)->str: # what the model says
-        return format_answer(self.prob, self.value, 3)
-    def __repr__(self):
-        return (f'Explanation: {self.title!r} {self.answer}, by {self.method} '
-                f'at layer {self.layer} of {self.model}' +
-                ': '*bool(self.warnings) + '; '.join(self.warnings))
-    @property
-    def is_empty(
-        self
-        # e.g. if the head's weights are 0: then tokens have no gradient
-    )->bool:
-        return not self.grid_map.max() > 0
     @cached_property
     def signed(self)->torch.Tensor: # (H,W) float32
         """Signed map on the picture: positive for the class; negative against
         it or below the method's threshold; 0 where the model saw nothing"""
         return map_on_image(self.pixel_map, self.place)
-    def __getstate__(self): return self.__dict__ | dict(explainer=None)
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.map.numpy(), dtype)
-    @property
-    def map(self)->torch.Tensor: # (H,W) float32 in 0..1
-        "Evidence for the class: the signed map, clipped to 0..1"
-        return self.signed.clamp(0, 1)
+
+# %% ../nbs/explanation.ipynb #5692b405
+@patch(as_prop=True)
+def title(self:Explanation)->str:
+    return self.label + (f' rather than {self.against}' if self.against
+                         else '')
+
+@patch(as_prop=True)
+def answer(self:Explanation)->str: # what the model says
+    return format_answer(self.prob, self.value, 3)
+
+@patch
+def __repr__(self:Explanation):
+    return (f'Explanation: {self.title!r} {self.answer}, by {self.method} '
+            f'at layer {self.layer} of {self.model}' +
+            ': '*bool(self.warnings) + '; '.join(self.warnings))
+
+@patch(as_prop=True)
+def is_empty(
+    self:Explanation
+    # e.g. if the head's weights are 0: then tokens have no gradient
+)->bool:
+    return not self.grid_map.max() > 0
+
+@patch
+def __getstate__(self:Explanation): return self.__dict__ | dict(explainer=None)
+
+@patch
+def __array__(self:Explanation, dtype=None, copy=None):
+    return np.asarray(self.map.numpy(), dtype)
+
+@patch(as_prop=True)
+def map(self:Explanation)->torch.Tensor: # (H,W) float32 in 0..1
+    "Evidence for the class: the signed map, clipped to 0..1"
+    return self.signed.clamp(0, 1)
 
 # %% ../nbs/explanation.ipynb #453f53bd
 @patch(as_prop=True)

@@ -236,8 +236,9 @@ def preserve_state(model:nn.Module):
         for m in model.modules():
             own = vars(m)  # a missing attribute costs more than all the rest
             # checkpointing would run blocks, and hooks, twice
-            for flag in ('training', 'grad_checkpointing'):
-                if own.get(flag, flag == 'training' and m.training) is True:
+            for flag,is_on in (('training', m.training), ('grad_checkpointing',
+                own.get('grad_checkpointing') is True)):
+                if is_on:
                     undo.callback(setattr, m, flag, True)
                     setattr(m, flag, False)
             # a compiled module doesn't call hooks

@@ -159,22 +159,27 @@ class Capture:
     def depth(self)->int: return len(self.anat.blocks)
     @property
     def task(self)->str: return task_of(self.model)
-    @property
-    def is_contrastive(
-        self
-        # do classes exclude each other?
-    )->bool:
-        return self.task == 'multiclass' and self.score == 'logit'
-    @property
-    def logits(self)->torch.Tensor: # (B,C) float32
-        "Logits of the batch, computed once"
-        if self._logits is None: self()
-        return self._logits
-    def predict(self, x:torch.Tensor)->torch.Tensor: # (b,C) float32
-        "Logits of other pictures"
-        with torch.inference_mode(False), torch.no_grad(), preserve_state(
-            self.model):
-            return self.model(x.to(self.x)).float()
+
+# %% ../../nbs/model/10_capture.ipynb #3b795921
+@patch(as_prop=True)
+def is_contrastive(
+    self:Capture
+    # do classes exclude each other?
+)->bool:
+    return self.task == 'multiclass' and self.score == 'logit'
+
+@patch(as_prop=True)
+def logits(self:Capture)->torch.Tensor: # (B,C) float32
+    "Logits of the batch, computed once"
+    if self._logits is None: self()
+    return self._logits
+
+@patch
+def predict(self:Capture, x:torch.Tensor)->torch.Tensor: # (b,C) float32
+    "Logits of other pictures"
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        self.model):
+        return self.model(x.to(self.x)).float()
 
 # %% ../../nbs/model/10_capture.ipynb #6a19c7c8
 @patch
@@ -199,16 +204,12 @@ def __call__(self:Capture, targets=None, grad=(), score=None, linearize=False,
 class _WrittenInPlace(Exception):
     "A model wrote into a tensor that was to be kept"
 
-# %% ../../nbs/model/10_capture.ipynb #9110c318
+# %% ../../nbs/model/10_capture.ipynb #8670527a
 @patch
-def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
-    values, same_thread, versions = {}, thread_check(), {}
-    if grad and any(
-        type(m)
-        .__module__.startswith(('torch.ao.nn.quantized', 'torch.nn.quantized'))
-        for m in self.model.modules()): # PyTorch only warns, and gives zeros
-        raise VitxError(_NO_GRADIENT)
-    def callback(site, l, t):
+# → function (site, layer, tensor) → the tensor with which the model continues
+def _recorder(self:Capture, grad, values, versions):
+    same_thread = thread_check()
+    def record(site, l, t):
         # a module that runs twice, or in another thread
         if (site, l) in values or not same_thread():
             return t
@@ -217,31 +218,54 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         if site in ('queries', 'keys', 'attn', 'flow'): return t
         versions[site, l] = t._version
         return t.clone() if self.anat.writes_in_place else t
+    return record
+
+def _refuse_quantized(model): # PyTorch only warns, and gives zeros
+    if any(type(m).__module__.startswith(('torch.ao.nn.quantized',
+        'torch.nn.quantized')) for m in model.modules()):
+        raise VitxError(_NO_GRADIENT)
+
+# %% ../../nbs/model/10_capture.ipynb #18c260a9
+@patch
+def _add_hooks(self:Capture, interceptor, layers, grad, undo):
+    anat, shapes = self.anat, interceptor.token_shapes
+    for site,ls in layers.items():
+        for l in sorted(set(ls)):
+            add_hooks(site, self.model, anat, l, interceptor.callback,
+                      interceptor, undo)
+    if grad: track_blocks(self.model, anat.blocks[-1], interceptor, undo)
+    def record_shape(t):
+        if interceptor.same_thread(): shapes.append(t.shape)
+        return t
+    undo.callback(anat.layers[-1].tokens.register(record_shape).remove)
+
+@patch
+def _ask(self:Capture, interceptor, grad): # → logits
+    try:
+        with interceptor, wrap_forward_errors(self.model, self.x.shape):
+            return self.model(self.x.clone() if self.x.is_inference()
+                              else self.x)
+    except VitxError:
+        # autograd refuses to write into what gradients are taken of
+        if grad and not self.anat.writes_in_place:
+            raise _WrittenInPlace from None
+        raise
+
+# %% ../../nbs/model/10_capture.ipynb #9110c318
+@patch
+def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
+    if grad: _refuse_quantized(self.model)
+    values, versions, token_shapes = {}, {}, []
+    flow = AttentionFlow(self.x) if 'flow' in grad else None
+    interceptor = self.interceptor_type(self._recorder(grad, values, versions),
+        {s: set(layers.get(s, ())) for s in ('attn', 'queries', 'keys',
+            'flow')}, linearize, flow, token_shapes,
+        self.anat.num_pooled_prefix)
+    if self.anat.is_checked: interceptor.leftover = None
     with torch.inference_mode(False), torch.set_grad_enabled(
         bool(grad)), preserve_state(self.model) as undo:
-        flow = AttentionFlow(self.x) if 'flow' in grad else None
-        token_shapes = []
-        interceptor = self.interceptor_type(callback, {s: set(layers.get(s, ()))
-            for s in ('attn', 'queries', 'keys', 'flow')}, linearize, flow,
-            token_shapes, self.anat.num_pooled_prefix)
-        if self.anat.is_checked: interceptor.leftover = None
-        for site,ls in layers.items():
-            for l in sorted(set(ls)):
-                add_hooks(site, self.model, self.anat, l, callback, interceptor,
-                          undo)
-        if grad:
-            track_blocks(self.model, self.anat.blocks[-1], interceptor, undo)
-        undo.callback(self.anat.layers[-1].tokens.register(lambda t: (
-            token_shapes.append(t.shape), t)[1] if same_thread() else t).remove)
-        try:
-            with interceptor, wrap_forward_errors(self.model, self.x.shape):
-                logits = self.model(self.x.clone() if self.x.is_inference()
-                                    else self.x)
-        except VitxError:
-            # autograd refuses to write into what gradients are taken of
-            if grad and not self.anat.writes_in_place:
-                raise _WrittenInPlace from None
-            raise
+        self._add_hooks(interceptor, layers, grad, undo)
+        logits = self._ask(interceptor, grad)
         if not self.anat.writes_in_place and any(values[k]._version != v
             for k,v in versions.items()):
             raise _WrittenInPlace

@@ -374,32 +374,10 @@ class _FusedAttention(torch.autograd.Function):
         if ctx.flow.is_stacked:
             return None, None, None, ctx.flow.value_gradient(ctx.layer, g,
                 needs_v), None, None, None
-        if fits_one_chunk(q) and ctx.options[0] is None and not ctx.options[
-            1] and q.shape == v.shape:
-            mean, step, dv = _one_chunk(q, k, v, g, ctx.options[2], needs_v)
-        else:
-            N = q.shape[-2]
-            pad = (_padding(q) if ctx.options[0] is None and not ctx.options[1]
-                   else 0)
-            if pad:
-                q, k, v, g = (F.pad(t, (0, 0, 0, pad)) for t in (q, k, v, g))
-            dv = (torch.empty_like(v.transpose(1, 2),
-                                   memory_format=torch.contiguous_format)
-                  .transpose(1, 2) if needs_v else None)
-            mean, step = _empty_mean(q), _empty_mean(q)
-            for images,rows,a in attention_chunks(q, k, *ctx.options,
-                num_keys=N):
-                d = g[images, :, rows]
-                if dv is not None:
-                    if rows.start: # the next rows of one picture
-                        dv[images][0].baddbmm_(a[0].mT, d[0])
-                    else: dv[images] = a.mT @ d
-                mean[images, rows], step[images, rows] = (a.mean(1),
-                    (d @ v[images].mT).mul_(a).mean(1))
-            if pad:
-                mean = mean[:, :N, :N]
-                step = step[:, :N, :N]
-                dv = None if dv is None else dv[:, :, :N]
+        one = fits_one_chunk(q) and q.shape == v.shape and _sees_all(
+            *ctx.options)
+        mean, step, dv = (_one_chunk(q, k, v, g, ctx.options[2], needs_v) if one
+                          else _in_chunks(q, k, v, g, ctx.options, needs_v))
         ctx.flow.record(ctx.layer, mean, step)
         return None, None, None, dv, None, None, None
 
@@ -407,7 +385,28 @@ class _FusedAttention(torch.autograd.Function):
 def _padding(q): # tensor cores want sides that are multiples of 8
     return -q.shape[-2] % 8 if q.is_cuda and q.dtype.itemsize == 2 else 0
 
+def _sees_all(mask, causal, scale): return mask is None and not causal
+
 # all (B,H,N,d) → mean attention and attention × gradient (B,N,N), gradient of v
+def _in_chunks(q, k, v, g, options, needs_v):
+    "A few pictures, or rows of one picture, at a time"
+    N = q.shape[-2]
+    pad = _padding(q) if _sees_all(*options) else 0
+    if pad: q, k, v, g = (F.pad(t, (0, 0, 0, pad)) for t in (q, k, v, g))
+    dv = _heads_last(v) if needs_v else None
+    mean, step = _empty_mean(q), _empty_mean(q)
+    for images,rows,a in attention_chunks(q, k, *options, num_keys=N):
+        d = g[images, :, rows]
+        if dv is not None:
+            if rows.start: # the next rows of one picture
+                dv[images][0].baddbmm_(a[0].mT, d[0])
+            else: dv[images] = a.mT @ d
+        mean[images, rows], step[images, rows] = (a.mean(1),
+            (d @ v[images].mT).mul_(a).mean(1))
+    return (mean[:, :N, :N], step[:, :N, :N],
+            None if dv is None else dv[:, :, :N])
+
+# %% ../../nbs/model/09_interception.ipynb #cea24b79
 def _one_chunk(q, k, v, g, scale, needs_v):
     """The same in few operations: queries, keys and values are copied once,
     into the memory order that matrix products need"""

@@ -172,6 +172,14 @@ def load_model(
     # a pipeline
     if (adapter := find_adapter(spec)) and (found := adapter(spec)):
         return _check(found, need_classes)
+    _refuse_weights(spec)
+    if Path(spec).is_dir():
+        return _check(_load_folder(str(spec), labels), need_classes)
+    if spec in BUNDLED_MODELS: return BUNDLED_MODELS[spec](pretrained=True)
+    return _load_named(str(spec), labels, need_classes)
+
+# %% ../../nbs/model/04_loading.ipynb #2815bf65
+def _refuse_weights(spec): # and everything else that is no model's name
     if isinstance(spec, dict) or isinstance(spec,
         (str, Path)) and Path(spec).is_file():
         raise VitxError("these are weights without a model: build the module, "
@@ -180,11 +188,11 @@ def load_model(
     if not isinstance(spec, (str, Path)):
         raise VitxError(f"a {type(spec).__name__} is no model: give a timm "
                         f"name, a folder, or an nn.Module")
-    if Path(spec).is_dir():
-        return _check(_load_folder(str(spec), labels), need_classes)
-    if spec in BUNDLED_MODELS: return BUNDLED_MODELS[spec](pretrained=True)
+
+# of timm, or of another library, which a prefix names
+def _load_named(spec, labels, need_classes):
     # so the hub calls timm's
-    source, _, name = (spec := str(spec).removeprefix('timm/')).partition(':')
+    source, _, name = (spec := spec.removeprefix('timm/')).partition(':')
     if name and source in library:
         return _check(_load_by_name(library[source], name, labels),
                       need_classes)

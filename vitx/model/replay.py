@@ -63,13 +63,17 @@ class ReplayCache:
     def applies(self, x:torch.Tensor)->bool:
         "Are calls with this input recorded?"
         return self.compile or self.cuda_graphs and x.is_cuda
-    def __call__(self, key, f,
-                 *inputs):  # f: of tensors, returns a tuple of tensors
+    def __call__(
+        self, key,  # everything that the result depends on but the inputs
+        # function of tensors that returns a tuple of tensors, and a rest that
+        # follows from the key alone
+        f,
+        *inputs
+    ):
         """The result of `f(*inputs)`: computed at the first call with a key,
         recorded at the second, replayed from then on"""
         # another thread uses the cache
-        if not self.lock.acquire(blocking=False):
-            return f(*inputs)
+        if not self.lock.acquire(blocking=False): return f(*inputs)
         try:
             if key not in self.seen:
                 self.seen[key] = True
@@ -81,19 +85,37 @@ class ReplayCache:
                 self.kept[key] = self._record(f, inputs)
                 if len(self.kept) > self.size: self.kept.popitem(last=False)
             self.kept.move_to_end(key)
-            return self.kept[key](*inputs)
+            replay, rest = self.kept[key]
+            return (replay(*inputs), rest) if replay else f(*inputs)
         finally: self.lock.release()
 
 # %% ../../nbs/model/12_replay.ipynb #2c0522ad
 @patch
-def _record(self:ReplayCache, f, inputs): # → function; f if nothing works
+# → function of the inputs that gives the tensors, or None; and the rest
+def _record(self:ReplayCache, f, inputs):
+    rest = recorded = None
+    def tensors(*inputs):
+        nonlocal rest
+        out, rest = f(*inputs)
+        return out
     if self.compile:
-        f = _or_warn(compile_call, f, inputs, 'be compiled', 'compile=False')
+        recorded = _or_warn(compile_call, tensors, inputs, 'be compiled',
+                            'compile=False')
     if self.cuda_graphs and inputs[0].is_cuda:
-        f = _or_warn(self._cuda_graph, f, inputs,
-                     'be recorded as a CUDA graph', 'cuda_graphs=False')
-    return f
+        recorded = _or_warn(
+            self._cuda_graph, recorded or tensors, inputs,
+            'be recorded as a CUDA graph', 'cuda_graphs=False') or recorded
+    return recorded, rest
 
+def _or_warn(record, f, inputs, what, cure): # → function, or None
+    try: return record(f, *inputs)
+    except Exception as e:
+        reason = f': {str(e).splitlines()[0][:100]}' if str(e) else ''
+        warnings.warn(f"this call can't {what} ({type(e).__name__}{reason}), "
+                      f"so it is computed step by step. Set {cure} to avoid "
+                      f"this warning")
+
+# %% ../../nbs/model/12_replay.ipynb #a41dfe89
 @patch
 def _cuda_graph(self:ReplayCache, f, *inputs):
     static_inputs = tuple(t.detach().clone() for t in inputs)
@@ -113,12 +135,3 @@ def _cuda_graph(self:ReplayCache, f, *inputs):
         return tuple(o.clone() for o in outputs)
     replay.constants = constants  # the graph reads them
     return replay
-
-def _or_warn(record, f, inputs, what, cure): # → function
-    try: return record(f, *inputs)
-    except Exception as e:
-        reason = f': {str(e).splitlines()[0][:100]}' if str(e) else ''
-        warnings.warn(f"this call can't {what} ({type(e).__name__}{reason}), "
-                      f"so it is computed step by step. Set {cure} to avoid "
-                      f"this warning")
-        return f

@@ -12,6 +12,7 @@ from collections import defaultdict
 from functools import lru_cache, partial
 
 import timm, torch
+from fastcore.basics import patch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -66,42 +67,47 @@ class ForwardTrace:
     the order of first calls, `attention` matrices, `strided` convolutions and
     poolings"""
     def __init__(self, model, size):
-        p = next(model.parameters())
-        names = {m: n for n,m in model.named_modules()}
-        module_stack = ['']
-        same_thread = thread_check()
         self.size = tuple(size)
         self.input_shapes = {}
         self.output_shapes = {}
         self.strided = []
-        def pre_hook(m, args, kw):
-            if not same_thread(): return
-            module_stack.append(names[m])
-            self.input_shapes.setdefault(names[m], [(path, tuple(t.shape))
-                for path,t in _tensor_args(args, kw) if t.is_floating_point()])
-        def post_hook(m, args, kw, y):
-            if not same_thread(): return
-            module_stack.pop()
-            if not torch.is_tensor(y): return
-            self.output_shapes.setdefault(names[m], tuple(y.shape))
-            if y.ndim == 4 and args and torch.is_tensor(args[0]) and all(
-                hasattr(m, n) for n in ('kernel_size', 'stride', 'padding')):
-                self.strided.append((names[m], m, tuple(args[0].shape),
-                                     tuple(y.shape)))
-        x = torch.randn(1, num_channels(model), *size,
-                        generator=torch.Generator().manual_seed(0)).to(p)
-        with torch.inference_mode(False), torch.no_grad(), preserve_state(
-            model) as undo:
-            for m in names:
-                undo.callback(m.register_forward_pre_hook(pre_hook,
-                    with_kwargs=True).remove)
-                undo.callback(m.register_forward_hook(post_hook,
-                    with_kwargs=True).remove)
-            with AttentionTracer(module_stack) as tracer, wrap_forward_errors(
-                model, x.shape):
-                y = model(x)
-        check_logits(y)
-        self.attention = tracer.calls
+        self.attention = self._run(model)
+
+# %% ../../nbs/model/06_tracing.ipynb #ed2406f7
+@patch
+def _run(self:ForwardTrace, model): # → attention matrices
+    names = {m: n for n,m in model.named_modules()}
+    module_stack = ['']
+    same_thread = thread_check()
+    def pre_hook(m, args, kw):
+        if not same_thread(): return
+        module_stack.append(names[m])
+        self.input_shapes.setdefault(names[m], [(path, tuple(t.shape))
+            for path,t in _tensor_args(args, kw) if t.is_floating_point()])
+    def post_hook(m, args, kw, y):
+        if not same_thread(): return
+        module_stack.pop()
+        if not torch.is_tensor(y): return
+        self.output_shapes.setdefault(names[m], tuple(y.shape))
+        if y.ndim == 4 and args and torch.is_tensor(args[0]) and all(
+            hasattr(m, n) for n in ('kernel_size', 'stride', 'padding')):
+            self.strided.append((names[m], m, tuple(args[0].shape),
+                                 tuple(y.shape)))
+    x = torch.randn(1, num_channels(model), *self.size,
+                    generator=torch.Generator().manual_seed(0)).to(
+                        next(model.parameters()))
+    with torch.inference_mode(False), torch.no_grad(), preserve_state(
+        model) as undo:
+        for m in names:
+            undo.callback(m.register_forward_pre_hook(pre_hook,
+                with_kwargs=True).remove)
+            undo.callback(m.register_forward_hook(post_hook,
+                with_kwargs=True).remove)
+        with AttentionTracer(module_stack) as tracer, wrap_forward_errors(
+            model, x.shape):
+            y = model(x)
+    check_logits(y)
+    return tracer.calls
 
 # %% ../../nbs/model/06_tracing.ipynb #04b6fef3
 # attention inside these only scales channels or pools tokens

@@ -8,6 +8,7 @@ __all__ = ['DISTRACTOR_PROMPTS', 'ZeroShotClassifier', 'zero_shot', 'open_clip_m
 # %% ../../nbs/model/03_zero_shot.ipynb #06c1efd0
 import torch
 from pathlib import Path
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import *
@@ -55,27 +56,32 @@ class ZeroShotClassifier(WrappedClassifier):
                              as_buffer(getattr(clip, 'logit_bias', None), 0.))
         self.register_buffer('text_features', torch.zeros(0, 1))
         self._add_texts(list(texts))
-    def _add_texts(self, texts):
-        if not all(isinstance(t, str) and t.strip() for t in texts):
-            raise VitxError("an empty text is no class. Write what the picture "
-                            "may show, such as 'a photo of a dog'")
-        new = self.encode(texts).to(self.logit_scale)
-        self.text_features = (torch.cat([self.text_features, new])
-                              if len(self.text_features) else new)
-        self.pretrained_cfg['label_names'] += texts
-        self.num_classes = self.pretrained_cfg['num_classes'] = (
-            len(self.text_features))
-    def add_text(self, text:str)->int: # its index
-        """Add a class, unless there is one with this text; return its index.
-        Logits of the other classes don't change, probabilities do"""
-        names = self.pretrained_cfg['label_names']
-        if text not in names: self._add_texts([text])
-        return names.index(text)
     def forward(self, x):
         # some towers return their tokens, too
         features = nn.functional.normalize(pick_output(self.model(x)), dim=-1)
         return (self.logit_scale*features @ self.text_features.T +
                 self.logit_bias)
+
+# %% ../../nbs/model/03_zero_shot.ipynb #a1baf098
+@patch
+def _add_texts(self:ZeroShotClassifier, texts):
+    if not all(isinstance(t, str) and t.strip() for t in texts):
+        raise VitxError("an empty text is no class. Write what the picture "
+                        "may show, such as 'a photo of a dog'")
+    new = self.encode(texts).to(self.logit_scale)
+    self.text_features = (torch.cat([self.text_features, new])
+                          if len(self.text_features) else new)
+    self.pretrained_cfg['label_names'] += texts
+    self.num_classes = self.pretrained_cfg['num_classes'] = (
+        len(self.text_features))
+
+@patch
+def add_text(self:ZeroShotClassifier, text:str)->int: # its index
+    """Add a class, unless there is one with this text; return its index.
+    Logits of the other classes don't change, probabilities do"""
+    names = self.pretrained_cfg['label_names']
+    if text not in names: self._add_texts([text])
+    return names.index(text)
 
 # %% ../../nbs/model/03_zero_shot.ipynb #da18145b
 def _clip_transform(cfg):
