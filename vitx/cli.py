@@ -299,6 +299,11 @@ def export_command(
 ):
     """Write an explanation as an ONNX file, or as a page that explains photos
     in the browser"""
+    _export(**locals())
+
+# %% ../nbs/cli.ipynb #b27a7304
+def _export(model, out, web, method, layers, targets, batch, weights, ort_web,
+            json):
     if web and out:
         raise VitxError(
             "--out writes a file and --web a folder: give one of them")
@@ -331,8 +336,7 @@ def bench_command(
     # Dataset, or dataset:PATH, for example scenes, coco:FOLDER or
     # hfds:NAME@SPLIT; `vitx datasets` lists all
     data:str='scenes',
-    # Models: timm names or folders, separated by commas. Default: scene_vit,
-    # the bundled model
+    # timm names or folders, separated by commas. Default: the bundled scene_vit
     model:str=None,
     # Methods, separated by commas, or all. Default: rcut, chefer, gradcam,
     # rollout, attention, rcut-code, cut and two controls
@@ -342,14 +346,11 @@ def bench_command(
     limit:int=None,  # Number of samples to use, from the first on. Default: all
     out:str='bench',  # Folder for rows and report; created if missing
     resume:bool=False,  # Continue a run: keep its rows and compute the others
-    # Like --resume, and compute missing values again: use it after fixing their
-    # cause
+    # Like --resume, and compute missing values again, once their cause is fixed
     retry:bool=False,
     format:str='csv',  # File format of the rows: csv or parquet
-    # Device, for example cuda, cuda:1, mps or cpu; auto: the fastest available
-    device:str='auto',
-    # Fixed protocol with its own metrics; `vitx protocols` lists all. Default:
-    # none
+    device:str='auto',   # For example cuda:1, mps or cpu; auto: the fastest
+    # Protocol with its own metrics; `vitx protocols` lists all. Default: none
     protocol:str=None,
     batch:int=1,  # Pictures explained at once; more is faster on a GPU
     # Pictures whose rows are written at once, at least --batch; a killed run
@@ -359,19 +360,22 @@ def bench_command(
     # Default: all groups
     shard:str=None,
     workers:int=1,  # Number of processes, or of Ray actors
-    # Where to run: local, or ray (the cluster at RAY_ADDRESS, else a new one on
-    # this machine)
+    # local, or ray (the cluster at RAY_ADDRESS, else a new one on this machine)
     engine:str='local',
     # multiclass, multilabel, binary or regression. Default: found
     task:str=None,
-    # Part of the model's output that holds the logits: key or index. Default:
-    # the only candidate
-    output:str=None,
+    output:str=None,# Key or index of the logits in the output. Default: found
     # Number to explain instead of a class: MODULE:FUNCTION of the output
     score:str=None,
 ):
     """Score methods on a dataset: one row for each image, model, method and
     metric"""
+    _bench(**locals())
+
+# %% ../nbs/cli.ipynb #3ab53ab6
+def _bench(data, model, methods, metrics, limit, out, resume, retry, format,
+           device, protocol, batch, group, shard, workers, engine, task, output,
+           score):
     if not model and data.partition(':')[0] not in ('scenes', 'grid'):
         print('vitx: using scene_vit, the default model, which was trained on '
               'drawn scenes only; choose another with --model', file=sys.stderr)
@@ -585,32 +589,42 @@ def app(
     for m in models: Explainer(m)  # errors in the terminal, too
     token = '' if public or _is_loopback(host) else secrets.token_urlsafe(16)
     port = _free_port(host, port)
+    url = f'http://{f"[{host}]" if ":" in host else host}:{port}/'
     with tempfile.TemporaryDirectory() as d:
-        nb = Path(d)/'vitx.ipynb'
-        (page := Path(d)/'voila'/'templates'/'vitx').mkdir(parents=True)
-        (page/'conf.json').write_text('{"base_template": "lab"}')
-        (page/'index.html.j2').write_text(VOILA_TEMPLATE)
-        nb.write_text(json.dumps(app_notebook(image, models, os.getcwd(),
-            allow_save=_is_loopback(host) and not public)))
-        print(f'vitx app: http://{f"[{host}]" if ":" in host else host}:{port}/'
-              f'{f"?token={token}" if token else ""}  (stop with Ctrl-C)',
-              flush=True)
-        if current_thread() is main_thread(): # so that Voilà is ended, too
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        server = subprocess.Popen(
-            [sys.executable, '-m', 'voila', str(nb), f'--port={port}',
-             f'--Voila.ip={host}', f'--token={token}', '--template=vitx',
-             '--Voila.log_level=ERROR', *['--no-browser']*quiet],
-            env=os.environ | dict(JUPYTER_PATH=os.pathsep.join(
-                filter(None, (d, os.environ.get('JUPYTER_PATH'))))))
-        try: code = server.wait()
-        except BaseException:
-            server.terminate()
-            server.wait(10)
-            raise
+        page = _write_page(Path(d), app_notebook(image, models, os.getcwd(),
+            allow_save=_is_loopback(host) and not public))
+        print(f'vitx app: {url}{f"?token={token}" if token else ""}  (stop '
+              'with Ctrl-C)', flush=True)
+        code = _run_voila(page, f'--port={port}', f'--Voila.ip={host}',
+                          f'--token={token}', *['--no-browser']*quiet)
     if code:
         raise VitxError(
             f"Voilà ended with status {code}: see its messages above")
+
+# %% ../nbs/cli.ipynb #94cf19d6
+def _write_page(folder, notebook): # → path of the notebook
+    "The notebook, and beside it the template in which Voilà shows it"
+    page = folder/'voila'/'templates'/'vitx'
+    page.mkdir(parents=True)
+    (page/'conf.json').write_text('{"base_template": "lab"}')
+    (page/'index.html.j2').write_text(VOILA_TEMPLATE)
+    path = folder/'vitx.ipynb'
+    path.write_text(json.dumps(notebook))
+    return path
+
+def _run_voila(page, *options): # → exit status, when it ends
+    if current_thread() is main_thread(): # so that Voilà is ended, too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    paths = filter(None, (str(page.parent), os.environ.get('JUPYTER_PATH')))
+    server = subprocess.Popen(
+        [sys.executable, '-m', 'voila', str(page), *options, '--template=vitx',
+         '--Voila.log_level=ERROR'],
+        env=os.environ | dict(JUPYTER_PATH=os.pathsep.join(paths)))
+    try: return server.wait()
+    except BaseException:
+        server.terminate()
+        server.wait(10)
+        raise
 
 # %% ../nbs/cli.ipynb #4ea9b734
 def main(argv:list=None # words after `vitx`; None: those of `sys.argv`

@@ -135,31 +135,7 @@ class Explorer(W.VBox):
         self.explainers, self._updating = explainers, False
         ex = explainers[0]
         get_method(method)
-        self.model = W.Dropdown(description='model', options=[
-            *_choices([x.name for x in explainers]).items()], layout=_WIDE)
-        self.viewer = PanelViewer()
-        self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1,
-                                 description='layer', layout=_WIDE,
-                                 tooltip='the tokens that enter this block are '
-                                 'explained')
-        self.play = W.Play(min=0, max=ex.depth-1, value=ex.depth-1,
-                           interval=700, show_repeat=False,
-                           tooltip='play through the layers')
-        self.top_classes = W.Dropdown(description='likeliest', layout=_WIDE)
-        self.target, self.compare_to = (W.Combobox(description=d, placeholder=p,
-            continuous_update=False, layout=_WIDE) for d,p in (('class',
-                'type a part of a name'), ('compare with', 'another class')))
-        self.method = W.Dropdown(description='method', options=ex.methods(),
-                                 value=method, layout=_WIDE)
-        self.opacity = _slider('opacity', 0., 1., .05, .85)
-        self.parts = _slider('parts', 0, len(PART_COLORS), 1, 0,
-                             'number of parts to divide the evidence into; '
-                             '0: none')
-        self.options, self._options_box = {}, W.Accordion()
-        self.file = W.Text(description='file', value='explorer.png',
-                           layout=_WIDE)
-        self.save_button = W.Button(description='Save',
-                                    tooltip='save figure and numbers')
+        self._make_controls(ex, method)
         super().__init__([*[_row(self.model)]*(len(explainers) > 1),
                           _row(self.target, self.top_classes), _row(self.layer,
                               self.play), self.viewer, (legend_box := W.HTML()),
@@ -175,6 +151,35 @@ class Explorer(W.VBox):
                              else None)
         self._finish()
         self._connect()
+
+# %% ../nbs/explore.ipynb #2bf605d2
+@patch
+def _make_controls(self:Explorer, ex, method):
+    self.model = W.Dropdown(description='model', options=[
+        *_choices([x.name for x in self.explainers]).items()], layout=_WIDE)
+    self.viewer = PanelViewer()
+    self.layer = W.IntSlider(value=ex.depth-1, min=0, max=ex.depth-1,
+                             description='layer', layout=_WIDE,
+                             tooltip='the tokens that enter this block are '
+                             'explained')
+    self.play = W.Play(min=0, max=ex.depth-1, value=ex.depth-1,
+                       interval=700, show_repeat=False,
+                       tooltip='play through the layers')
+    self.top_classes = W.Dropdown(description='likeliest', layout=_WIDE)
+    self.target, self.compare_to = (W.Combobox(description=d, placeholder=p,
+        continuous_update=False, layout=_WIDE) for d,p in (('class',
+            'type a part of a name'), ('compare with', 'another class')))
+    self.method = W.Dropdown(description='method', options=ex.methods(),
+                             value=method, layout=_WIDE)
+    self.opacity = _slider('opacity', 0., 1., .05, .85)
+    self.parts = _slider('parts', 0, len(PART_COLORS), 1, 0,
+                         'number of parts to divide the evidence into; '
+                         '0: none')
+    self.options, self._options_box = {}, W.Accordion()
+    self.file = W.Text(description='file', value='explorer.png',
+                       layout=_WIDE)
+    self.save_button = W.Button(description='Save',
+                                tooltip='save figure and numbers')
 
 # %% ../nbs/explore.ipynb #a1388976
 @patch

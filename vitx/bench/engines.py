@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np, torch
+from fastcore.basics import patch
 
 from ..core import *
 from ..targets import score_from_text
@@ -63,9 +64,6 @@ class RunSpec:
     # of a class
     score: str = None
 
-    @property
-    def protocol_definition(self):
-        return self.protocol and get_protocol(self.protocol)
     @cached_property
     def dataset_name(
         self
@@ -76,22 +74,30 @@ class RunSpec:
         name, _, split = split_data(self.data)
         return (f'{name}@{split}' if split else name) + (
             f' by {self.protocol_definition.title}' if self.protocol else '')
-    @property
-    def dataset_names(self)->tuple:
-        return self.dataset_name, *(self.dataset_name + a
-                                    for a in CORRECTNESS_SUFFIXES)
-    def explainer(self, m:int)->Explainer:
-        "Load the m-th model with its preprocessing"
-        net = load_model(self.models[m])
-        transform = model_transform(net, squash=not self.protocol
-                                    or self.protocol_definition.squash)
-        ex = Explainer(net, transform=transform,
-                       device=self.device, task=self.task, output=self.output,
-                       score=score_from_text(self.score) if self.score
-                       else 'logit')
-        # datasets may name a model's classes by it
-        ex.name = model_name(self.models[m], net)
-        return ex
+
+# %% ../../nbs/bench/05_engines.ipynb #0ea677c2
+@patch(as_prop=True)
+def protocol_definition(self:RunSpec):
+    return self.protocol and get_protocol(self.protocol)
+
+@patch(as_prop=True)
+def dataset_names(self:RunSpec)->tuple:
+    return self.dataset_name, *(self.dataset_name + a
+                                for a in CORRECTNESS_SUFFIXES)
+
+@patch
+def explainer(self:RunSpec, m:int)->Explainer:
+    "Load the m-th model with its preprocessing"
+    net = load_model(self.models[m])
+    transform = model_transform(net, squash=not self.protocol
+                                or self.protocol_definition.squash)
+    ex = Explainer(net, transform=transform,
+                   device=self.device, task=self.task, output=self.output,
+                   score=score_from_text(self.score) if self.score
+                   else 'logit')
+    # datasets may name a model's classes by it
+    ex.name = model_name(self.models[m], net)
+    return ex
 
 # %% ../../nbs/bench/05_engines.ipynb #fee552fb
 def split_data(
@@ -187,17 +193,6 @@ class Worker:
         self.explainers = explainers
         self.model = None
 
-    def _switch_model(self, m):
-        if self.model == m: return
-        self.model = m
-        self.ex = (self.explainers[m] if self.explainers
-                   else self.spec.explainer(m))
-        self.randomized_models = [randomize_model(self.ex.model,
-            s) for s in range(3)] if any(metric[k].meta.get('randomized_models')
-                                         for k in self.spec.metrics) else None
-        self.samples = SampleStream(partial(samples, self.spec.data,
-            self.spec.limit, self.ex))
-
     # index of the model, position of the first picture → rows
     def __call__(self, m:int, start:int)->list:
         "Rows of a group that are not scored yet"
@@ -211,17 +206,33 @@ class Worker:
         return [r for todo,some in want.items() for i in range(0, len(some),
             spec.batch) for r in self._rows(todo, some[i:i + spec.batch])]
 
-    def _rows(self, todo, some):
-        methods, metrics = (
-            [v for v in names if any(v == t[i] for t in todo)]
-            for i,names in enumerate((self.spec.methods, self.spec.metrics)))
-        for (name, _),(suffix, rows) in zip(some, score_samples(self.ex,
-            [s for _,s in some], methods, metrics, self.randomized_models,
-            self.spec.protocol_definition)):
-            for r in rows:
-                if (r[1], r[2]) in todo:
-                    yield dict(zip(ROW_FIELDS, (self.spec.dataset_name + suffix,
-                        name, self.ex.name, *r)))
+# %% ../../nbs/bench/05_engines.ipynb #1d0fa6e9
+@patch
+def _switch_model(self:Worker, m):
+    if self.model == m: return
+    self.model = m
+    self.ex = (self.explainers[m] if self.explainers
+               else self.spec.explainer(m))
+    self.randomized_models = [randomize_model(self.ex.model,
+        s) for s in range(3)] if any(metric[k].meta.get('randomized_models')
+                                     for k in self.spec.metrics) else None
+    self.samples = SampleStream(partial(samples, self.spec.data,
+        self.spec.limit, self.ex))
+
+# todo: {(method, metric), …}, the same for each picture
+@patch
+def _rows(self:Worker, todo, some):
+    methods, metrics = (
+        [v for v in names if any(v == t[i] for t in todo)]
+        for i,names in enumerate((self.spec.methods, self.spec.metrics)))
+    for (name, _),(suffix, rows) in zip(some, score_samples(self.ex,
+        [s for _,s in some], methods, metrics, self.randomized_models,
+        self.spec.protocol_definition)):
+        for r in rows:
+            # methods × metrics can hold pairs that are scored already
+            if (r[1], r[2]) in todo:
+                yield dict(zip(ROW_FIELDS, (self.spec.dataset_name + suffix,
+                    name, self.ex.name, *r)))
 
 # %% ../../nbs/bench/05_engines.ipynb #397bb9c5
 engines = Registry('engine')
@@ -290,10 +301,8 @@ def _import_ray():
     return ray
 
 # %% ../../nbs/bench/05_engines.ipynb #4869b318
-@engines('ray', needs=_import_ray)
-def run_ray(spec:RunSpec, todo:list, done:dict, workers:int, explainers=None):
-    """Score groups by actors of a Ray cluster: the one at RAY_ADDRESS, or a new
-    one on this machine"""
+def _start_ray(workers): # → the module, connected to a cluster
+    "Join the cluster at RAY_ADDRESS, or start one on this machine"
     ray, there = _import_ray(), os.environ.get('RAY_ADDRESS')
     try:
         if not ray.is_initialized():
@@ -306,14 +315,25 @@ def run_ray(spec:RunSpec, todo:list, done:dict, workers:int, explainers=None):
                 else 'start a cluster on this machine')
         raise VitxError(f"Ray cannot {what}: {describe_error(e)[:300]}. Check "
                         "RAY_ADDRESS, or use the engine local") from None
-    kind = 'GPU' if str(spec.device or '').startswith('cuda') else 'CPU'
+    logging.getLogger('ray.data').setLevel('WARNING')
+    # the run has its own progress bar
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray
+
+def _warn_if_too_few(ray, kind, workers): # kind: 'GPU' or 'CPU'
     if (have := ray.cluster_resources().get(kind, 0)) < workers:
         warnings.warn(f"this cluster has {have:.0f} {kind}s, and each worker "
                       f"needs one: {workers - have:.0f} of {workers} workers "
                       f"wait until there are more")
-    logging.getLogger('ray.data').setLevel('WARNING')
-    # the run has its own progress bar
-    ray.data.DataContext.get_current().enable_progress_bars = False
+
+# %% ../../nbs/bench/05_engines.ipynb #dd394bdc
+@engines('ray', needs=_import_ray)
+def run_ray(spec:RunSpec, todo:list, done:dict, workers:int, explainers=None):
+    """Score groups by actors of a Ray cluster: the one at RAY_ADDRESS, or a new
+    one on this machine"""
+    ray = _start_ray(workers)
+    kind = 'GPU' if str(spec.device or '').startswith('cuda') else 'CPU'
+    _warn_if_too_few(ray, kind, workers)
     groups = ray.data.from_items([dict(model=m, start=s) for m,s in todo],
                                  override_num_blocks=len(todo))
     need = {f'num_{kind.lower()}s': 1}

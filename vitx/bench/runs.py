@@ -53,38 +53,18 @@ def bench(
                          score=score, group=max(group, batch)*(group > 0))
     run, out, (i, n) = engines[engine], _check_output_folder(out, format,
         resume or retry), _parse_shard(shard)
-    run.meta.get('needs', bool)()
-    if workers < 1:
-        raise VitxError(f"{workers} workers are too few: give at least 1")
-    if (workers > 1 or engine != 'local') and '__main__' in spec.modules:
-        raise VitxError(
-            "workers can't use code of a notebook: put it into a module")
+    is_local = engine == 'local' and workers == 1
+    _check_workers(run, spec, workers, is_local)
     # with workers, the explainers here only give labels and sizes
-    local_spec = (spec if engine == 'local' and workers == 1
-                  else replace(spec, device=None))
-    explainers = [local_spec.explainer(m) for m in range(len(spec.models))]
-    if same := [k for k,c in Counter(ex.name for ex in explainers).items()
-                if c > 1]:
-        raise VitxError(f"two models have the name {same[0]}: use two folders")
+    explainers = _load_explainers(
+        spec if is_local else replace(spec, device=None))
     # also finds errors in the data before anything is written
     sizes, fingerprints = zip(*[_count_samples(spec, ex) for ex in explainers])
     todo = [(m, start) for m,size in enumerate(sizes)
             for start in range(0, size, spec.group)][i-1::n]
     write_run(out, spec, explainers, sizes, fingerprints)
-    if retry and row_files(out):
-        _merge_parts(out, format, lambda r: r['value'] is not None
-                     or r['dataset'] not in spec.dataset_names
-                     or r['method'] not in spec.methods
-                     or r['metric'] not in spec.metrics)
-    (out/'parts').mkdir(exist_ok=True)
-    with tqdm(total=sum(min(spec.group, sizes[m] - start) for m,start in todo),
-              desc=spec.dataset_name, unit='picture') as bar:
-        for (m, start),rows in run(spec, todo, _finished_pairs(spec, out),
-                                   workers, explainers):
-            if rows:
-                write_rows(_part_path(out, spec, m, explainers[m].name, start,
-                                      format), rows)
-            bar.update(min(spec.group, sizes[m] - start))
+    if retry: _drop_failures(out, spec, format)
+    _write_groups(run, spec, todo, workers, explainers, sizes, out, format)
     return out if shard else _merge_parts(out, format)
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b7
@@ -109,6 +89,24 @@ def _parse_shard(shard): # '2/8' → 2, 8
         raise VitxError(f"{shard!r} is not a shard: give i/n, the i-th of n, "
                         f"for example 2/8")
     return int(found[1]), int(found[2])
+
+# %% ../../nbs/bench/06_runs.ipynb #859f537d
+def _check_workers(run, spec, workers, is_local): # run: the engine
+    "Check that the engine is installed, and that its workers can run this"
+    run.meta.get('needs', bool)()
+    if workers < 1:
+        raise VitxError(f"{workers} workers are too few: give at least 1")
+    if not is_local and '__main__' in spec.modules:
+        raise VitxError(
+            "workers can't use code of a notebook: put it into a module")
+
+def _load_explainers(spec):
+    explainers = [spec.explainer(m) for m in range(len(spec.models))]
+    # rows tell models apart by their names
+    if same := [k for k,c in Counter(ex.name for ex in explainers).items()
+                if c > 1]:
+        raise VitxError(f"two models have the name {same[0]}: use two folders")
+    return explainers
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b8
 def _count_samples(spec, ex): # → number of samples, fingerprint of the first
@@ -138,6 +136,20 @@ def same_data(a, b)->bool: # fingerprints or None
     return a[0] == b[0] and (min(len(a), len(b)) == 1 or a[1:3] == b[1:3]
                              and max(abs(x - y) for x,y in zip(a[3:], b[3:])) <
                              4)  # decoders differ slightly
+
+# %% ../../nbs/bench/06_runs.ipynb #3bf97e4f
+# todo: [(model, position of the first picture), …]
+def _write_groups(run, spec, todo, workers, explainers, sizes, out, format):
+    "Score the groups, and write the rows of each to a file of its own"
+    (out/'parts').mkdir(exist_ok=True)
+    with tqdm(total=sum(min(spec.group, sizes[m] - start) for m,start in todo),
+              desc=spec.dataset_name, unit='picture') as bar:
+        for (m, start),rows in run(spec, todo, _finished_pairs(spec, out),
+                                   workers, explainers):
+            if rows:
+                write_rows(_part_path(out, spec, m, explainers[m].name, start,
+                                      format), rows)
+            bar.update(min(spec.group, sizes[m] - start))
 
 # %% ../../nbs/bench/06_runs.ipynb #6ffee6b9
 # → {(model, image): {(method, metric), …}}; equal sets are one object, to save
@@ -174,57 +186,81 @@ def _merge_parts(out, format, keep=lambda r: True):
         (out/'parts').rmdir()
     return path
 
+# %% ../../nbs/bench/06_runs.ipynb #477666e0
+def _drop_failures(out, spec, format):
+    "Remove rows without a value, so that this run computes them again"
+    if row_files(out):
+        _merge_parts(out, format, lambda r: r['value'] is not None
+                     or r['dataset'] not in spec.dataset_names
+                     or r['method'] not in spec.methods
+                     or r['metric'] not in spec.metrics)
+
 # %% ../../nbs/bench/06_runs.ipynb #3709ee3d
 def write_run(out, spec:RunSpec, explainers, sizes, fingerprints):
     """Write run.json: settings, models with labels, and the machine; raises if
     the folder holds another run"""
-    old, p, ex = read_run(out) or {}, spec.protocol_definition, explainers[0]
-    previous = {e.name: old.get('models', {}).get(e.name, {})
-                for e in explainers}
+    old, p = read_run(out) or {}, spec.protocol_definition
     target = {k: v for k in ('task', 'output', 'score')
               if (v := getattr(spec, k)) is not None}
+    _check_same_run(out, old, spec, target, explainers, fingerprints)
+    merged = lambda key, new: list(dict.fromkeys([*old.get(key, ()), *new]))
+    run = dict(data=spec.data, dataset=spec.dataset_name, limit=max(spec.limit,
+        old.get('limit', 0)) if spec.limit and old.get('limit', 1) else None,
+               protocol=p and dict(name=p.name, version=p.version,
+                                   description=p.description, source=p.source),
+               models=_merge_models(old, spec, explainers, sizes,
+                   fingerprints), methods=merged('methods', spec.methods),
+               metrics=merged('metrics', spec.metrics),
+               **(dict(target=target) if target else {}),
+               environment=_environment(spec, explainers[0].model))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out/'run.json') as tmp:
+        tmp.write_text(json.dumps(run, indent=1, ensure_ascii=False),
+                       encoding='utf8')
+
+# %% ../../nbs/bench/06_runs.ipynb #2280673c
+# old: content of run.json; target: what is explained, if set
+def _check_same_run(out, old, spec, target, explainers, fingerprints):
+    "Raise if the folder holds a run on other data, or with another target"
     if old and old.get('target', {}) != target:
         raise VitxError(f"{out} holds a run with another task, output or "
                         f"score: name another folder")
     if old and old['dataset'] != spec.dataset_name:
         raise VitxError(f"{out} holds a run on {old['dataset']}, not on "
                         f"{spec.dataset_name}: name another folder")
-    if any(not same_data(previous[e.name].get('fingerprint'), f)
+    if any(not same_data(_old_model(old, e).get('fingerprint'), f)
            for e,f in zip(explainers, fingerprints)):
         raise VitxError(
             f"{out} holds a run on {old['data']}, which starts with another "
             f"picture than {spec.data}: name another folder, or delete "
             f"{out}/run.json if the data are the same")
-    device = torch.device(spec.device) if spec.device else next(
-        ex.model.parameters()).device
-    environment = dict(
+
+def _old_model(old, ex): return old.get('models', {}).get(ex.name, {})
+
+# %% ../../nbs/bench/06_runs.ipynb #c6245364
+def _merge_models(old, spec, explainers, sizes, fingerprints):
+    "Models of the folder by name: those of earlier runs, and of this one"
+    # a run with a smaller limit deletes no rows
+    return old.get('models', {}) | {
+        e.name: dict(spec=_model_spec(m), labels=list(e.labels),
+                     samples=max(n, _old_model(old, e).get('samples') or 0),
+                     fingerprint=f)
+        for m,e,n,f in zip(spec.models, explainers, sizes, fingerprints)}
+
+def _model_spec(model): # '' for a module, which cannot be loaded by name
+    return (model if model is None or isinstance(model, str) else str(model)
+            if isinstance(model, Path) else '')
+
+def _environment(spec, model):
+    "Versions and hardware, with which numbers can change slightly"
+    device = (torch.device(spec.device) if spec.device
+              else next(model.parameters()).device)
+    return dict(
         vitx=__version__, torch=torch.__version__, timm=version('timm'),
         python=platform.python_version(), platform=platform.platform(),
         device=torch.cuda.get_device_name(device) if device.type == 'cuda'
         and torch.cuda.is_available() else str(device),
         threads=torch.get_num_threads(), seed=0)
-    merged = lambda key, new: list(dict.fromkeys([*old.get(key, ()), *new]))
-    models = {e.name: dict(spec=_model_spec(m), labels=list(e.labels),
-                           samples=max(n, previous[e.name].get('samples') or 0),
-                           fingerprint=f) for m,e,n,f in zip(spec.models,
-                               explainers, sizes, fingerprints)}
-    run = dict(data=spec.data, dataset=spec.dataset_name, limit=max(spec.limit,
-        old.get('limit', 0)) if spec.limit and old.get('limit', 1) else None,
-               protocol=p and dict(name=p.name, version=p.version,
-                                   description=p.description, source=p.source),
-               models=old.get('models', {}) | models, methods=merged('methods',
-                   spec.methods), metrics=merged('metrics', spec.metrics),
-               **(dict(target=target) if target else {}),
-               environment=environment)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out/'run.json') as tmp:
-        tmp.write_text(json.dumps(run, indent=1, ensure_ascii=False),
-                       encoding='utf8')
-
-# %% ../../nbs/bench/06_runs.ipynb #c6245364
-def _model_spec(model): # '' for a module, which cannot be loaded by name
-    return (model if model is None or isinstance(model, str) else str(model)
-            if isinstance(model, Path) else '')
 
 # %% ../../nbs/bench/06_runs.ipynb #8e9d64f2
 def read_run(out)->dict: # None: the folder has no run.json

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np, torch
 from PIL import Image
+from fastcore.basics import patch
 
 from ..core import *
 from ..model.capture import *
@@ -38,28 +39,32 @@ class ScoredMap:
     settings: dict = field(default_factory=dict) # metric name → settings
     scores: dict = field(default_factory=dict)   # metric name → cached score
 
-    def score(self, name:str)->float:
-        "Value of one metric, computed once"
-        if name not in self.scores:
-            meta = metric[name].meta
-            self.scores[name] = float(metric[name](*self._metric_args(meta),
-                **{k: getattr(self, k) for k in ('black', 'randomized_models',
-                    'explain_target') if meta.get(k)},
-                **self.settings.get(name, {})))
-        return self.scores[name]
+# %% ../../nbs/bench/04_scoring.ipynb #bda7775d
+@patch
+def score(self:ScoredMap, name:str)->float:
+    "Value of one metric, computed once"
+    if name not in self.scores:
+        meta = metric[name].meta
+        self.scores[name] = float(metric[name](*self._metric_args(meta),
+            **{k: getattr(self, k) for k in ('black', 'randomized_models',
+                'explain_target') if meta.get(k)},
+            **self.settings.get(name, {})))
+    return self.scores[name]
 
-    def _metric_args(self, meta):
-        x = self.capture.x[self.index]
-        if meta['needs'] == 'scores':
-            return [self.score(k) for k in meta['inputs']]
-        if meta['needs'] == 'method': return self.explain, self.capture.model, x
-        if meta['needs'] == 'model':
-            return (self.m, self.capture.predict, x, self.target
-                    if self.correct_class is None else self.correct_class)
-        if self.mask is None:
-            raise VitxError(self.mask_error or "this dataset has no masks: use "
-                            "metrics that need none")
-        return self.m, self.mask.to(self.m.device)
+# → positional arguments; a metric of scores computes the scores first
+@patch
+def _metric_args(self:ScoredMap, meta):
+    x = self.capture.x[self.index]
+    if meta['needs'] == 'scores':
+        return [self.score(k) for k in meta['inputs']]
+    if meta['needs'] == 'method': return self.explain, self.capture.model, x
+    if meta['needs'] == 'model':
+        return (self.m, self.capture.predict, x, self.target
+                if self.correct_class is None else self.correct_class)
+    if self.mask is None:
+        raise VitxError(self.mask_error or "this dataset has no masks: use "
+                        "metrics that need none")
+    return self.m, self.mask.to(self.m.device)
 
 # %% ../../nbs/bench/04_scoring.ipynb #c94dae15
 @dataclass

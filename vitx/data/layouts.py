@@ -267,6 +267,30 @@ def coco(path, limit:int=None, split:str='val2017'):
     for another split than val2017"""
     path, split = parse_split(path, split)
     root, _ = find_folder(path, 'coco'), import_optional('pycocotools.mask')
+    file = _annotation_file(root, split)
+    folder = find_folder(root, 'coco', split, f'images/{split}')
+    categories, images, shapes_by_image, broken = _read_annotations(file)
+    for i,name,size in images:
+        reader = (partial(read_image, folder/name, upright=False)
+                  if (folder/name).is_file()
+                  else failing_reader('the image file is missing'))
+        yield from _category_samples(name, reader, size, categories,
+                                     shapes_by_image.pop(i, {}))
+    for i,reason in broken.items():
+        yield Sample(f'annotation {i}', failing_reader(reason))
+    # the others were popped
+    for i in shapes_by_image:
+        yield Sample(f'image {i}', failing_reader(
+            "annotations of a picture that isn't listed"))
+    listed = {name for _,name,_ in images}
+    for p in find_images(folder):
+        if (name := p.relative_to(folder).as_posix()) not in listed:
+            yield Sample(name, partial(read_image, p, upright=False),
+                         failing_reader("a picture that isn't listed"))
+
+# %% ../../nbs/data/04_layouts.ipynb #b4faf9a4
+def _annotation_file(root, split):
+    "Path of the annotations; for an unknown split, an error names another"
     file = root/f'annotations/instances_{split}.json'
     splits = [p.stem.removeprefix('instances_')
               for p in sorted(root.glob('annotations/instances_*.json'))]
@@ -274,38 +298,20 @@ def coco(path, limit:int=None, split:str='val2017'):
         raise VitxError(f"{root} holds no annotations/{file.name}" +
                         (f": coco:FOLDER@{splits[0]} uses the split {splits[0]}"
                          if splits else ", so it isn't laid out as coco"))
-    folder = find_folder(root, 'coco', split, f'images/{split}')
+    return file
+
+# → {number: category}, [(number, file name, (width, height)), …], and the two
+# of `_group_by_image`
+def _read_annotations(file):
     try:
         contents = json.loads(file.read_text(encoding='utf-8-sig'))
-        categories = {c['id']: c['name'] for c in contents['categories']}
-        images = [(i['id'], i['file_name'], (i.get('width'), i.get('height')))
-                  for i in contents['images']]
-        shapes_by_image, broken = _group_by_image(contents['annotations'])
+        return ({c['id']: c['name'] for c in contents['categories']},
+                [(i['id'], i['file_name'], (i.get('width'), i.get('height')))
+                 for i in contents['images']],
+                *_group_by_image(contents['annotations']))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise VitxError(
             f"{file.name} isn't COCO's: {type(e).__name__} {e}") from None
-    listed = {name for _,name,_ in images}
-    for i,name,size in images:
-        reader = (partial(read_image, folder/name, upright=False)
-                  if (folder/name).is_file()
-                  else failing_reader('the image file is missing'))
-        shapes_by_category = shapes_by_image.pop(i, {})
-        if not shapes_by_category:
-            yield Sample(name, reader, failing_reader('no annotation'))
-        for c,shapes in shapes_by_category.items():
-            yield Sample(f'{name}/{categories.get(c, c)}', reader, partial(
-                _instance_mask, shapes, size
-                if all(isinstance(v, int) and v > 0 for v in size) else None),
-                         categories.get(c, f'category {c}'))
-    for i,reason in broken.items():
-        yield Sample(f'annotation {i}', failing_reader(reason))
-    for i in shapes_by_image:
-        yield Sample(f'image {i}', failing_reader(
-            "annotations of a picture that isn't listed"))
-    for p in find_images(folder):
-        if (name := p.relative_to(folder).as_posix()) not in listed:
-            yield Sample(name, partial(read_image, p, upright=False),
-                         failing_reader("a picture that isn't listed"))
 
 # %% ../../nbs/data/04_layouts.ipynb #660307c7
 # → {image: {category: shapes}}, {annotation: error}
@@ -322,6 +328,18 @@ def _group_by_image(annotations):
                            key=lambda v: (str(type(v[0])), v[0])))
             for i,shapes_by_category in shapes_by_image.items()
             if shapes_by_category}, broken
+
+# shapes_by_category: {number of the category: shapes}
+def _category_samples(name, reader, size, categories, shapes_by_category):
+    "Yield a sample for each category of a picture"
+    if not shapes_by_category:
+        yield Sample(name, reader, failing_reader('no annotation'))
+    # some files do not tell the size of a picture
+    if not all(isinstance(v, int) and v > 0 for v in size): size = None
+    for c,shapes in shapes_by_category.items():
+        yield Sample(f'{name}/{categories.get(c, c)}', reader,
+                     partial(_instance_mask, shapes, size),
+                     categories.get(c, f'category {c}'))
 
 # %% ../../nbs/data/04_layouts.ipynb #96375de6
 def _instance_mask(shapes, size,

@@ -196,6 +196,21 @@ def training_recipe(name:str, steps:int=None, batch:int=64, lr:float=None,
     return dict(steps=steps or TRAINING_CONFIGS[name].steps, batch=batch,
                 lr=lr or TRAINING_CONFIGS[name].lr, seed=seed)
 
+# %% ../../nbs/dev/01_train.ipynb #711b814e
+def _learning_rate(i, steps, lr): # of step i
+    "Warm-up over 200 steps times a cosine that falls from lr to zero"
+    return lr*min(1, (i+1)/200)*.5*(1 + math.cos(math.pi*i/steps))
+
+def _training_step(model, opt, lr, x, y): # → loss
+    "Update the weights by one batch"
+    for g in opt.param_groups: g['lr'] = lr
+    loss = F.cross_entropy(
+        model(normalize_pixels(x).to(memory_format=torch.channels_last)), y)
+    opt.zero_grad(); loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+    opt.step()
+    return loss
+
 # %% ../../nbs/dev/01_train.ipynb #f235182e
 def fit(
     name:str='scene_vit',  # or 'road_vit'
@@ -225,13 +240,7 @@ def fit(
     bar = tqdm(loader, initial=start, total=steps, desc='training', unit='step')
     mean_loss = None
     for i,(x,y) in enumerate(bar, start):
-        step_lr = lr*min(1, (i+1)/200)*.5*(1 + math.cos(math.pi*i/steps))
-        for g in opt.param_groups: g['lr'] = step_lr
-        loss = F.cross_entropy(
-            model(normalize_pixels(x).to(memory_format=torch.channels_last)), y)
-        opt.zero_grad(); loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        opt.step()
+        loss = _training_step(model, opt, _learning_rate(i, steps, lr), x, y)
         mean_loss = (loss.item() if mean_loss is None
                      else .95*mean_loss + .05*loss.item())
         bar.set_postfix(loss=f'{mean_loss:.3f}', refresh=False)

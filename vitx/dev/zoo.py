@@ -125,20 +125,12 @@ def check_contract(
     with eval_mode(model): return _check_contract(model, size)
 
 # %% ../../nbs/dev/02_zoo.ipynb #54eb6a85
-def _check_contract(model, size):
-    x = noise_images(2, size, 1)
-    # the first run of some models makes a table that stays
-    with torch.no_grad():
-        model(x[:1])
-    model.train()
-    state_before, anat = model_state(model), anatomy(model, size)
-    last = len(anat.layers) - 1
-    explain = lambda name, x, targets=(0, 1), layers=(last,): method[name](
-        Capture(model, x, anat), list(targets), list(layers))
-    grid = tuple(layer_tokens(model, anat, last, x[:1])[1])
-    batch_maps = explain('rcut', x, layers=(last//2, last))
-    single = explain('rcut', x[:1], layers=(last//2, last))
-    repeated = explain('rcut', x[:1], layers=(last//2, last))
+# explain: (method, pictures, layers) → maps (B,2,L,h,w) of classes 0 and 1
+def _check_rcut(explain, x, layers):
+    "Laws of the default method, for which maps of two pictures are compared"
+    batch_maps = explain('rcut', x, layers)
+    single = explain('rcut', x[:1], layers)
+    repeated = explain('rcut', x[:1], layers)
     _require(batch_maps.isfinite().all(), 'maps must be finite')
     _require(batch_maps.flatten(-2).std(-1).min() > 0,
              'maps must not be constant')
@@ -148,6 +140,9 @@ def _check_contract(model, size):
              'a second run must give the same maps')
     _require((batch_maps[:1] - single).abs().max() < 2e-2*single.abs().max(),
              'a batch must give the maps of its pictures')
+
+def _check_others(explain, x, grid): # grid: (h,w) of the last layer
+    "Laws of the other methods that work for any model"
     for name in ('rout', 'cut', 'gradcam'):
         m = explain(name, x[:1])
         _require(m.isfinite().all() and m.flatten(-2).std(-1).min() > 0,
@@ -156,17 +151,37 @@ def _check_contract(model, size):
         _require(tuple(m.shape[-2:]) == grid or name == 'cut'
                  and grid[0]*grid[1] > MAX_CELLS,
                  f'{name}: maps must have the grid of the layer')
-    applicable, too_large = [], grid[0]*grid[1] > 2000
+
+# %% ../../nbs/dev/02_zoo.ipynb #68a3bb41
+def _try_optional(explain, x, cells): # → names of applicable methods, note
     # attention matrices of all heads and layers need too much memory
-    for name in OPTIONAL_METHODS if not too_large else ():
+    if cells > 2000:
+        return [], f'{", ".join(OPTIONAL_METHODS)} not tried: {cells} cells'
+    applicable = []
+    for name in OPTIONAL_METHODS:
         try:
             _require(explain(name, x[:1]).isfinite().all(),
                      f'{name}: maps must be finite')
             applicable.append(name)
         except VitxError: pass
-    note = '; '.join(filter(None, (_check_places(model, anat, size), too_large
-                                   and f'{", ".join(OPTIONAL_METHODS)} not '
-                                   f'tried: {grid[0]*grid[1]} cells')))
+    return applicable, ''
+
+# %% ../../nbs/dev/02_zoo.ipynb #10cba365
+def _check_contract(model, size):
+    x = noise_images(2, size, 1)
+    # the first run of some models makes a table that stays
+    with torch.no_grad():
+        model(x[:1])
+    model.train()
+    state_before, anat = model_state(model), anatomy(model, size)
+    last = len(anat.layers) - 1
+    explain = lambda name, x, layers=(last,): method[name](
+        Capture(model, x, anat), [0, 1], list(layers))
+    grid = tuple(layer_tokens(model, anat, last, x[:1])[1])
+    _check_rcut(explain, x, (last//2, last))
+    _check_others(explain, x, grid)
+    applicable, untried = _try_optional(explain, x, grid[0]*grid[1])
+    note = '; '.join(filter(None, (_check_places(model, anat, size), untried)))
     _require(model_state(model) == state_before, 'the model must be unchanged')
     return dict(layers=last+1, prefix=anat.num_prefix_tokens,
                 reads=anat.num_pooled_prefix or 'patches',

@@ -96,52 +96,60 @@ class Card:
 @patch(as_prop=True)
 def warnings(self:Card)->list: # sentences
     "One sentence for each limit that is passed: what is wrong, then what to do"
-    limits, similarity, found = WARNING_LIMITS, self.similarity, []
-    what = 'probability' if self.has_probs else 'value'
-    if self.confidence_drop < limits['confidence_drop']:
-        found.append(f"The highlighted region has little effect: hiding it "
-                     f"lowers the {what} of {self.label!r} by only "
-                     f"{max(self.confidence_drop, 0):.0%} "
-                     "more than hiding an equally large region elsewhere. "
-                     "Every map has a brightest spot, so don't trust this one. "
-                     "If the object fills the image, show it with more room "
-                     "around it.")
-    if self.has_probs and self.prob < limits['prob']:
-        found.append(f"The model is unsure (probability "
-                     f"{format_prob(self.prob)}): the map explains a guess. "
-                     "Look at the other predictions, or explain a class that "
-                     "you know is there.")
-    if self.variation < limits['variation']:
-        found.append(f"No patch stands out (variation {self.variation:.2f}): "
-                     f"all patches are about equally relevant, so their order "
-                     f"may be chance. "
-                     "Explain another class or another image.")
-    if self.class_agnostic:
-        found.append("This method draws the same map for every class: to "
-                     "explain one class, use rcut, chefer or gradcam.")
+    return [*_effect_warnings(self), *_comparison_warnings(self),
+            *_border_warnings(self)]
+
+# %% ../../nbs/evidence/04_card.ipynb #cfe847b5
+def _effect_warnings(card): # what the map changes, and what it explains
+    what = 'probability' if card.has_probs else 'value'
+    if card.confidence_drop < WARNING_LIMITS['confidence_drop']:
+        yield (f"The highlighted region has little effect: hiding it "
+               f"lowers the {what} of {card.label!r} by only "
+               f"{max(card.confidence_drop, 0):.0%} "
+               "more than hiding an equally large region elsewhere. "
+               "Every map has a brightest spot, so don't trust this one. "
+               "If the object fills the image, show it with more room "
+               "around it.")
+    if card.has_probs and card.prob < WARNING_LIMITS['prob']:
+        yield (f"The model is unsure (probability "
+               f"{format_prob(card.prob)}): the map explains a guess. "
+               "Look at the other predictions, or explain a class that "
+               "you know is there.")
+    if card.variation < WARNING_LIMITS['variation']:
+        yield (f"No patch stands out (variation {card.variation:.2f}): "
+               f"all patches are about equally relevant, so their order "
+               f"may be chance. "
+               "Explain another class or another image.")
+
+# %% ../../nbs/evidence/04_card.ipynb #36348a8a
+def _comparison_warnings(card): # other maps that are nearly the same
+    similarity, limits = card.similarity, WARNING_LIMITS
+    if card.class_agnostic:
+        yield ("This method draws the same map for every class: to "
+               "explain one class, use rcut, chefer or gradcam.")
     elif similarity['other_class'] > limits['other_class']:
-        found.append(f"Even {self.other_class!r} has nearly the same map "
-                     f"(rank correlation {similarity['other_class']:.2f}): "
-                     f"the map shows where something is, not why it is "
-                     f"{self.label!r}. Compare the two classes with "
-                     f"against={self.other_class!r}.")
+        yield (f"Even {card.other_class!r} has nearly the same map "
+               f"(rank correlation {similarity['other_class']:.2f}): "
+               f"the map shows where something is, not why it is "
+               f"{card.label!r}. Compare the two classes with "
+               f"against={card.other_class!r}.")
     if similarity['randomized_model'] > limits['randomized_model']:
-        found.append(
-            f"A model with shuffled weights gives nearly the same map (rank "
-            f"correlation {similarity['randomized_model']:.2f}): "
-            "the map comes from image and architecture, not from what was "
-            "learned. Try another method or a later layer.")
+        yield ("A model with shuffled weights gives nearly the same map (rank "
+               f"correlation {similarity['randomized_model']:.2f}): "
+               "the map comes from image and architecture, not from what was "
+               "learned. Try another method or a later layer.")
     if similarity['center'] > limits['center']:
-        found.append(f"The map is nearly a blob in the center (rank "
-                     f"correlation {similarity['center']:.2f}): "
-                     "crop the image so that the object is off the center, and "
-                     "check whether the map follows it.")
-    if self.border_share > limits['border_share']:
-        found.append(f"{self.border_share:.0%} of the relevance lies in the "
-                     f"outermost cells: the object may be cut off, or the "
-                     f"model may react to padding. "
-                     "Show the object with more room around it.")
-    return found
+        yield (f"The map is nearly a blob in the center (rank "
+               f"correlation {similarity['center']:.2f}): "
+               "crop the image so that the object is off the center, and "
+               "check whether the map follows it.")
+
+def _border_warnings(card): # where the relevance lies
+    if card.border_share > WARNING_LIMITS['border_share']:
+        yield (f"{card.border_share:.0%} of the relevance lies in the "
+               f"outermost cells: the object may be cut off, or the "
+               f"model may react to padding. "
+               "Show the object with more room around it.")
 
 # %% ../../nbs/evidence/04_card.ipynb #cc8f0d5a
 @patch(as_prop=True)

@@ -237,15 +237,7 @@ def measure_factors(
         raise VitxError("the region is empty or covers the whole image: choose "
                         "a region that covers a part of the image")
     control = control_region(region, attribution)
-    avoid = region.float() + attribution.clamp_min(0)
-    protect = gaussian_blur(region[None].float(), region.shape[-1]/96)[0] > .02
-    regions = (('drops', region, None), ('control_drops', control, protect))
-    edited = {(f, k): edit(pixels, m, avoid, protected,
-                           torch.Generator().manual_seed(seed))
-              for f,edit in EDITS.items() for k,m,protected in regions}
-    for f in EDITS: # leave the marked region unchanged
-        edited[f, 'control_drops'] = [torch.where(protect, pixels, x)
-                                      for x in edited[f, 'control_drops']]
+    edited = _edited_pictures(pixels, attribution, region, control, seed)
     p, *remaining = predict_probs(predict, torch.stack(
         [pixels, *(x for xs in edited.values() for x in xs)])
                                   .clamp(0, 1))[:, target].tolist()
@@ -256,6 +248,21 @@ def measure_factors(
     return Factors(label, p, *({f: drop[f, k] for f in order} for k in ('drops',
         'control_drops')), pixels, region, control, {f: edited[f, 'drops'][0]
             for f in order}, has_probs(task_of(predict)))
+
+# %% ../../nbs/evidence/03_factors.ipynb #2ee8428e
+# → {(factor, 'drops' or 'control_drops'): pictures (3,H,W)}
+def _edited_pictures(pixels, attribution, region, control, seed):
+    "Change each factor in the region, and in the control region"
+    avoid = region.float() + attribution.clamp_min(0)
+    protect = gaussian_blur(region[None].float(), region.shape[-1]/96)[0] > .02
+    regions = (('drops', region, None), ('control_drops', control, protect))
+    edited = {(f, k): edit(pixels, m, avoid, protected,
+                           torch.Generator().manual_seed(seed))
+              for f,edit in EDITS.items() for k,m,protected in regions}
+    for f in EDITS: # leave the marked region unchanged
+        edited[f, 'control_drops'] = [torch.where(protect, pixels, x)
+                                      for x in edited[f, 'control_drops']]
+    return edited
 
 # %% ../../nbs/evidence/03_factors.ipynb #3e82faab
 @patch

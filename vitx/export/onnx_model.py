@@ -325,6 +325,24 @@ def export(
         raise VitxError(
             f"export can't write {path.name!r}: use a name that ends in .onnx")
     layers = self._layer_indices(layers)
+    asked = targets, layers, method, against, options
+    model, nodes = self._onnx_model(batch, pixels, weights, *asked)
+    content = model.SerializeToString()
+    error, correlation = _agreement(self, content, batch or 1, *asked)
+    if weights == 'float32' and not correlation > .999:
+        raise VitxError(f"the ONNX model computes another map than maps "
+                        f"does (correlation {correlation:.3f}), so it isn't "
+                        f"written: use another method, or report this model")
+    with atomic_path(path) as tmp: tmp.write_bytes(content)
+    return Exported(path, max(o.version for o in model.opset_import
+                              if o.domain in ('', 'ai.onnx')), len(content),
+                    nodes, weights, error, correlation)
+
+# %% ../../nbs/export/02_onnx_model.ipynb #95d6c9aa
+@patch
+# → the model, and its number of operations
+def _onnx_model(self:Explainer, batch, pixels, weights, targets, layers, method,
+                against, options):
     graph = self.trace(batch or 1, targets, layers, method, pixels, against,
                        plain_attention=True, table=ONNX_DECOMPOSITIONS,
                        **options)
@@ -338,14 +356,4 @@ def export(
     model = compress_weights(model if batch else with_any_batch(model), weights)
     for k,v in _metadata(self, method, layers, grid, against, options).items():
         model.metadata_props.add(key=k, value=v)
-    content = model.SerializeToString()
-    error, correlation = _agreement(self, content, batch or 1, targets, layers,
-                                    method, against, options)
-    if weights == 'float32' and not correlation > .999:
-        raise VitxError(f"the ONNX model computes another map than maps "
-                        f"does (correlation {correlation:.3f}), so it isn't "
-                        f"written: use another method, or report this model")
-    with atomic_path(path) as tmp: tmp.write_bytes(content)
-    return Exported(path, max(o.version for o in model.opset_import
-                              if o.domain in ('', 'ai.onnx')), len(content),
-                    nodes, weights, error, correlation)
+    return model, nodes

@@ -262,6 +262,16 @@ def read_image(
     if not isinstance(src, (str, os.PathLike)):
         raise VitxError(f"{src!r:.40} is not a picture: give a path, bytes, a "
                         f"PIL image, an array or a tensor")
+    path = _existing_file(src)
+    try: f = path.open('rb')
+    except OSError as e:
+        raise VitxError(f"{path} can't be read: {e.strerror}") from None
+    with f: return _set_filename(path, _decode(f, str(path), **options))
+
+# %% ../../nbs/picture/01_images.ipynb #b3417a4b
+def _raise_empty(name): raise VitxError(f"{name} is empty")
+
+def _existing_file(src): # → path of a file that isn't empty
     path = Path(src)
     try:
         kind = ('folder' if path.is_dir() else 'file' if path.is_file()
@@ -274,13 +284,7 @@ def read_image(
         raise VitxError(f"there is no file {str(src)[:200]}" +
                         (": download it first" if '://' in str(src) else ''))
     if not path.stat().st_size: _raise_empty(path)
-    try: f = path.open('rb')
-    except OSError as e:
-        raise VitxError(f"{path} can't be read: {e.strerror}") from None
-    with f: return _set_filename(path, _decode(f, str(path), **options))
-
-# %% ../../nbs/picture/01_images.ipynb #b3417a4b
-def _raise_empty(name): raise VitxError(f"{name} is empty")
+    return path
 
 # %% ../../nbs/picture/01_images.ipynb #b8a1c583
 def find_files(folder, suffixes)->list: # sorted paths

@@ -207,21 +207,43 @@ def explain_files(
 )->list:  # lines of the manifest
     """Explain pictures into a folder: maps, manifest.jsonl and index.html;
     broken files become lines with an `error`"""
-    out, files, k = Path(out), [Path(f) for f in files], num_top(target) or 1
+    out, files = Path(out), [Path(f) for f in files]
     formats = _check_request(ex, formats, target, against, card, overlay_only)
-    settings = dict(model=repr(ex), labels=_hash_labels(ex), task=ex.task,
-                    target=target, method=method,
-                    layer=ex._layer_indices(layer)[0], against=against,
-                    formats=list(formats), card=card, full_size=full_size,
-                    overlay_only=overlay_only,
-                    read={k: str(v) for k,v in getattr(ex.read, 'keywords', {})
-                          .items() if v is not None})
+    settings = _settings(ex, target, method, layer, against, formats, card,
+                         full_size, overlay_only)
     rows = _begin(out, settings, resume, files)
-    done = {r['file'] for r in rows}
+    done, found = {r['file'] for r in rows}, []
+    try:
+        for explanations in _explain_new(ex, [f for f in files if _shown(f)
+            not in done], len(files), out, rows, settings, report):
+            if coco: found += map(_light, explanations)
+    finally: _write_gallery(out, rows, ex.name)
+    if coco:
+        _write_coco(out, found, ex,
+                    [(f, r['target']) for f in files for r in rows
+                     if r['file'] == _shown(f) in done], method, layer, against)
+    return rows
+
+# %% ../../nbs/view/04_gallery.ipynb #85f47f98
+def _settings(ex, target, method, layer, against, formats, card, full_size,
+              overlay_only): # what a resumed run has to share
+    reader = getattr(ex.read, 'keywords', {}).items()
+    return dict(model=repr(ex), labels=_hash_labels(ex), task=ex.task,
+                target=target, method=method,
+                layer=ex._layer_indices(layer)[0], against=against,
+                formats=list(formats), card=card, full_size=full_size,
+                overlay_only=overlay_only,
+                read={k: str(v) for k,v in reader if v is not None})
+
+# todo: the files without a row in `rows`; total: number of all files
+def _explain_new(ex, todo, total, out, rows, settings, report):
+    """Write the maps and rows of each picture; generator of its explanations,
+    one for each class"""
     taken = {r['name'].casefold(): r['file'] for r in rows}
-    todo, annotated = [f for f in files if _shown(f) not in done], []
+    target, method, layer, against = (settings[k] for k in ('target', 'method',
+        'layer', 'against'))
     with open(out/MANIFEST, 'a', encoding='utf8') as manifest, tqdm(
-        total=len(files), initial=len(files) - len(todo), unit=' pictures',
+        total=total, initial=total - len(todo), unit=' pictures',
         desc='explain') as bar:
         def write(new):
             manifest.write(''.join(json.dumps(r, ensure_ascii=False) + '\n'
@@ -232,24 +254,22 @@ def explain_files(
         def broken(error):
             write([dict(file=_shown(error.picture), name=None,
                         error=_reason(error))])
-        try:
-            for e in ex.stream(todo, None if num_top(target) else target,
-                               method, layer, against, broken=broken):
-                found = ex.explain_top(e, k)
-                name = _unique_name(Path(found[0].file), taken)
-                picture = _save_picture(found[0], out, name)
-                write([_row(e, name=name, picture=picture, files=_save_maps(e,
-                    out, name if i == 0 else f'{name}~{i+1}', formats,
-                    full_size, overlay_only), warnings=e.warnings +
-                            (e.card().warnings if card else []))
-                       for i,e in enumerate(found)])
-                if coco: annotated += map(_light, found)
-        finally: _write_gallery(out, rows, ex.name)
-    if coco:
-        _write_coco(out, annotated, ex,
-                    [(f, r['target']) for f in files for r in rows
-                     if r['file'] == _shown(f) in done], method, layer, against)
-    return rows
+        for e in ex.stream(todo, None if num_top(target) else target, method,
+                           layer, against, broken=broken):
+            found = ex.explain_top(e, num_top(target) or 1)
+            write(_save_found(found, out, taken, settings))
+            yield found
+
+# %% ../../nbs/view/04_gallery.ipynb #acac62f1
+def _save_found(found, out, taken, settings): # → rows of one picture
+    "Write the maps of one picture's classes"
+    name = _unique_name(Path(found[0].file), taken)
+    picture = _save_picture(found[0], out, name)
+    return [_row(e, name=name, picture=picture, files=_save_maps(e, out,
+        name if i == 0 else f'{name}~{i+1}', settings['formats'],
+        settings['full_size'], settings['overlay_only']), warnings=e.warnings +
+                 (e.card().warnings if settings['card'] else []))
+            for i,e in enumerate(found)]
 
 # %% ../../nbs/view/04_gallery.ipynb #7e72f3fc
 def _light(e): # without its picture's pixels
