@@ -6,7 +6,7 @@
 __all__ = ['find_class', 'get_method', 'list_methods', 'Explainer', 'model_name', 'normalize_map', 'option_defaults']
 
 # %% ../nbs/explainer.ipynb #856af207
-import json, math, re
+import json, math, re, warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from inspect import signature
@@ -476,7 +476,9 @@ def _compute_now(self:Explainer, capture, targets, f, layers, against, pixels):
         raise VitxError(
             f"this model has {n} outputs, but {len(self.labels)} labels: give "
             f"{n} in labels=, and correct its num_classes if that is wrong")
-    y, values = capture.logits, dict(zip(('low', 'high'), m.aminmax()))
+    peaks = m.abs().amax((-1, -2))
+    y, values = capture.logits, dict(zip(('faintest', 'strongest'),
+                                         peaks.aminmax()))
     if not capture.anat.is_checked:
         values |= dict(zip(('lowest', 'highest', 'lowest_sum', 'highest_sum'),
                            (*y.aminmax(), *y.sum(1).aminmax())))
@@ -493,7 +495,7 @@ def _check_answer(self:Explainer, capture, answer, name):
     for all values, so that a GPU waits only once"""
     if is_symbolic(answer.maps): return
     said = dict(zip(answer.check_names, answer.checks.tolist()))
-    if not math.isfinite(said['low'] + said['high']):
+    if not math.isfinite(said['faintest'] + said['strongest']):
         if not capture.x.isfinite().all():
             raise VitxError("the batch contains NaN or infinite values: check "
                             "its preprocessing")
@@ -514,6 +516,10 @@ def _check_answer(self:Explainer, capture, answer, name):
         raise VitxError("tokens that the head doesn't read have a gradient "
                         "after the last attention, so this model mixes tokens "
                         "there: set num_pooled_prefix=0 in its anatomy")
+    if said['faintest'] == 0:
+        warnings.warn(f"a map of {name} is zero everywhere, so it says nothing "
+                      f"about this picture and class: choose another layer or "
+                      f"method")
 
 # %% ../nbs/explainer.ipynb #e364bcab
 def _check_contrast(f, targets, against):

@@ -152,14 +152,14 @@ def _place_circles(n, rng, large):
     "Centers and radii of `n` circles that don't touch, as shares of the image"
     lo, hi = ((.17, .28) if n == 1 else (.15, .21)) if not large else (
         (.25, .32) if n == 1 else (.19, .23))
-    for _ in range(200):
+    for _ in range(5000):  # of four, one in four hundred has room
         r = rng.uniform(lo, hi, n)
         xy = rng.uniform(r[:, None], 1-r[:, None], (n, 2))
         gap = np.linalg.norm(xy[:, None] - xy[None],
                              axis=-1) - (r[:, None] + r[None]) + 9*np.eye(n)
         if gap.min() > .01: return xy, r
-    raise VitxError(f"there is no room for {n} objects in a scene: give n=4 "
-                    f"or fewer")
+    raise VitxError(f"there is no room for {n} objects in this scene: give "
+                    f"fewer{', or large=False' if large else ''}")
 
 def _paint_object(img, label, xy, r, angle, rng):
     "Paint one object over `img` (s,s,3), in place"

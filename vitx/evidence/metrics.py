@@ -40,9 +40,10 @@ def pointing_game(m:torch.Tensor,    # (…,H,W) signed
                   mask:torch.Tensor, # (…,H,W) bool
                  )->torch.Tensor:    # (…) 0 or 1
     """Pointing game (Zhang et al., 2018): 1 if a largest value of the map lies
-    inside the mask, else 0"""
+    inside the mask, else 0; 0 if all values are equal"""
     m, mask = _flatten_checked(m, mask)
-    return ((m == m.amax(-1, keepdim=True)) & mask).any(-1).float()
+    low, high = m.aminmax(dim=-1, keepdim=True)
+    return ((m == high) & (low < high) & mask).any(-1).float()
 
 @metric('pointing-game-small', better='higher', needs='mask', range=(0, 1),
         nan_reason='the object covers half of the picture or more')

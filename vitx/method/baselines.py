@@ -13,7 +13,7 @@ from ..core import *
 from ..model.anatomy import model_state
 from ..model.capture import *
 from .relation import gradient_weights
-from .cut import hard_affinity, ncut, orient_by_max
+from .cut import hard_cut
 
 # %% ../../nbs/method/03_baselines.ipynb #5c0a8530
 def center_gaussian(h:int, w:int, sigma:float=.25)->torch.Tensor: # (h,w)
@@ -81,8 +81,7 @@ def tokencut(capture, targets, layers, tau=.2, eps=1e-5):
     run = capture(targets, keys=layers)
     keys = [run.patches(run.values['keys', l]).transpose(1, 2).flatten(2)
             for l in layers]  # (B,n,heads·d)
-    cuts = [orient_by_max(ncut(hard_affinity(k, tau, eps))[..., 0, :])
-            for k in keys]
+    cuts = [hard_cut(k, tau, eps) for k in keys]
     return _repeat_targets([v - v.mean(-1, keepdim=True) for v in cuts], run)
 
 # %% ../../nbs/method/03_baselines.ipynb #97acc42f

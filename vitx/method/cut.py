@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_DENSE_NODES', 'MAX_SQUARED_NODES', 'MAX_CELLS', 'MAX_MEDIAN_SAMPLES', 'l2_normalize', 'pairwise_cosine',
-           'hard_affinity', 'soft_affinity', 'ncut', 'orient_by_max', 'orient_by_relevance', 'propagate', 'cut',
-           'rcut_code', 'rcut_figure', 'gaussian_affinity', 'position_affinity', 'pixel_patches', 'rgb_to_lab',
+           'hard_affinity', 'soft_affinity', 'ncut', 'orient_by_max', 'orient_by_relevance', 'propagate', 'hard_cut',
+           'cut', 'rcut_code', 'rcut_figure', 'gaussian_affinity', 'position_affinity', 'pixel_patches', 'rgb_to_lab',
            'color_affinity', 'roughness', 'texture_affinity', 'combine_affinities']
 
 # %% ../../nbs/method/02_cut.ipynb #6c3ffeda
@@ -43,7 +43,9 @@ def soft_affinity(
     power:float=2.,  # exponent; larger values reduce weak affinities
 )->torch.Tensor:  # (…,n,n) in 0..1
     "Cosine of tokens minus their mean, clipped at 0 and raised to a power"
-    A = pairwise_cosine(t - t.mean(-2, keepdim=True)).float().clamp_min_(0)
+    t = t - t.mean(-2, keepdim=True)
+    t = torch.nn.functional.normalize(t, dim=-1, out=t)  # no further copy
+    A = (t @ t.mT).float().clamp_min_(0)
     while power > 1 and power % 2 == 0: # squares are cheaper than powers
         A, power = A.mul_(A), power/2
     return A if power == 1 else A**power
@@ -60,7 +62,7 @@ def ncut(A:torch.Tensor, # (…,n,n) affinity, symmetric, ≥ 0
     A = A.double()
     r = A.sum(-1).clamp_min(1e-12).rsqrt()
     S = r[..., :, None]*A*r[..., None, :]
-    v = _eigenvectors(S, 1/r, k)
+    v = _eigenvectors(S, r, k)
     return l2_normalize(v*r[..., None, :]).float()
 
 # graphs of at most this many nodes: all eigenvectors are computed at once,
@@ -70,12 +72,13 @@ MAX_DENSE_NODES = 400
 # is squared repeatedly instead
 MAX_SQUARED_NODES = 1024
 
-# (…,n,n) of norm 1, (…,n) its eigenvector of eigenvalue 1 → the next k (…,k,n)
-def _eigenvectors(S, known, k):
+# (…,n,n) of norm 1, (…,n) with 1/r as its eigenvector of eigenvalue 1 → the
+# next k (…,k,n)
+def _eigenvectors(S, r, k):
     n = S.shape[-1]
     if k == 1 and (S.is_cuda or is_traced()) and n <= MAX_SQUARED_NODES:
-        return _by_squaring(S, known)[..., None, :]
-    if n > MAX_DENSE_NODES: return _lanczos(S, known, k)
+        return _by_squaring(S, 1/r)[..., None, :]
+    if n > MAX_DENSE_NODES: return _lanczos(S, 1/r, k)
     v = torch.linalg.eigh(S).eigenvectors[..., -k-1:-1].mT
     return v.flip(-2) if k > 1 else v
 
@@ -172,20 +175,29 @@ def _chebyshev(P, r, alpha, tol):
         x, last = torch.baddbmm(torch.lerp(last, r, w), P, x, alpha=w*alpha), x
     return x
 
+# %% ../../nbs/method/02_cut.ipynb #e4e7c506
+def hard_cut(
+    t:torch.Tensor,  # (…,n,D)
+    tau:float=.2,  # threshold of the cosine
+    eps:float=1e-5,  # affinity of the other pairs
+)->torch.Tensor:  # (…,n), of length 1, its largest entry positive
+    """Normalized cut of `hard_affinity`, as in R-Cut's code and TokenCut; zeros
+    if all affinities are 1"""
+    A = hard_affinity(t, tau, eps)
+    v = orient_by_max(ncut(A)[..., 0, :])
+    return v*(A.amin((-1, -2)) < 1)[..., None]
+
 # %% ../../nbs/method/02_cut.ipynb #a75fd3bb
 # maximum cells of a map; finer grids are pooled, because the size of an
 # affinity is quadratic in it
 MAX_CELLS = 4096
-
-def _cut_vector(t, tau):
-    return orient_by_max(ncut(hard_affinity(t, tau))[..., 0, :])
 
 @method('cut', source='R-Cut, Sensors 2024: Cut alone on unweighted tokens',
         terms="authors' code: no license found", class_agnostic=True)
 def cut(capture, targets, layers):
     "Normalized cut of unweighted tokens, the same for every class"
     run = capture(targets, attn_input=layers, max_cells=MAX_CELLS)
-    v = torch.stack([_cut_vector(run.patches(run.values['attn_input', l]), .25)
+    v = torch.stack([hard_cut(run.patches(run.values['attn_input', l]), .25)
                      for l in layers], 1)
     return run.on_grid(v)[:, None].expand(-1, run.targets.shape[1], -1, -1, -1)
 
@@ -202,7 +214,7 @@ def rcut_code(capture, targets, layers):
                 for t,dt in zip(ts, ws)]  # (B,T,1,n,D) each
     if len({t.shape for t in weighted}) == 1 < len(layers): # all at once
         weighted = [torch.cat(weighted, 2)]
-    maps = [_cut_vector(t, .2) for t in weighted]
+    maps = [hard_cut(t, .2) for t in weighted]
     return run.on_grid(torch.cat(maps, 2) if len(maps) > 1 else maps[0])
 
 # %% ../../nbs/method/02_cut.ipynb #19c8592e
@@ -224,7 +236,7 @@ def rcut_figure(
         P = masked_probs(capture.predict, x[b], group_masks(masks, group)
                          if num_groups else masks, batch, progress)[group]
         for k,c in enumerate(run.targets[b].tolist()):
-            out[b, k, l] = _cut_vector(weight_channels(t, cosine_weights(P, c)),
+            out[b, k, l] = hard_cut(weight_channels(t, cosine_weights(P, c)),
                                        .2).cpu()
     return run.on_grid(out)
 

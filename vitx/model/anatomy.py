@@ -228,12 +228,16 @@ def model_state(model:nn.Module)->tuple: # comparable
 
 # %% ../../nbs/model/05_anatomy.ipynb #f740b146
 @contextmanager
-def preserve_state(model:nn.Module):
+def preserve_state(
+    model:nn.Module,
+    modules:list=None,  # all of its modules, if they are known already
+):
     """Context manager: lock the model and put it into evaluation mode;
     afterwards restore its modes and flags. Yields an ExitStack for callbacks
     that undo more"""
+    modules = modules or [*model.modules()]
     with _lock(model), ExitStack() as undo:
-        for m in model.modules():
+        for m in modules:
             own = vars(m)  # a missing attribute costs more than all the rest
             # checkpointing would run blocks, and hooks, twice
             for flag,is_on in (('training', m.training), ('grad_checkpointing',
@@ -250,7 +254,8 @@ def preserve_state(model:nn.Module):
             if 'forward' in own and hasattr(m, '_orig_mod'):
                 undo.callback(setattr, m, 'forward', m.forward)
                 m.forward = m._orig_mod.__call__
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = [p for m in modules for p in m._parameters.values()
+                   if p is not None and p.requires_grad]
         undo.callback(_require_grad, trained, True)
         _require_grad(trained, False)
         yield undo

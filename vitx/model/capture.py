@@ -220,20 +220,20 @@ def _recorder(self:Capture, grad, values, versions):
         return t.clone() if self.anat.writes_in_place else t
     return record
 
-def _refuse_quantized(model): # PyTorch only warns, and gives zeros
-    if any(type(m).__module__.startswith(('torch.ao.nn.quantized',
-        'torch.nn.quantized')) for m in model.modules()):
+def _refuse_quantized(modules): # PyTorch only warns, and gives zeros
+    if any(t.__module__.startswith(('torch.ao.nn.quantized',
+        'torch.nn.quantized')) for t in {*map(type, modules)}):
         raise VitxError(_NO_GRADIENT)
 
 # %% ../../nbs/model/10_capture.ipynb #18c260a9
 @patch
-def _add_hooks(self:Capture, interceptor, layers, grad, undo):
+def _add_hooks(self:Capture, modules, interceptor, layers, grad, undo):
     anat, shapes = self.anat, interceptor.token_shapes
     for site,ls in layers.items():
         for l in sorted(set(ls)):
             add_hooks(site, self.model, anat, l, interceptor.callback,
                       interceptor, undo)
-    if grad: track_blocks(self.model, anat.blocks[-1], interceptor, undo)
+    if grad: track_blocks(modules, anat.blocks[-1], interceptor, undo)
     def record_shape(t):
         if interceptor.same_thread(): shapes.append(t.shape)
         return t
@@ -254,7 +254,8 @@ def _ask(self:Capture, interceptor, grad): # → logits
 # %% ../../nbs/model/10_capture.ipynb #9110c318
 @patch
 def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
-    if grad: _refuse_quantized(self.model)
+    modules = [*self.model.modules()] # listed once, which takes a while
+    if grad: _refuse_quantized(modules)
     values, versions, token_shapes = {}, {}, []
     flow = AttentionFlow(self.x) if 'flow' in grad else None
     interceptor = self.interceptor_type(self._recorder(grad, values, versions),
@@ -263,8 +264,8 @@ def _run(self:Capture, targets, grad, score, linearize, max_cells, layers):
         self.anat.num_pooled_prefix)
     if self.anat.is_checked: interceptor.leftover = None
     with torch.inference_mode(False), torch.set_grad_enabled(
-        bool(grad)), preserve_state(self.model) as undo:
-        self._add_hooks(interceptor, layers, grad, undo)
+        bool(grad)), preserve_state(self.model, modules) as undo:
+        self._add_hooks(modules, interceptor, layers, grad, undo)
         logits = self._ask(interceptor, grad)
         if not self.anat.writes_in_place and any(values[k]._version != v
             for k,v in versions.items()):

@@ -330,15 +330,20 @@ def _heads_last(t):
     B, H, N, d = t.shape
     return t.new_empty(B, N, H, d).transpose(1, 2)
 
+# %% ../../nbs/model/09_interception.ipynb #2d5e0f45
 class _KeptAttention(torch.autograd.Function):
     """Attention whose matrix is a constant and is kept for the backward pass"""
     @staticmethod
     def forward(ctx, anchor, q, k, v, scale, record):
         out, matrices = _heads_last(v), []
+        scale = q.shape[-1]**-.5 if scale is None else scale
         # one picture at a time, so that its matrices stay in the caches
         for i in range(len(q)):
+            # in place: a CPU would copy what the product is added to
+            scores = q.new_empty(*q.shape[1:3], q.shape[2]).baddbmm_(
+                q[i], k[i].mT, beta=0, alpha=scale)
             # autocast computes softmax in float32
-            a = _scores(q[i], k[i], scale).softmax(-1).to(v)
+            a = scores.softmax(-1).to(v)
             torch.bmm(a, v[i], out=out[i])
             matrices.append(a)
         ctx.save_for_backward(v, *matrices)
@@ -482,11 +487,11 @@ def _unavailable_message(site, anat, l):
             "rcut, rout, cut or gradcam, which apply to every transformer")
 
 # %% ../../nbs/model/09_interception.ipynb #bd18042d
-def track_blocks(model, last, interceptor, undo):
+def track_blocks(modules, last, interceptor, undo):
     """Tell `interceptor`, until `undo` is closed, when the last block and, in a
-    linearized model, a gated unit is running"""
+    linearized model, a gated unit among the modules is running"""
     for m,where in [(last, interceptor.in_last_block)] + [
-        (m, interceptor.in_gated_unit) for m in model.modules()
+        (m, interceptor.in_gated_unit) for m in modules
         if interceptor.linearize and 'GL' in type(m).__name__.upper()]:
         undo.callback(m.register_forward_pre_hook(lambda *_, where=where:
             interceptor.push(where, 1)).remove)
