@@ -9,8 +9,9 @@ __all__ = ['LIBRARY', 'commands', 'import_library', 'explain', 'compare_command'
 
 # %% ../nbs/cli.ipynb #62424d1a
 import argparse, ipaddress, json, os, re, secrets, signal, socket
-import subprocess, sys, tempfile
+import subprocess, sys, tempfile, warnings
 from collections import Counter
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module
@@ -651,10 +652,19 @@ def _call(f, name, args):
     if not f:
         (known := Registry('command')).update(commands)
         known[name]                         # raises, and names similar ones
-    for module in args.pop('import_modules') or (): import_by_name(module)
-    status = f(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')})
+    with _plain_warnings():
+        for module in args.pop('import_modules') or (): import_by_name(module)
+        status = f(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')})
     sys.stdout.flush()
     return status
+
+@contextmanager
+def _plain_warnings():
+    "Print warnings like other messages, without a place in the source code"
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(
+            f'vitx: warning: {message}', file=sys.stderr)
+        yield
 
 
 # %% ../nbs/cli.ipynb #0d76d695

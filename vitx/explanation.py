@@ -21,7 +21,7 @@ from . import __version__
 from .core import *
 from .picture.images import *
 from .picture.show import *
-from .targets import format_prob, format_answer
+from .targets import format_answer
 from .evidence.metrics import otsu_threshold
 
 # %% ../nbs/explanation.ipynb #4379be77

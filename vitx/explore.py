@@ -6,7 +6,7 @@
 __all__ = ['PanelViewer', 'Explorer', 'explore']
 
 # %% ../nbs/explore.ipynb #5cc7ec8f
-import json, os, traceback
+import json, traceback
 from functools import partial
 from pathlib import Path
 

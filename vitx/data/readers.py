@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from timm.data import ImageNetInfo
 
 from ..core import *
 from .samples import *

@@ -7,7 +7,7 @@ __all__ = ['FACTORS', 'NEUTRAL', 'CLASSES', 'FACTOR_OF', 'HUES', 'shape_polygons
            'background', 'SceneObject', 'Scene', 'scene']
 
 # %% ../../nbs/data/01_scenes.ipynb #8af0eb5b
-import colorsys, math
+import colorsys
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, timm, torch, torch.nn.functional as F
 from fastcore.script import call_parse
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 

@@ -6,7 +6,7 @@
 __all__ = ['WARNING_LIMITS', 'confidence_drop', 'relevance_variation', 'similarity', 'border_share', 'Card', 'make_card']
 
 # %% ../../nbs/evidence/04_card.ipynb #5a854a47
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 import torch
@@ -16,7 +16,7 @@ from ..core import *
 from ..targets import *
 from ..model.capture import *
 from ..method.baselines import center_gaussian
-from .metrics import randomize_model, rank_correlation
+from .metrics import rank_correlation
 from ..method.rcut import *
 from .factors import control_region, inpaint
 

@@ -10,10 +10,8 @@ __all__ = ['BASELINES', 'INFORMATION_SHARES', 'replace_pixels', 'rank_groups', '
 
 # %% ../../nbs/evidence/05_faithfulness.ipynb #cac8bb86
 import io
-from functools import partial
 
 import numpy as np, torch
-import torch.nn.functional as F
 from PIL import Image
 
 from ..core import *
