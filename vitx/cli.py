@@ -55,9 +55,9 @@ def explain(
     method:str='rcut',   # Method; `vitx methods` lists all
     layer:int=-1,   # Tokens that enter this block; 0: the first, -1: the last
     against:str=None,    # Class whose evidence is subtracted. Default: none
-    # One picture: file to write (.png, .jpg, .webp, .pdf, .svg, .npy, .json or
-    # .labelme.json); default: STEM-METHOD.png in this folder. Several: folder
-    # for maps, manifest.jsonl and index.html; default: explanations
+    # One picture: file to write, .png, .jpg, .webp, .pdf, .svg, .npy, .json or
+    # .labelme.json; default: STEM-METHOD.png. Several: folder for maps,
+    # manifest.jsonl and index.html; default: explanations
     out:str=None,
     json:bool=False,     # Print a line of JSON for each map
     full_size:bool=False,# Write only the overlay, at the size of the picture
@@ -67,11 +67,8 @@ def explain(
     format:str=None,
     card:bool=False,# Measure whether each map can be trusted, print warnings
     resume:bool=False,   # Several pictures: continue a run in the folder --out
-    # Many pictures: translate the calculation with a compiler, which takes a
-    # minute and then saves up to a third of the time, most for small models
-    compile:bool=False,
-    # multiclass, multilabel, binary, regression, or embedding. Default: found
-    task:str=None,
+    compile:bool=False,  # Many pictures: compiles for a minute, then is faster
+    task:str=None,  # multiclass, multilabel, binary, regression, embedding
     output:str=None,# Key or index of the logits in the output. Default: found
     # Number to explain: MODULE:FUNCTION, or vitx.targets:pixel_of_class:3,10,12
     score:str=None,
@@ -82,7 +79,6 @@ def explain(
 ):
     "Explain predictions: write attribution maps, print the top classes"
     return _explain(**locals())
-
 
 # %% ../nbs/cli.ipynb #d04e9638
 def _explain(images, model, labels, device, target, method, layer, against, out,
@@ -354,9 +350,7 @@ def bench_command(
     # Protocol with its own metrics; `vitx protocols` lists all. Default: none
     protocol:str=None,
     batch:int=1,  # Pictures explained at once; more is faster on a GPU
-    # Pictures whose rows are written at once, at least --batch; a killed run
-    # loses unfinished groups
-    group:int=16,
+    group:int=16,  # Pictures whose rows are written at once, at least --batch
     # i/n, for example 2/8: only every n-th group, starting with the i-th.
     # Default: all groups
     shard:str=None,
@@ -374,22 +368,19 @@ def bench_command(
     _bench(**locals())
 
 # %% ../nbs/cli.ipynb #3ab53ab6
-def _bench(data, model, methods, metrics, limit, out, resume, retry, format,
-           device, protocol, batch, group, shard, workers, engine, task, output,
-           score):
+def _bench(data, model, methods, metrics, out, device, output, **options):
     if not model and data.partition(':')[0] not in ('scenes', 'grid'):
         print('vitx: using scene_vit, the default model, which was trained on '
               'drawn scenes only; choose another with --model', file=sys.stderr)
     try: path = bench(data, _split_commas(model) or (None,),
-                      _split_commas(methods), _split_commas(metrics),
-                      limit, out, resume, retry, format, _parse_device(device),
-                      protocol, batch, group, shard, workers, engine, task,
-                      _parse_output(output), score)
+                      _split_commas(methods), _split_commas(metrics), out=out,
+                      device=_parse_device(device),
+                      output=_parse_output(output), **options)
     except KeyboardInterrupt:
         print(f'rows so far: {Path(out)}; continue with --resume',
               file=sys.stderr)
         raise
-    if shard:
+    if shard := options['shard']:
         return print(
             f'rows of shard {shard}: {path}; when all shards are done, merge '
             f'them: the same command with --resume and without --shard')

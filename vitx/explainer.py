@@ -110,9 +110,7 @@ class Explainer:
         # list of class names, or a JSON file with one; None: the model's own
         *, labels=None,
         transform=None,  # PIL image → (3,h,w); None: the model's own
-        # 'cuda', 'cuda:1', 'mps', 'cpu', or 'auto' for the fastest; None: the
-        # model isn't moved
-        device=None,
+        device=None,  # 'cuda:1', 'cpu', 'auto' (the fastest), …; None: unmoved
         # what to explain: 'logit', 'prob', or a function of the model's output
         # that gives (B,), e.g. from `vitx.targets`
         score='logit',
@@ -359,7 +357,11 @@ def maps(
     answer = self._compute(capture, targets, method, layers,
                            None if against is None else self.target(against),
                            pixels, **options)
-    self._check_answer(capture, answer, method)
+    said = self._check_answer(capture, answer, method)
+    if said.get('faintest') == 0: # an `Explanation` has its own warnings
+        warnings.warn(f"a map of {method} is zero everywhere, so it says "
+                      f"nothing about this picture and class: choose another "
+                      f"layer or method", stacklevel=2)
     return answer.pixel_maps if pixels else answer.maps
 
 def option_defaults(name:str)->dict:
@@ -491,9 +493,9 @@ def _compute_now(self:Explainer, capture, targets, f, layers, against, pixels):
 # %% ../nbs/explainer.ipynb #7c079562
 @patch
 def _check_answer(self:Explainer, capture, answer, name):
-    """Raise an error if the input, the logits or the maps are invalid; one read
-    for all values, so that a GPU waits only once"""
-    if is_symbolic(answer.maps): return
+    """Raise an error if the input, the logits or the maps are invalid; return
+    the values, which are read at once, so that a GPU waits only once"""
+    if is_symbolic(answer.maps): return {}
     said = dict(zip(answer.check_names, answer.checks.tolist()))
     if not math.isfinite(said['faintest'] + said['strongest']):
         if not capture.x.isfinite().all():
@@ -516,10 +518,7 @@ def _check_answer(self:Explainer, capture, answer, name):
         raise VitxError("tokens that the head doesn't read have a gradient "
                         "after the last attention, so this model mixes tokens "
                         "there: set num_pooled_prefix=0 in its anatomy")
-    if said['faintest'] == 0:
-        warnings.warn(f"a map of {name} is zero everywhere, so it says nothing "
-                      f"about this picture and class: choose another layer or "
-                      f"method")
+    return said
 
 # %% ../nbs/explainer.ipynb #e364bcab
 def _check_contrast(f, targets, against):

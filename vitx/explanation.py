@@ -106,7 +106,8 @@ def warnings(self:Explanation)->list: # of texts
     (H, W), (h, w) = self.place.image_size, self.grid_map.shape
     few_pixels = [f'the picture of {W}×{H} pixels has fewer than the map, '
                   f'{w}×{h}']*(H < h or W < w)
-    return ['no evidence anywhere']*self.is_empty + few_pixels
+    return ['no evidence anywhere: choose another layer or method'
+            ]*self.is_empty + few_pixels
 
 @patch(as_prop=True)
 def visible(self:Explanation)->torch.Tensor: # (H,W) bool

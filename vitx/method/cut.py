@@ -237,7 +237,7 @@ def rcut_figure(
                          if num_groups else masks, batch, progress)[group]
         for k,c in enumerate(run.targets[b].tolist()):
             out[b, k, l] = hard_cut(weight_channels(t, cosine_weights(P, c)),
-                                       .2).cpu()
+                                    .2).cpu()
     return run.on_grid(out)
 
 # %% ../../nbs/method/02_cut.ipynb #db7051f0

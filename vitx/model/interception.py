@@ -254,8 +254,9 @@ STACKED_ENTRIES = 2**24  # entries of all layers' matrices that are held at once
 KEPT_ENTRIES = 2**26  # the same on a CPU
 
 def _scores(q, k, scale=None): # (B·H,N,d) each → (B·H,N,N), before softmax
-    return torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0,
-                         alpha=q.shape[-1]**-.5 if scale is None else scale)
+    # in place: a CPU would copy what the product is added to
+    return q.new_empty(*q.shape[:2], k.shape[1]).baddbmm_(
+        q, k.mT, beta=0, alpha=q.shape[-1]**-.5 if scale is None else scale)
 
 # %% ../../nbs/model/09_interception.ipynb #0992c4ae
 class AttentionFlow:
@@ -336,14 +337,10 @@ class _KeptAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchor, q, k, v, scale, record):
         out, matrices = _heads_last(v), []
-        scale = q.shape[-1]**-.5 if scale is None else scale
         # one picture at a time, so that its matrices stay in the caches
         for i in range(len(q)):
-            # in place: a CPU would copy what the product is added to
-            scores = q.new_empty(*q.shape[1:3], q.shape[2]).baddbmm_(
-                q[i], k[i].mT, beta=0, alpha=scale)
             # autocast computes softmax in float32
-            a = scores.softmax(-1).to(v)
+            a = _scores(q[i], k[i], scale).softmax(-1).to(v)
             torch.bmm(a, v[i], out=out[i])
             matrices.append(a)
         ctx.save_for_backward(v, *matrices)

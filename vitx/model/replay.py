@@ -63,31 +63,35 @@ class ReplayCache:
     def applies(self, x:torch.Tensor)->bool:
         "Are calls with this input recorded?"
         return self.compile or self.cuda_graphs and x.is_cuda
-    def __call__(
-        self, key,  # everything that the result depends on but the inputs
-        # function of tensors that returns a tuple of tensors, and a rest that
-        # follows from the key alone
-        f,
-        *inputs
-    ):
-        """The result of `f(*inputs)`: computed at the first call with a key,
-        recorded at the second, replayed from then on"""
-        # another thread uses the cache
-        if not self.lock.acquire(blocking=False): return f(*inputs)
-        try:
-            if key not in self.seen:
-                self.seen[key] = True
-                if len(self.seen) > 64: self.seen.popitem(last=False)
-                return f(*inputs)
-            if key not in self.kept:
-                # a compiled call couldn't be compared
-                if not inputs[0].isfinite().all(): return f(*inputs)
-                self.kept[key] = self._record(f, inputs)
-                if len(self.kept) > self.size: self.kept.popitem(last=False)
-            self.kept.move_to_end(key)
-            replay, rest = self.kept[key]
-            return (replay(*inputs), rest) if replay else f(*inputs)
-        finally: self.lock.release()
+
+# %% ../../nbs/model/12_replay.ipynb #b145ac55
+@patch
+def __call__(
+    self:ReplayCache,
+    key,  # everything that the result depends on but the inputs
+    # function of tensors that returns a tuple of tensors, and a rest that
+    # follows from the key alone
+    f,
+    *inputs
+):
+    """The result of `f(*inputs)`: computed at the first call with a key,
+    recorded at the second, replayed from then on"""
+    # another thread uses the cache
+    if not self.lock.acquire(blocking=False): return f(*inputs)
+    try:
+        if key not in self.seen:
+            self.seen[key] = True
+            if len(self.seen) > 64: self.seen.popitem(last=False)
+            return f(*inputs)
+        if key not in self.kept:
+            # a compiled call couldn't be compared
+            if not inputs[0].isfinite().all(): return f(*inputs)
+            self.kept[key] = self._record(f, inputs)
+            if len(self.kept) > self.size: self.kept.popitem(last=False)
+        self.kept.move_to_end(key)
+        replay, rest = self.kept[key]
+        return (replay(*inputs), rest) if replay else f(*inputs)
+    finally: self.lock.release()
 
 # %% ../../nbs/model/12_replay.ipynb #2c0522ad
 @patch
