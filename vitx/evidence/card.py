@@ -91,6 +91,8 @@ class Card:
     # is `prob` a probability? False: a number without a range, such as a
     # regression's
     has_probs: bool = True
+    # is no value of the map positive?
+    is_empty: bool = False
 
 # %% ../../nbs/evidence/04_card.ipynb #5ad27c31
 @patch(as_prop=True)
@@ -102,7 +104,11 @@ def warnings(self:Card)->list: # sentences
 # %% ../../nbs/evidence/04_card.ipynb #cfe847b5
 def _effect_warnings(card): # what the map changes, and what it explains
     what = 'probability' if card.has_probs else 'value'
-    if card.confidence_drop < WARNING_LIMITS['confidence_drop']:
+    if card.is_empty:
+        yield ("The map shows no evidence anywhere: no value is positive, so "
+               "there was no region to hide. "
+               "Choose another layer or method.")
+    elif card.confidence_drop < WARNING_LIMITS['confidence_drop']:
         yield (f"The highlighted region has little effect: hiding it "
                f"lowers the {what} of {card.label!r} by only "
                f"{max(card.confidence_drop, 0):.0%} "
@@ -253,7 +259,8 @@ def make_card(
     return Card(label, probs[target].item(), margin, entropy,
                 confidence_drop(predict, pixels, attribution, target),
                 relevance_variation(relevance), border_share(grid_map), similar,
-                other_class, class_agnostic, has_probs(task))
+                other_class, class_agnostic, has_probs(task),
+                not (grid_map > 0).any())
 
 # %% ../../nbs/evidence/04_card.ipynb #6d476530
 # as a share of the largest possible; of one yes or no, where classes don't
