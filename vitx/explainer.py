@@ -121,8 +121,7 @@ class Explainer:
         # None: found
         task:str=None,
         inputs:dict=None,  # further inputs of the model, by name
-        # function that reads pictures, e.g. partial(read_image, value_range=(0,
-        # 4095))
+        # function that reads pictures; to set options, a `partial` of it
         read=read_image,
         # for a model of many channels, the three that are drawn as red, green,
         # blue; None: the first three

@@ -74,7 +74,10 @@ def compile_call(
     for mirrored pictures differ by more than 0.001 of their length; in half
     precision, by more than 0.2"""
     examples = [t.contiguous() for t in examples]
+    steps = track(range(3), 'compiling')  # a bar appears after the first
+    next(steps)
     fast = torch.compile(record_graph(f, *examples), dynamic=False)
+    next(steps)
     def call(*inputs):
         with torch.inference_mode(False), torch.no_grad():
             return tuple(fast(*(t.contiguous() for t in inputs)))
@@ -83,10 +86,12 @@ def compile_call(
     with warnings.catch_warnings(): # of the compiler about itself
         warnings.simplefilter('ignore', FutureWarning)
         found = call(*mirrored)
+    next(steps)
     if not all(_difference(a, b) <= limit
                for a,b in zip(found, f(*mirrored))):
         raise VitxError("for other pictures, the compiled call gives other "
                         "answers")
+    steps.close()
     return call
 
 def _is_float32(x):

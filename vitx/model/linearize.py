@@ -69,8 +69,8 @@ class _LinearizedOp(torch.autograd.Function):
         return y.view_as(y)
     @staticmethod
     def backward(ctx, g):
-        return (ctx.backward_fn(g, *ctx.saved_tensors), None, None,
-                *[None]*len(ctx.saved_tensors))
+        saved = ctx.saved_tensors
+        return ctx.backward_fn(g, *saved), None, None, *[None]*len(saved)
 
 # values (B,H,N,d), and the last linear layer: its input, weight and output
 # (B,N,…)
