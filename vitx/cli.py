@@ -8,7 +8,7 @@ __all__ = ['LIBRARY', 'commands', 'import_library', 'explain', 'compare_command'
            'app', 'main']
 
 # %% ../nbs/cli.ipynb #62424d1a
-import argparse, ipaddress, json, os, re, secrets, signal, socket
+import argparse, errno, ipaddress, json, os, re, secrets, signal, socket
 import subprocess, sys, tempfile, warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -87,6 +87,7 @@ def _explain(images, model, labels, device, target, method, layer, against, out,
     get_method(method)
     if channels != 'rgba': channels = _parse_numbers(channels, 'channels', int)
     value_range = _parse_numbers(value_range, 'value-range', float)
+    check_value_range(value_range)
     read = partial(read_image, value_range=value_range, channels=channels,
                    page=page)
     load = partial(Explainer, model, labels=_parse_labels(labels),
@@ -636,6 +637,12 @@ def main(argv:list=None # words after `vitx`; None: those of `sys.argv`
     except ValueError as e: # a VitxError is one
         if not isinstance(e, import_module('vitx.core').VitxError): raise
         return _print_error(f'vitx: {e}') or 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES,
+                           errno.EROFS): raise
+        file = f': {e.filename}' if e.filename else ''
+        return _print_error(f'vitx: {e.strerror}{file}. What was written is '
+                            f'complete; a run goes on with --resume') or 2
     return 0
 
 def _call(f, name, args):

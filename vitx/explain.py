@@ -52,7 +52,11 @@ def num_top(target)->int: # 3 for 'all-top3'; 0 for anything else
     "The number of classes in a target such as 'all-top3'"
     found = re.fullmatch('all-top([1-9][0-9]*)',
                          target) if isinstance(target, str) else None
-    return int(found[1]) if found else 0
+    k = int(found[1]) if found else 0
+    if k > 5:
+        raise VitxError(f"{target} asks for more classes than an explanation "
+                        f"lists: use at most all-top5, or a list of classes")
+    return k
 
 @patch
 def explain_top(
@@ -323,6 +327,7 @@ def parts(self:Explainer, img, target=None, k:int=4, layer:int=-1)->Parts:
     share of each"""
     check_num_parts(k)
     e = self(img, target, layer=layer)
+    if e.is_empty: raise VitxError(NO_PARTS)
     x, _ = preprocess(e.image, self.transform, self._geometry)
     run = Capture(self.model, x[None],
                   self.anat)(**required_sites(self.anat, [e.layer]))
@@ -377,7 +382,7 @@ def card(self:Explanation, seed:int=0)->Card:
         predict_scores, pixels, probs.cpu(), t, self.grid_map, flow,
         {ex.labels[c]: m for c,m in zip(other_classes, maps)}, randomized_map,
         self.title, method[self.method].meta.get('class_agnostic', False),
-        self.grid_geometry, ex.task)
+        self.grid_geometry, ex.task, self.is_empty)
 
 # %% ../nbs/explain.ipynb #2f1a14f8
 class _Features(torch.nn.Module):

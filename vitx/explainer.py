@@ -183,7 +183,8 @@ def _prepare(self:Explainer, cuda_graphs, compile):
             else self._geometry((256, 256)).input_size)
     self.anat = anatomy(self.model, size)
     # timm's models have been checked: see the page of model families
-    if not type(self.model).__module__.startswith('timm.'):
+    if not all(type(m).__module__.startswith(('timm.', 'torch.'))
+               for m in self.model.modules()):
         check_token_positions(self.model, self.anat, size)
 
 # %% ../nbs/explainer.ipynb #5217b294
@@ -300,9 +301,8 @@ def _check_labels(given, model, task, score):
             f'more {score.__name__}'] if getattr(score, '__name__',
                 '<lambda>') != '<lambda>' else ['less', 'more']
     if given is None: return model_labels(model)
-    if isinstance(given, dict) and all(re.fullmatch('[0-9]+', str(k))
-                                       for k in given):
-        given = [given[k] for k in sorted(given, key=int)]
+    if isinstance(given, dict): given = _labels_in_order(given)
+    if isinstance(given, np.ndarray): given = given.tolist()
     if not isinstance(given, (list, tuple)):
         raise VitxError("labels must be a list of texts, or a dict from class "
                         "index to text")
@@ -315,6 +315,18 @@ def _check_labels(given, model, task, score):
                         f"{'classes' if task == 'multiclass' else 'outputs'}: "
                         f"give one for each")
     return given
+
+# class index → text, or text → class index
+def _labels_in_order(given):
+    if all(re.fullmatch('[0-9]+', str(v)) for v in given.values()
+           ) and not all(re.fullmatch('[0-9]+', str(k)) for k in given):
+        given = {v: k for k,v in given.items()}
+    if {*map(str, given)} != {*map(str, range(len(given)))}:
+        raise VitxError(f"a dict of {len(given)} labels must have the class "
+                        f"indices 0 to {len(given)-1} as keys, and this one "
+                        f"has {', '.join(map(repr, [*given][:4]))}…: give a "
+                        f"label to every class")
+    return [given[k] for k in sorted(given, key=int)]
 
 # %% ../nbs/explainer.ipynb #eb44b54b
 def normalize_map(m:torch.Tensor)->torch.Tensor: # (…,h,w) signed

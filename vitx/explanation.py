@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_figure_path', 'check_output_path', 'save_figure', 'write_figure',
-           'Explanations', 'to_coco']
+           'save_picture', 'Explanations', 'to_coco']
 
 # %% ../nbs/explanation.ipynb #3a3f82d4
 import base64, json, os
@@ -85,7 +85,7 @@ def is_empty(
     self:Explanation
     # e.g. if the head's weights are 0: then tokens have no gradient
 )->bool:
-    return not self.grid_map.max() > 0
+    return not self.pixel_map.max() > 0
 
 @patch
 def __getstate__(self:Explanation): return self.__dict__ | dict(explainer=None)
@@ -210,8 +210,8 @@ def save(
             tmp.write_text(json.dumps(self.to_dict() |
                                       dict(grid_map=self.grid_map.tolist())))
         elif overlay_only:
-            (Image.fromarray(transparent_overlay(self.map))
-             .save(tmp, format=kind))
+            save_picture(Image.fromarray(transparent_overlay(self.map)), tmp,
+                         kind)
         elif full_size: _save_overlay(self, tmp, kind)
         else: save_figure(self.figure(), tmp, kind)
     return path
@@ -238,10 +238,8 @@ def write_figure(drawn, # has a method `figure`
 def to_dict(self:Explanation)->dict:
     """File, class, probability, method, sizes (height, width) and warnings,
     without the map"""
-    # a name may hold bytes that are no text
-    file = None if self.file is None else str(self.file).encode('utf8',
-        'backslashreplace').decode()
-    return dict(file=file, model=self.model, target=self.target,
+    return dict(file=None if self.file is None else path_text(self.file),
+                model=self.model, target=self.target,
                 label=self.label, against=self.against,
                 prob=None if self.prob is None else round(self.prob, 6),
                 value=None if self.value is None else round(self.value, 6),
@@ -263,7 +261,16 @@ def _save_overlay(e, path, kind):
             rows = slice(box[1], box[3])
             out.paste(Image.fromarray(hatch_hidden(overlay(e.image.crop(box),
                 e.map[rows]), visible[rows], scale, y, gray)), box[:2])
-        out.save(path, format={'jpg': 'jpeg'}.get(kind, kind), quality=92)
+        save_picture(out, path, kind, quality=92)
+
+_LONGEST = dict(webp=16383, jpg=65500, jpeg=65500)  # pixels a side
+
+def save_picture(img:Image.Image, path, kind:str, **options): # kind: a suffix
+    "Write a picture; `VitxError` if the format can't hold its size"
+    if max(img.size) > (most := _LONGEST.get(kind, max(img.size))):
+        raise VitxError(f".{kind} holds at most {most:,} pixels a side, and "
+                        f"this picture has {img.width}×{img.height}: use .png")
+    img.save(path, format={'jpg': 'jpeg'}.get(kind, kind), **options)
 
 # %% ../nbs/explanation.ipynb #61940f46
 @patch
@@ -441,11 +448,13 @@ def to_labelme(
                    shape_type='polygon', flags={},
                    description=f'{self.method}, {self.model}')
               for p in _polygons(self, threshold)]
+    path = os.path.relpath(self.file, folder) if self.file and folder else ''
     return dict(
         version='5.5.0', flags={}, shapes=shapes, imageHeight=self.image.height,
         imageWidth=self.image.width,
-        **(dict(imagePath=os.path.relpath(self.file, folder), imageData=None)
-           if self.file and folder else dict(imagePath='picture.jpg',
+        **(dict(imagePath=path, imageData=None)
+           if path and path == path_text(path) else dict(
+               imagePath='picture.jpg',
                imageData=base64.b64encode(jpeg_bytes(self.image, 90))
                .decode())))
 
@@ -455,7 +464,7 @@ def to_coco(explanations, threshold:float=None)->dict:
     annotations, categories"""
     images, categories, annotations = {}, {}, []
     for e in explanations:
-        name = str(e.file) if e.file else f'picture-{len(images)+1}'
+        name = path_text(e.file) if e.file else f'picture-{len(images)+1}'
         image = images.setdefault(name, dict(id=len(images)+1, file_name=name,
             width=e.image.width, height=e.image.height))
         category = categories.setdefault(e.label, dict(id=len(categories)+1,

@@ -112,7 +112,7 @@ class FinalActivation(TorchFunctionMode):
     def __init__(self): super().__init__(); self.calls = []
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), getattr(func, '__name__', '')
-        if name in ('sigmoid', 'softmax') and out.ndim <= 2:
+        if name in ('sigmoid', 'softmax', 'log_softmax') and out.ndim <= 2:
             self.calls.append((out, _version(out),
                                args[0] if args else kwargs['input'], name))
         return out
@@ -139,7 +139,8 @@ class OutputReader:
     # function: output of the model → (B,) or (B,C); replaces `output`
     score: object = None
     task: str = None           # one of `TASKS`; None: `multiclass`
-    # 'sigmoid' or 'softmax' if the model ends in one, which is undone
+    # 'sigmoid', 'softmax' or 'log_softmax' if the model ends in one, which is
+    # undone
     activation: str = None
     num_classes: int = None    # number of labels, if known
 

@@ -151,7 +151,8 @@ def _comparison_warnings(card): # other maps that are nearly the same
                "check whether the map follows it.")
 
 def _border_warnings(card): # where the relevance lies
-    if card.border_share > WARNING_LIMITS['border_share']:
+    if (card.border_share > WARNING_LIMITS['border_share']
+        and not card.is_empty):
         yield (f"{card.border_share:.0%} of the relevance lies in the "
                f"outermost cells: the object may be cut off, or the "
                f"model may react to padding. "
@@ -237,6 +238,8 @@ def make_card(
     # None: they cover the image
     grid_geometry:tuple=None,
     task:str='multiclass',  # one of `TASKS`: says what `probs` are
+    # is no pixel of the map positive? None: no cell is
+    is_empty:bool=None,
 )->Card:
     """Compare a map with its controls: center blob, noise, other classes, a
     randomized model and a filled region"""
@@ -260,7 +263,7 @@ def make_card(
                 confidence_drop(predict, pixels, attribution, target),
                 relevance_variation(relevance), border_share(grid_map), similar,
                 other_class, class_agnostic, has_probs(task),
-                not (grid_map > 0).any())
+                not (grid_map > 0).any() if is_empty is None else is_empty)
 
 # %% ../../nbs/evidence/04_card.ipynb #6d476530
 # as a share of the largest possible; of one yes or no, where classes don't

@@ -44,13 +44,16 @@ def infer_layout(
     size:tuple,  # (H,W) of the picture
     # length of the prefix, if the model has it in an attribute
     num_prefix:int=None,
+    # number of patches → (rows, columns), where a convolution shows them
+    grids:dict=None,
 )->tuple:  # (layout, prefix, (rows, columns)), or None: no tokens
     """The layout of tokens in a tensor: 'sequence' (1,N,D), 'channels_last'
     (1,h,w,D), 'channels_first' (1,D,h,w) or 'tiles' (1,tiles,cells,D)"""
     if shape[0] != 1 or len(shape) not in (3, 4): return None
     if len(shape) == 3:
         for p in [*([] if num_prefix is None else [num_prefix]), *range(21)]:
-            if shape[1] - p > 3 and (g := infer_grid(*size, shape[1]-p)):
+            n = shape[1] - p
+            if n > 3 and (g := (grids or {}).get(n) or infer_grid(*size, n)):
                 return 'sequence', p, g
         return None
     last, first = fits_image(*shape[1:3], *size), fits_image(*shape[2:], *size)
@@ -198,7 +201,8 @@ def plain_vit(model)->Anatomy:
         None), (nn.Sequential, nn.ModuleList, list, tuple)) else []
     attns = [getattr(b, 'attn', None) for b in blocks]
     patch = _patch_stride(model)
-    if not blocks or not patch or timm_num_pooled(model) is None or not all(
+    # a block that is used twice is told from others by tracing
+    if not blocks or len({*blocks}) < len(blocks) or not patch or timm_num_pooled(model) is None or not all(
         hasattr(a, 'attn_drop') and hasattr(a, 'k_norm') for a in attns):
         return None
     cell_steps = tuple((float(p), 0.) for p in patch)

@@ -64,7 +64,8 @@ class AttentionInterceptor(TorchFunctionMode):
         self.running_layers, self.in_gated_unit, self.in_last_block = [], [], []
         self.last_linear, self.seen = None, set()
         self.same_thread = thread_check()
-        self.after_attention, self.zeros, self.leftover = False, {}, []
+        self.after_softmax = self.after_attention = False
+        self.zeros, self.leftover = {}, []
 
 # %% ../../nbs/model/09_interception.ipynb #887a18d2
 @patch
@@ -83,10 +84,14 @@ def __torch_function__(self:AttentionInterceptor, func, types, args=(),
             else rule)(func, args, kw)
     if func is F.linear: return self._linear(func, *args, **kw)
     out = func(*args, **kw)
+    # values may be computed after the softmax: attention ends with a product
+    if self.after_softmax and name in _PRODUCTS: self.after_attention = True
     # of one picture, PyTorch (2.15, CPU) misreads a transposed gradient
     if name == 'batch_norm' and out.requires_grad:
         out.register_hook(torch.Tensor.contiguous)
     return out
+
+_PRODUCTS = {'matmul', '__matmul__', 'bmm', 'einsum'}
 
 # %% ../../nbs/model/09_interception.ipynb #fc810ad4
 @patch
@@ -137,7 +142,7 @@ def _intercept(self:AttentionInterceptor, site, t):
 def _intercept_softmax(self:AttentionInterceptor,
                        a):  # a softmax outside of a fused kernel
     if a.ndim < 3: return a      # of logits, not of attention
-    self.after_attention = bool(self.in_last_block)
+    self.after_softmax = bool(self.in_last_block)
     if self.linearize: a = a.detach()
     if a.ndim != 4 or a.shape[-1] != a.shape[-2]: return a
     a = self._intercept('attn', a)

@@ -54,8 +54,9 @@ def _wrap_new_head(model):
     head = model.get_classifier() if hasattr(model, 'get_classifier') else None
     n = num_outputs(head) if isinstance(head, nn.Module) else None
     return (WrappedClassifier(model, n, None, model_transform(model),
-                              model.pretrained_cfg.get('input_size', (3,))[1:],
-                              model.pretrained_cfg.get('architecture')) if n
+                              input_size(model),
+                              model.pretrained_cfg.get('architecture'),
+                              channels=num_channels(model)) if n
             and n != model.num_classes else model)
 
 # %% ../../nbs/model/04_loading.ipynb #a6c11078
@@ -285,6 +286,7 @@ def fit_reader(
                                  num_labels)
     y = (held.reader(lambda: raw) if not held.reader.activation
          else held.reader.pick(raw))
+    _check_repeatable_model(held, x, raw)
     n = 0 if held.reader.task == 'embedding' else max(2, y.shape[1])
     names = held.pretrained_cfg.get('label_names')
     held.num_classes = n
@@ -336,7 +338,10 @@ def _run_once(held, size):
             f"{held.name} takes videos or volumes (it has 3-d convolutions, or "
             f"frames in its config); time and depth aren't supported yet: give "
             f"a model of single pictures")
-    p = next(held.parameters())
+    if (p := next(held.parameters(), None)) is None:
+        raise VitxError("this model has no parameters: its weights must be "
+                        "nn.Parameter, and its layers attributes or in an "
+                        "nn.ModuleList, not in a list")
     declared = held.pretrained_cfg['input_size']
     errors = []
     sizes = [tuple(size)] if size else [tuple(declared[1:])] if declared else [
@@ -354,8 +359,9 @@ def _run_once(held, size):
     if isinstance(e, VitxError): raise e
     more = ' and of other sizes' if len(sizes) > 1 else ''
     details = (str(e).strip().splitlines() or ['no details'])[0][:120]
+    details = details.rstrip('.')
     raise VitxError(
-        f"this model fails on pictures of {x.shape[1]}×{sizes[0][0]}×"
+        f"this model fails on pictures of {num_channels(held)}×{sizes[0][0]}×"
         f"{sizes[0][1]}{more}: {type(e).__name__}: {details}. Give the "
         "transform that it was trained with, transform=...")
 
@@ -387,6 +393,10 @@ def _choose_reader(held, raw, final, last, output, score, task, num_labels):
         and _looks_like_embedding(y, last)):
         return OutputReader(output, None, 'embedding')
     reader.activation = found
+    if task == 'binary' and n > 1:
+        raise VitxError(f"task='binary' is for one output, and this model has "
+                        f"{n}: give 'multiclass' if its classes exclude each "
+                        f"other, else 'multilabel'")
     if (score is None and not found and task != 'regression'
         and _looks_like_probs(y)):
         raise VitxError(
@@ -402,6 +412,21 @@ def _choose_reader(held, raw, final, last, output, score, task, num_labels):
     if n == 1 and reader.task not in ('binary', 'regression'):
         reader.task = 'binary' if reader.task == 'multilabel' else 'regression'
     return reader
+
+# %% ../../nbs/model/04_loading.ipynb #6f2cdc98
+def _check_repeatable_model(held, x, raw): # raw: its answer to the batch x
+    with eval_mode(held): again = held.run(x[:1])
+    if torch.is_tensor(raw) and again.ndim < raw.ndim or torch.is_tensor(
+        again) and not again.ndim:
+        raise VitxError("this model's answer to one picture has no batch "
+                        "dimension: name the dimension that it squeezes, for "
+                        "example squeeze(1) instead of squeeze()")
+    y, same = held.reader.pick(raw)[:1], held.reader.pick(again)
+    if not torch.allclose(y, same, rtol=.01, atol=.01*y.abs().max().item()):
+        raise VitxError("this model gives another answer to the same picture "
+                        "each time, so its maps would be chance. Turn random "
+                        "steps off in evaluation mode, for example with "
+                        "F.dropout(x, p, self.training)")
 
 # %% ../../nbs/model/04_loading.ipynb #9678f401
 def _refuse_regression(n):

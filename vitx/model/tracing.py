@@ -7,8 +7,8 @@ __all__ = ['AttentionTracer', 'check_logits', 'ForwardTrace', 'class_name', 'is_
            'cell_step', 'trace_anatomy', 'hiera', 'detection_tokens', 'anatomy', 'refuse_convnets']
 
 # %% ../../nbs/model/06_tracing.ipynb #07142f74
-import re
-from collections import defaultdict
+import math, re
+from collections import Counter, defaultdict
 from functools import lru_cache, partial
 
 import timm, torch
@@ -70,6 +70,7 @@ class ForwardTrace:
         self.size = tuple(size)
         self.input_shapes = {}
         self.output_shapes = {}
+        self.calls = Counter()  # of each module
         self.strided = []
         self.attention = self._run(model)
 
@@ -82,6 +83,7 @@ def _run(self:ForwardTrace, model): # → attention matrices
     def pre_hook(m, args, kw):
         if not same_thread(): return
         module_stack.append(names[m])
+        self.calls[names[m]] += 1
         self.input_shapes.setdefault(names[m], [(path, tuple(t.shape))
             for path,t in _tensor_args(args, kw) if t.is_floating_point()])
     def post_hook(m, args, kw, y):
@@ -108,6 +110,12 @@ def _run(self:ForwardTrace, model): # → attention matrices
             y = model(x)
     check_logits(y)
     return tracer.calls
+
+@patch(as_prop=True)
+def grids(self:ForwardTrace)->dict: # number of cells → (rows, columns)
+    "Grids that convolutions and poolings leave of the picture"
+    return {y[2]*y[3]: tuple(y[2:]) for _,_,x,y in self.strided
+            if y[2]*y[3] < x[2]*x[3]}
 
 # %% ../../nbs/model/06_tracing.ipynb #04b6fef3
 # attention inside these only scales channels or pools tokens
@@ -162,8 +170,8 @@ def attention_modules(
 # the first input that can be read as tokens, on this grid if there is one
 def _find_tokens(trace, name, num_prefix, grid=None):
     return next(((path, l) for path,s in trace.input_shapes.get(name, ()) if (
-        l := infer_layout(s, trace.size, num_prefix)) and grid in (None, l[2])),
-                None)
+        l := infer_layout(s, trace.size, num_prefix, trace.grids)) and grid in (
+            None, l[2])), None)
 
 # %% ../../nbs/model/06_tracing.ipynb #f710702d
 # → (name of the block, where its tokens are, their layout)
@@ -220,10 +228,19 @@ def read_layers(
         num_prefix = getattr(model, 'num_prefix_tokens', None)
     attns = attention_modules(model, trace)
     for attn in attns:
-        if (found := _find_block(mods, trace, attn, attns,
-                                 num_prefix)) is None or found[:2] in layers:
-            continue
+        if trace.calls[attn] > 1:
+            raise VitxError(_shared_message(mods[attn], trace.calls[attn]))
+        found = _find_block(mods, trace, attn, attns, num_prefix)
+        if found is None: continue
         block, path, layout = found
+        if (block, path) in layers:
+            n = layers[block, path].num_prefix_tokens + math.prod(layout[2])
+            if any(len(s) == 3 and s[:2] == (n, 1)
+                   for _,s in trace.input_shapes[attn]):
+                raise VitxError(f"{class_name(mods[block])} passes tokens as "
+                                f"(tokens, batch, width) to its layers. "
+                                f"{_BATCH_FIRST}")
+            continue
         layout = (_cubic_layout(mods, trace, block, path) or layout[0],
                   *layout[1:])
         n = layout[1] + layout[2][0]*layout[2][1]
@@ -315,8 +332,12 @@ def trace_anatomy(model,
         raise VitxError(_no_layers_message(model, trace))
     num_pooled = timm_num_pooled(model) if layers[-1].num_prefix_tokens else 0
     return Anatomy(layers, _num_pooled_by_gradient(model, layers[-1], size)
-                   if num_pooled is None else num_pooled, size=size,
-                   rebuild=lru_cache(16)(partial(trace_anatomy, model)))
+                   if num_pooled is None else num_pooled,
+                   partial(_known_grid, trace.grids), size,
+                   lru_cache(16)(partial(trace_anatomy, model)))
+
+def _known_grid(grids, height, width, n):
+    return grids.get(n) or infer_grid(height, width, n)
 
 def _no_layers_message(model, trace):
     name = getattr(model, 'name', None) or class_name(model)
@@ -326,8 +347,16 @@ def _no_layers_message(model, trace):
     return (f"{name} has attention, but its input doesn't have the shape of a "
             f"picture's tokens: (batch, tokens, width), (batch, height, width, "
             f"channels) or (batch, channels, height, width). "
-            "Make the batch the first dimension (batch_first=True), or add a "
-            "@family that says where the tokens are")
+            f"{_BATCH_FIRST}")
+
+_BATCH_FIRST = ("Make the batch the first dimension (batch_first=True), or add "
+                "a @family that says where the tokens are")
+
+def _shared_message(m, calls):
+    return (f"{class_name(m)} runs {calls} times in one forward pass, so its "
+            f"runs can't be told apart. "
+            "Use a module of its own for each run: copies "
+            "(copy.deepcopy) with the same weights give the same answers")
 
 @family('hiera')
 def hiera(model)->Anatomy:

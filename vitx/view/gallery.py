@@ -6,7 +6,7 @@
 __all__ = ['MANIFEST', 'SETTINGS', 'FORMATS', 'find_pictures', 'read_manifest', 'explain_files']
 
 # %% ../../nbs/view/04_gallery.ipynb #0b924c4d
-import copy, glob, json, os, re
+import copy, glob, json, os, re, warnings
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,9 +54,6 @@ def read_manifest(folder)->list: # of dicts, one for each map or broken file
     text = path.read_text(encoding='utf8') if path.exists() else ''
     # not splitlines: a name may hold other line ends
     return [json.loads(line) for line in text.split('\n')[:-1]]
-
-def _shown(path): # names may hold bytes that are no text
-    return str(path).encode('utf8', 'backslashreplace').decode()
 
 def _stamp(path): # changes with the file
     try: s = os.stat(path)
@@ -109,13 +106,16 @@ def _begin(out, settings, resume, files): # → lines of an earlier run that sta
     if not out.parent.is_dir():
         raise VitxError(
             f"the folder {out.parent} doesn't exist. Create it first")
-    out.mkdir(exist_ok=True)
+    try: out.mkdir(exist_ok=True)
+    except OSError as e:
+        raise VitxError(f"can't create {out}: {e.strerror}. Give another "
+                        f"folder as --out") from None
     _check_folder(out, settings, resume)
     with atomic_path(out/SETTINGS) as tmp:
         tmp.write_text(json.dumps(settings, ensure_ascii=False),
                        encoding='utf8')
     for kind in ('maps', 'pictures'): (out/kind).mkdir(exist_ok=True)
-    stamps = {_shown(f): _stamp(f) for f in files}
+    stamps = {path_text(f): _stamp(f) for f in files}
     # broken and changed files are tried again
     rows = [r for r in read_manifest(out) if 'error' not in r
             and r['stamp'] == stamps.get(r['file'], r['stamp'])]
@@ -128,10 +128,10 @@ def _begin(out, settings, resume, files): # → lines of an earlier run that sta
 # get a number
 def _unique_name(path, taken):
     stem = re.sub(r'[^\w .()+-]', '_',
-                  _shown(path.stem))[:80].strip() or 'picture'
+                  path_text(path.stem))[:80].strip() or 'picture'
     for i in range(1, 10**6):
         name = stem if i == 1 else f'{stem}-{i}'
-        if taken.setdefault(name.casefold(), _shown(path)) == _shown(path):
+        if taken.setdefault(name.casefold(), path_text(path)) == path_text(path):
             return name
 
 def _save_maps(e, out, name, formats, full_size,
@@ -155,7 +155,7 @@ def _save_picture(e, out, name):
     return file
 
 def _row(e, **more): # a line of the manifest
-    return e.to_dict() | dict(file=_shown(e.file), stamp=_stamp(e.file)) | more
+    return e.to_dict() | dict(file=path_text(e.file), stamp=_stamp(e.file)) | more
 
 # %% ../../nbs/view/04_gallery.ipynb #d13a9940
 FORMATS = ('jpg', 'png', 'webp', 'npy', 'json', 'labelme.json')
@@ -184,7 +184,7 @@ def _hash_labels(ex)->str:
             .hexdigest()[:12])
 
 def _reason(error): # without the name of the file, which stands beside it
-    return _shown(error.reason.removeprefix(str(error.picture)).lstrip(': '))
+    return path_text(error.reason.removeprefix(str(error.picture)).lstrip(': '))
 
 # %% ../../nbs/view/04_gallery.ipynb #f2b0d807
 def explain_files(
@@ -212,16 +212,19 @@ def explain_files(
     settings = _settings(ex, target, method, layer, against, formats, card,
                          full_size, overlay_only)
     rows = _begin(out, settings, resume, files)
+    # an earlier run's file must not miss new pictures
+    coco = coco or (out/'annotations.json').exists()
     done, found = {r['file'] for r in rows}, []
     try:
-        for explanations in _explain_new(ex, [f for f in files if _shown(f)
+        for explanations in _explain_new(ex, [f for f in files if path_text(f)
             not in done], len(files), out, rows, settings, report):
             if coco: found += map(_light, explanations)
     finally: _write_gallery(out, rows, ex.name)
     if coco:
-        _write_coco(out, found, ex,
-                    [(f, r['target']) for f in files for r in rows
-                     if r['file'] == _shown(f) in done], method, layer, against)
+        paths = {path_text(f): f for f in files}
+        earlier = [(paths.get(r['file'], Path(r['file'])), r['target'])
+                   for r in rows if r['file'] in done]
+        _write_coco(out, found, ex, earlier, method, layer, against)
     return rows
 
 # %% ../../nbs/view/04_gallery.ipynb #85f47f98
@@ -252,12 +255,17 @@ def _explain_new(ex, todo, total, out, rows, settings, report):
             rows.extend(new); bar.update()
             for r in new if report else (): report(r)
         def broken(error):
-            write([dict(file=_shown(error.picture), name=None,
+            write([dict(file=path_text(error.picture), name=None,
                         error=_reason(error))])
         for e in ex.stream(todo, None if num_top(target) else target, method,
                            layer, against, broken=broken):
             found = ex.explain_top(e, num_top(target) or 1)
-            write(_save_found(found, out, taken, settings))
+            try: new = _save_found(found, out, taken, settings)
+            except VitxError as error: # its format can't hold it
+                write([dict(file=path_text(e.file), name=None,
+                            error=str(error))])
+                continue
+            write(new)
             yield found
 
 # %% ../../nbs/view/04_gallery.ipynb #acac62f1
@@ -279,7 +287,10 @@ def _light(e): # without its picture's pixels
 
 def _write_coco(out, explanations, ex, earlier, method, layer, against):
     # those of an earlier run
-    again = (ex(f, t, method, layer, against) for f,t in earlier)
+    again = (ex(f, t, method, layer, against) for f,t in earlier if f.exists())
+    if gone := {f for f,_ in earlier if not f.exists()}:
+        warnings.warn(f"annotations.json has no entries for {len(gone)} "
+                      f"pictures of an earlier run, which are gone")
     with atomic_path(out/'annotations.json') as tmp:
         tmp.write_text(json.dumps(to_coco([*again, *explanations]),
                                   ensure_ascii=False), encoding='utf8')
