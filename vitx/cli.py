@@ -236,6 +236,8 @@ def compare_command(
     c = compare(Path(image) if image else asset_path('scene.png'), [
         Explainer(m, device=device) for m in models], target, methods, layer)
     c.save(out)
+    for n,e in zip(c.names, c.explanations):
+        for w in e.warnings: print(f'vitx: warning: {n}: {w}', file=sys.stderr)
     if json:
         return print_json(dict(names=c.names, labels=[e.label
             for e in c.explanations], agreement=[[round(v, 4) for v in r]
