@@ -10,6 +10,7 @@ __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_figure_path', 'check_output_
 import base64, json, os
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from textwrap import wrap
 
@@ -343,7 +344,7 @@ def threshold(self:Explanation)->float: # in 0..1
 
 def _check_threshold(e, t):
     if t is None: return e.threshold()
-    if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 <= t < 1:
+    if isinstance(t, bool) or not isinstance(t, Real) or not 0 <= t < 1:
         raise VitxError(f"threshold={t!r} must be a number from 0 to below 1, "
                         f"or None for Otsu's")
     return float(t)
@@ -410,6 +411,8 @@ def crop(self:Explanation,
         )->Image.Image:
     """The part of the picture around the largest region above the threshold;
     the whole picture if there is none"""
+    if not isinstance(margin, Real) or not margin >= 0:
+        raise VitxError(f"margin={margin!r} must be a number of at least 0")
     if not (found := self.outlines(threshold)): return self.image.copy()
     (x0, y0), (x1, y1) = found[0].min(0), found[0].max(0)
     dx, dy = margin*(x1-x0), margin*(y1-y0)
@@ -467,8 +470,9 @@ def to_coco(explanations, threshold:float=None)->dict:
         name = path_text(e.file) if e.file else f'picture-{len(images)+1}'
         image = images.setdefault(name, dict(id=len(images)+1, file_name=name,
             width=e.image.width, height=e.image.height))
-        category = categories.setdefault(e.label, dict(id=len(categories)+1,
-            name=e.label))
+        # two classes may have one name
+        category = categories.setdefault((e.label, e.target), dict(
+            id=len(categories)+1, name=e.label))
         for p in _polygons(e, threshold):
             (x0, y0), (x1, y1) = p.min(0).tolist(), p.max(0).tolist()
             annotations.append(dict(

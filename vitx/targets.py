@@ -152,10 +152,17 @@ class OutputReader:
         else: y = self.pick(run())
         return (torch.cat([-y, y], 1) if y.shape[1] == 1
                 and self.task != 'embedding' else y)
+    def _ask_score(self, raw):
+        try: return self.score(raw)
+        except VitxError: raise
+        except Exception as e:
+            raise VitxError(f"score= fails on the model's output, "
+                            f"{describe_output(raw)}: {type(e).__name__}: {e}"
+                            ) from None
     def pick(self, raw)->torch.Tensor: # (B,C)
         "The chosen numbers in the output, checked"
-        y = self.score(raw) if self.score else pick_output(raw, self.output,
-            self.num_classes)
+        y = (self._ask_score(raw) if self.score
+             else pick_output(raw, self.output, self.num_classes))
         if torch.is_tensor(y) and y.ndim == 1: y = y[:, None]
         if torch.is_tensor(y) and y.ndim == 2 and y.is_floating_point():
             return y

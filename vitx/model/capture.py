@@ -42,7 +42,13 @@ def as_targets(
     "Target classes for each image of a batch"
     B, C = logits.shape
     if targets is None: return logits.argmax(1, keepdim=True)
-    t = torch.as_tensor(targets)
+    try: t = torch.as_tensor(targets)
+    except (ValueError, TypeError):
+        raise VitxError("targets must be class indices, as many for each "
+                        "picture") from None
+    if t.ndim > 2:
+        raise VitxError(f"targets of shape {tuple(t.shape)} have too many "
+                        f"dimensions: give (T,) or (B,T)")
     if t.is_floating_point() or t.dtype == torch.bool:
         raise VitxError(f"targets are class indices, not {t.dtype}")
     t = t.reshape(1, -1).expand(B, -1) if t.ndim < 2 else t

@@ -226,8 +226,8 @@ def _decode(src, name, upright=True, page=None, **options):
         raise VitxError(f"{name} is damaged or cut short: {e}") from None
 
 # %% ../../nbs/picture/01_images.ipynb #1635ba08
-# a page of another size is a thumbnail or a pyramid's level, and an animation
-# begins with its first frame
+# a smaller page is a thumbnail or a pyramid's level, and an animation begins
+# with its first frame
 def _go_to_page(im, page):
     n = getattr(im, 'n_frames', 1)
     if page is not None:
@@ -236,11 +236,12 @@ def _go_to_page(im, page):
                             f"page{'s'*(n > 1)}, 0 to {n-1}")
         return im.seek(page)
     if n < 2 or im.format != 'TIFF': return
-    size = im.size
-    im.seek(1)
-    same = im.size == size
+    size, sizes = im.size, []
+    for i in range(1, n):
+        im.seek(i)
+        sizes.append(im.size)
     im.seek(0)
-    if same:
+    if any(s == size or max(s) > max(size) for s in sizes):
         raise VitxError(f"the file has {n} pages: give one, e.g. "
                         f"read_image(..., page=0); the command has --page")
 
@@ -260,9 +261,11 @@ def _other_reader(name):
     if str(name).lower().endswith(('.heic', '.heif')):
         return (". HEIC needs the package pillow-heif: run pip install "
                 "'vitx[heic]'")
-    return (": read it with tifffile or rasterio, and give the array with "
-            "channels= and value_range=" if str(name).lower()
-            .endswith(('.tif', '.tiff')) else '')
+    reader = {'.tif': 'tifffile or rasterio', '.tiff': 'tifffile or rasterio',
+              '.npy': 'numpy.load', '.dcm': 'pydicom'}.get(
+                  Path(str(name)).suffix.lower())
+    return (f": read it with {reader}, and give the array with channels= and "
+            f"value_range=" if reader else '')
 
 def _set_filename(file, im): # Pillow doesn't copy this attribute
     if file: im.filename = str(file)
@@ -320,7 +323,7 @@ def _existing_file(src): # → path of a file that isn't empty
         raise VitxError(f"{path} is a folder: give the path of an image in it")
     if kind is None:
         raise VitxError(f"there is no file {str(src)[:200]}" +
-                        (": download it first" if '://' in str(src) else ''))
+                        (": download it first" if ':/' in str(src) else ''))
     if not path.stat().st_size: _raise_empty(path)
     return path
 

@@ -53,7 +53,10 @@ def read_manifest(folder)->list: # of dicts, one for each map or broken file
     path = Path(folder)/MANIFEST
     text = path.read_text(encoding='utf8') if path.exists() else ''
     # not splitlines: a name may hold other line ends
-    return [json.loads(line) for line in text.split('\n')[:-1]]
+    try: return [json.loads(line) for line in text.split('\n')[:-1]]
+    except ValueError as e:
+        raise VitxError(f"{path} has a damaged line ({e}): delete this line, "
+                        f"and its picture is explained again") from None
 
 def _stamp(path): # changes with the file
     try: s = os.stat(path)
@@ -83,8 +86,8 @@ def _check_folder(out, settings, resume):
         changed = ', '.join(f'{k} ({before.get(k)}, now {settings[k]})'
                             for k in settings if before.get(k) != settings[k])
         raise VitxError(
-            f"the run in {out} had another {changed}: resume it with the same "
-            f"options, or give another folder as --out")
+            f"the run in {out} had other options: {changed}. Resume it with "
+            f"the same, or give another folder as --out")
 
 def _remove_unfinished(out, rows):
     "Delete files that a killed run was writing"
@@ -234,7 +237,7 @@ def _settings(ex, target, method, layer, against, formats, card, full_size,
     return dict(model=repr(ex), labels=_hash_labels(ex), task=ex.task,
                 target=target, method=method,
                 layer=ex._layer_indices(layer)[0], against=against,
-                formats=list(formats), card=card, full_size=full_size,
+                formats=sorted(formats), card=card, full_size=full_size,
                 overlay_only=overlay_only,
                 read={k: str(v) for k,v in reader if v is not None})
 
