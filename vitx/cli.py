@@ -658,6 +658,7 @@ def _call(f, name, args):
     sys.stdout.flush()
     return status
 
+# %% ../nbs/cli.ipynb #498d6859
 @contextmanager
 def _plain_warnings():
     "Print warnings like other messages, without a place in the source code"

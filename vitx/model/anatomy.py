@@ -202,7 +202,8 @@ def plain_vit(model)->Anatomy:
     attns = [getattr(b, 'attn', None) for b in blocks]
     patch = _patch_stride(model)
     # a block that is used twice is told from others by tracing
-    if not blocks or len({*blocks}) < len(blocks) or not patch or timm_num_pooled(model) is None or not all(
+    if not blocks or len({*blocks}) < len(blocks): return None
+    if not patch or timm_num_pooled(model) is None or not all(
         hasattr(a, 'attn_drop') and hasattr(a, 'k_norm') for a in attns):
         return None
     cell_steps = tuple((float(p), 0.) for p in patch)

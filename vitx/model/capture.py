@@ -35,6 +35,7 @@ def class_score(
     return (logits if kind == 'logit'
             else class_probs(logits, task)).gather(1, targets)
 
+# %% ../../nbs/model/10_capture.ipynb #f1b934e6
 def as_targets(
     targets,  # None (top class), an int, a list of ints, or (B,T)
     logits:torch.Tensor,  # (B,C)

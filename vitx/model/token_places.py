@@ -125,6 +125,7 @@ def check_token_positions(model, anat:Anatomy, size:tuple):
                 f"cells: {where}. {_DROPPED}")
         raise VitxError(_other_order(where))
 
+# %% ../../nbs/model/07_token_places.ipynb #40ac27f7
 def _check_all_tokens(model, anat, size):
     share, is_sharp = misplaced_tokens(model, anat, size) or (0, True)
     if share > (.1 if is_sharp else .4):

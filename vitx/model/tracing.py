@@ -111,6 +111,7 @@ def _run(self:ForwardTrace, model): # → attention matrices
     check_logits(y)
     return tracer.calls
 
+# %% ../../nbs/model/06_tracing.ipynb #e56ca826
 @patch(as_prop=True)
 def grids(self:ForwardTrace)->dict: # number of cells → (rows, columns)
     "Grids that convolutions and poolings leave of the picture"
@@ -339,6 +340,7 @@ def trace_anatomy(model,
 def _known_grid(grids, height, width, n):
     return grids.get(n) or infer_grid(height, width, n)
 
+# %% ../../nbs/model/06_tracing.ipynb #44ae7515
 def _no_layers_message(model, trace):
     name = getattr(model, 'name', None) or class_name(model)
     if not attention_modules(model, trace):
@@ -358,6 +360,7 @@ def _shared_message(m, calls):
             "Use a module of its own for each run: copies "
             "(copy.deepcopy) with the same weights give the same answers")
 
+# %% ../../nbs/model/06_tracing.ipynb #2318c8c7
 @family('hiera')
 def hiera(model)->Anatomy:
     """Hiera: traced, and put into reading order by its own `reroll`; the input

@@ -57,6 +57,7 @@ def _full_range(values):
                     f"value_range=({0 if low >= 0 else f'{low:.4g}'}, "
                     f"{likely})); the command has --value-range")
 
+# %% ../../nbs/picture/01_images.ipynb #f55957f2
 def check_value_range(value_range):
     "`VitxError` unless it is None or two numbers"
     try: low, high = (0, 1) if value_range is None else map(float, value_range)
@@ -73,6 +74,7 @@ def _check_alpha(alpha):
                         "three to use, e.g. read_image(..., channels=(0, 1, "
                         "2)); the command has --channels")
 
+# %% ../../nbs/picture/01_images.ipynb #8b3d817c
 def to_rgb(
     im:Image.Image,
     upright:bool=True,  # rotate as the EXIF data say; False: keep as stored
@@ -537,6 +539,7 @@ def _read_stripes(transform, shape, size, axis):
     a, b = _fit_stripes(profile, profile.abs().amax(0) > .5, lines)
     return a*size[axis], b*size[axis]
 
+# %% ../../nbs/picture/01_images.ipynb #0f4803c0
 # 1, or -1 if white becomes the smaller value; seen: False where it pads
 def _polarity(transform, shape, seen):
     # thin white lines: most of it is black

@@ -134,7 +134,8 @@ def _unique_name(path, taken):
                   path_text(path.stem))[:80].strip() or 'picture'
     for i in range(1, 10**6):
         name = stem if i == 1 else f'{stem}-{i}'
-        if taken.setdefault(name.casefold(), path_text(path)) == path_text(path):
+        if taken.setdefault(name.casefold(),
+                            path_text(path)) == path_text(path):
             return name
 
 def _save_maps(e, out, name, formats, full_size,
@@ -158,7 +159,8 @@ def _save_picture(e, out, name):
     return file
 
 def _row(e, **more): # a line of the manifest
-    return e.to_dict() | dict(file=path_text(e.file), stamp=_stamp(e.file)) | more
+    return e.to_dict() | dict(file=path_text(e.file),
+                              stamp=_stamp(e.file)) | more
 
 # %% ../../nbs/view/04_gallery.ipynb #d13a9940
 FORMATS = ('jpg', 'png', 'webp', 'npy', 'json', 'labelme.json')
