@@ -183,9 +183,13 @@ def _prepare(self:Explainer, cuda_graphs, compile):
             else self._geometry((256, 256)).input_size)
     self.anat = anatomy(self.model, size)
     # timm's models have been checked: see the page of model families
-    if not all(type(m).__module__.startswith(('timm.', 'torch.'))
-               for m in self.model.modules()):
+    if not _is_timm(self.model):
         check_token_positions(self.model, self.anat, size)
+
+def _is_timm(model): # and as it was made: without modules of one's own
+    return type(model).__module__.startswith('timm.') and all(
+        type(m).__module__.startswith(('timm.', 'torch.'))
+        for m in model.modules())
 
 # %% ../nbs/explainer.ipynb #5217b294
 @patch

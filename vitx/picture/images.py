@@ -116,8 +116,9 @@ _NO_LIGHT = ('P', 'PA', 'CMYK', 'YCbCr', 'LAB', 'HSV')
 def _stored_values(im):
     a = np.asarray(im)
     if not im.mode.startswith('I;16'): return a
-    see_through = im.info.get('transparency') # this value is drawn as white
-    return np.where(a == see_through, 2**16-1, a).astype(np.uint16)
+    if (see_through := im.info.get('transparency')) is not None:
+        a = np.where(a == see_through, 2**16-1, a) # drawn as white
+    return a.astype(np.uint16)
 
 def _check_tiff(im, value_range)->bool: # is 0 white in its 16 bits?
     """`VitxError` for numbers that Pillow misreads, or whose range is
