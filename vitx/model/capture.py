@@ -378,10 +378,10 @@ def _pool_tokens(t, fine, grid): # (…,n,D) → (…,n',D), means
 
 # %% ../../nbs/model/10_capture.ipynb #bb2c0f8c
 _NO_GRADIENT = ("no gradient passes through this model: it is quantized, "
-                "computes under no_grad, or ends in a sigmoid. Give a model "
-                "with floating-point weights, without no_grad and without the "
-                "sigmoid, or use a method without gradients, such as attention "
-                "or rise")
+                "computes under no_grad, checkpoints with use_reentrant=True, "
+                "or ends in a sigmoid. Give a model with floating-point "
+                "weights and without these steps, or use a method without "
+                "gradients, such as attention or rise")
 
 # exact: logits in float32, from which the scores are made
 def _gradients(scores, logits, exact, sites, flow=None):

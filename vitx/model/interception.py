@@ -479,7 +479,8 @@ def add_hooks(site, model, anat, l, callback, interceptor, undo):
 
 def _unavailable_message(site, anat, l):
     what = 'attention matrix of all tokens'
-    reason = 'it attends within ' 'windows, over channels or to fewer places'
+    reason = ('it attends within windows, over channels or to fewer places, or '
+              'its matrix has no dimension of heads')
     if site in ('queries', 'keys'):
         what = f'{site} of all tokens that can be recorded'
         reason = ('it computes attention in its own way' if anat.layers[l]
