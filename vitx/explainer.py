@@ -326,10 +326,10 @@ def _labels_in_order(given):
            ) and not all(re.fullmatch('[0-9]+', str(k)) for k in given):
         given = {v: k for k,v in given.items()}
     if {*map(str, given)} != {*map(str, range(len(given)))}:
-        raise VitxError(f"labels must be a list of texts, or a dict with the "
-                        f"class indices 0 to {len(given)-1}, and this one has "
-                        f"{', '.join(map(repr, [*given][:4]))}: give a label "
-                        f"to every class")
+        raise VitxError(f"labels must be a list of texts, or a dict whose "
+                        f"class indices count from 0 without a gap, and this "
+                        f"one has {', '.join(map(repr, [*given][:4]))}: give a "
+                        f"label to every class")
     return [given[k] for k in sorted(given, key=int)]
 
 # %% ../nbs/explainer.ipynb #eb44b54b

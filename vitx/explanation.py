@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURE_SUFFIXES', 'Explanation', 'check_figure_path', 'check_output_path', 'save_figure', 'write_figure',
-           'save_picture', 'Explanations', 'to_coco']
+           'check_picture_size', 'save_picture', 'Explanations', 'to_coco', 'merge_coco']
 
 # %% ../nbs/explanation.ipynb #3a3f82d4
 import base64, json, os
@@ -264,13 +264,18 @@ def _save_overlay(e, path, kind):
                 e.map[rows]), visible[rows], scale, y, gray)), box[:2])
         save_picture(out, path, kind, quality=92)
 
+# %% ../nbs/explanation.ipynb #aec84ba5
 _LONGEST = dict(webp=16383, jpg=65500, jpeg=65500)  # pixels a side
 
-def save_picture(img:Image.Image, path, kind:str, **options): # kind: a suffix
-    "Write a picture; `VitxError` if the format can't hold its size"
+def check_picture_size(img:Image.Image, kind:str): # kind: a suffix
+    "`VitxError` if the format can't hold a picture of this size"
     if max(img.size) > (most := _LONGEST.get(kind, max(img.size))):
         raise VitxError(f".{kind} holds at most {most:,} pixels a side, and "
                         f"this picture has {img.width}×{img.height}: use .png")
+
+def save_picture(img:Image.Image, path, kind:str, **options):
+    "Write a picture; `VitxError` if the format can't hold its size"
+    check_picture_size(img, kind)
     img.save(path, format={'jpg': 'jpeg'}.get(kind, kind), **options)
 
 # %% ../nbs/explanation.ipynb #61940f46
@@ -472,7 +477,7 @@ def to_coco(explanations, threshold:float=None)->dict:
             width=e.image.width, height=e.image.height))
         # two classes may have one name
         category = categories.setdefault((e.label, e.target), dict(
-            id=len(categories)+1, name=e.label))
+            id=len(categories)+1, name=e.label, class_index=e.target))
         for p in _polygons(e, threshold):
             (x0, y0), (x1, y1) = p.min(0).tolist(), p.max(0).tolist()
             annotations.append(dict(
@@ -485,3 +490,25 @@ def to_coco(explanations, threshold:float=None)->dict:
     return dict(info=dict(description='outlines of attribution maps',
                           version=__version__), images=[*images.values()],
                 annotations=annotations, categories=[*categories.values()])
+
+# %% ../nbs/explanation.ipynb #35e8eb31
+def merge_coco(old:dict, new:dict, keep)->dict: # keep: file names
+    """The annotations in `new`, and those that `old` has of some pictures"""
+    merged = dict(new, images=[], annotations=[], categories=[])
+    categories = {}
+    for part, wanted in ((old, lambda f: f in keep), (new, lambda f: True)):
+        names = {c['id']: c for c in part['categories']}
+        images = {}
+        for image in part['images']:
+            if not wanted(image['file_name']): continue
+            images[image['id']] = len(merged['images']) + 1
+            merged['images'].append(image | dict(id=len(merged['images'])+1))
+        for a in part['annotations']:
+            if a['image_id'] not in images: continue
+            c = names[a['category_id']]
+            c = categories.setdefault((c['name'], c.get('class_index')),
+                                      c | dict(id=len(categories)+1))
+            merged['annotations'].append(
+                a | dict(id=len(merged['annotations'])+1, category_id=c['id'],
+                         image_id=images[a['image_id']]))
+    return merged | dict(categories=[*categories.values()])

@@ -120,7 +120,7 @@ def _stored_values(im):
         a = np.where(a == see_through, 2**16-1, a) # drawn as white
     return a.astype(np.uint16)
 
-def _check_tiff(im, value_range)->bool: # is 0 white in its 16 bits?
+def _check_tiff(im, value_range)->bool: # is 0 white in more than 8 bits?
     """`VitxError` for numbers that Pillow misreads, or whose range is
     unknown"""
     first = lambda tag, default: np.ravel(im.tag_v2.get(tag, default))[0]
@@ -129,11 +129,11 @@ def _check_tiff(im, value_range)->bool: # is 0 white in its 16 bits?
         raise VitxError(f"Pillow misreads whole numbers of {bits} bits with"
                         f"{'' if is_signed else 'out'} sign: read the file "
                         f"with tifffile, and give the array with value_range=")
-    if is_signed and not value_range:
+    if is_signed and bits == 16 and not value_range:
         raise VitxError("the pixels are numbers with a sign, so their range is "
                         "unknown: give value_range=(low, high); the command "
                         "has --value-range")
-    return first(262, 1) == 0 and im.mode.startswith('I')
+    return first(262, 1) == 0 and im.mode[0] in 'IF'
 
 def _pick_bands(im, channels):
     bands = im.split()
@@ -481,7 +481,10 @@ def infer_geometry(transform,  # PIL image → (C,h,w) tensor
                     .flatten(1).median(1).values[:, None, None]
                     for c in ('black', 'white'))
     out = _apply_transform(transform, Image.fromarray(ramp))
-    try: (ax, bx), (ay, by) = _read_ramps((out - black)/(white - black), size)
+    try:
+        lines = _read_ramps((out - black)/(white - black), size)
+        _check_squares(transform, (H, W), size, lines, (white + black)/2)
+        (ax, bx), (ay, by) = lines
     except VitxError:
         # it changes colors in a way of its own
         (ax, bx), (ay, by) = (_read_stripes(transform, (H, W), size, axis)
@@ -500,11 +503,26 @@ def _read_ramps(out, size): # → (ax, bx), (ay, by)
     # all that lies on the picture must show it: not if it is turned, mirrored
     # at its edges, or gray
     inside = ((y_told - .5).abs() < .47)[:, None] & ((x_told - .5).abs() < .47)
-    wrong = ~shown | ((x - x_told).abs() > .03) | ((y - y_told[:, None])
-                                                   .abs() > .03)
-    if not inside.any() or wrong[inside].float().mean() > .02:
+    wrong = ~shown | ((x - x_told).abs() > .012) | ((y - y_told[:, None])
+                                                    .abs() > .012)
+    if not inside.any() or wrong[inside].float().mean() > .002:
         raise VitxError(_UNSUPPORTED)
     return lines
+
+# a brighter ramp looks like an enlarged one; black and white squares don't
+def _check_squares(transform, shape, size, lines, gray):
+    lit = [(np.arange(n)*16//n) % 2 > 0 for n in shape]
+    out = _apply_transform(transform, Image.fromarray(np.uint8(255*(
+        lit[0][:, None] ^ lit[1])).repeat(3).reshape(*shape, 3)))
+    # in squares; the edges between them are mixed
+    at = [(a*(torch.arange(n) + .5) + b)/s*16 for (a, b),n,s in zip(lines[::-1],
+        out.shape[1:], size)]
+    clear = [((v - v.floor() - .5).abs() < .3) & (v > .5) & (v < 15.5)
+             for v in at]
+    told = (at[0].floor()[:, None] + at[1].floor()) % 2 > 0
+    clear = clear[0][:, None] & clear[1]
+    if ((out > gray).all(0) != told)[clear].float().mean() > .002:
+        raise VitxError(_UNSUPPORTED)
 
 # %% ../../nbs/picture/01_images.ipynb #0b8e72e6
 # 32 columns: fine enough for a line, coarse enough for small inputs

@@ -53,10 +53,15 @@ def read_manifest(folder)->list: # of dicts, one for each map or broken file
     path = Path(folder)/MANIFEST
     text = path.read_text(encoding='utf8') if path.exists() else ''
     # not splitlines: a name may hold other line ends
-    try: return [json.loads(line) for line in text.split('\n')[:-1]]
-    except ValueError as e:
-        raise VitxError(f"{path} has a damaged line ({e}): delete this line, "
-                        f"and its picture is explained again") from None
+    return [_parse_line(path, i, line)
+            for i,line in enumerate(text.split('\n')[:-1], 1)]
+
+def _parse_line(path, i, line):
+    try:
+        if isinstance(row := json.loads(line), dict): return row
+    except ValueError: pass
+    raise VitxError(f"line {i} of {path} is damaged: delete this line, and its "
+                    f"picture is explained again")
 
 def _stamp(path): # changes with the file
     try: s = os.stat(path)
@@ -225,11 +230,8 @@ def explain_files(
             not in done], len(files), out, rows, settings, report):
             if coco: found += map(_light, explanations)
     finally: _write_gallery(out, rows, ex.name)
-    if coco:
-        paths = {path_text(f): f for f in files}
-        earlier = [(paths.get(r['file'], Path(r['file'])), r['target'])
-                   for r in rows if r['file'] in done]
-        _write_coco(out, found, ex, earlier, method, layer, against)
+    if coco: _write_coco(out, found, ex, [r for r in rows if r['file'] in done],
+                         (method, layer, against))
     return rows
 
 # %% ../../nbs/view/04_gallery.ipynb #85f47f98
@@ -276,6 +278,9 @@ def _explain_new(ex, todo, total, out, rows, settings, report):
 # %% ../../nbs/view/04_gallery.ipynb #acac62f1
 def _save_found(found, out, taken, settings): # → rows of one picture
     "Write the maps of one picture's classes"
+    if settings['full_size'] or settings['overlay_only']:
+        for kind in settings['formats']:
+            check_picture_size(found[0].image, kind)
     name = _unique_name(Path(found[0].file), taken)
     picture = _save_picture(found[0], out, name)
     return [_row(e, name=name, picture=picture, files=_save_maps(e, out,
@@ -290,14 +295,24 @@ def _light(e): # without its picture's pixels
     light.image = Image.new('1', e.image.size)
     return light
 
-def _write_coco(out, explanations, ex, earlier, method, layer, against):
-    # those of an earlier run
-    again = (ex(f, t, method, layer, against) for f,t in earlier if f.exists())
-    if gone := {f for f,_ in earlier if not f.exists()}:
-        warnings.warn(f"annotations.json has no entries for {len(gone)} "
-                      f"pictures of an earlier run, which are gone")
-    with atomic_path(out/'annotations.json') as tmp:
-        tmp.write_text(json.dumps(to_coco([*again, *explanations]),
+# earlier: rows of an earlier run, whose annotations are kept
+def _write_coco(out, explanations, ex, earlier, call_args):
+    path = out/'annotations.json'
+    try: old = json.loads(path.read_text(encoding='utf8'))
+    except (OSError, ValueError): old = to_coco([])
+    kept = {i['file_name'] for i in old['images']} & {r['file']
+                                                      for r in earlier}
+    # a killed run wrote none
+    missing = [r for r in earlier if r['file'] not in kept]
+    again = [r for r in missing if r['stamp'] == _stamp(r['file'])]
+    if len(again) < len(missing):
+        warnings.warn(f"annotations.json has no entries for "
+                      f"{len(missing)-len(again)} maps of an earlier run, "
+                      f"whose pictures are gone or changed")
+    new = to_coco([*(ex(Path(r['file']), r['target'], *call_args)
+                     for r in again), *explanations])
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(merge_coco(old, new, kept),
                                   ensure_ascii=False), encoding='utf8')
 
 # %% ../../nbs/view/04_gallery.ipynb #8113fd94
