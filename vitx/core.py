@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PatentWarning', 'warn_patent', 'writable_path', 'atomic_path', 'path_text', 'report_progress_to', 'progress_bar',
-           'track', 'import_by_name', 'quick_thread_switches', 'is_symbolic', 'is_traced', 'constant', 'keep_constants',
-           'is_eager_cpu', 'as_on_gpu', 'set_seed', 'VitxError', 'close_matches', 'Registry', 'method', 'metric',
-           'dataset', 'family', 'library']
+           'track', 'import_by_name', 'wrap_errors', 'quick_thread_switches', 'is_symbolic', 'is_traced', 'constant',
+           'keep_constants', 'is_eager_cpu', 'as_on_gpu', 'set_seed', 'VitxError', 'close_matches', 'Registry',
+           'method', 'metric', 'dataset', 'family', 'library']
 
 # %% ../nbs/core.ipynb #0832016a
 import os, random, sys, tempfile, warnings
@@ -137,6 +137,17 @@ def import_by_name(name:str):
         raise VitxError(
             f"can't import {name}: {e}. Give the name of a module, for example "
             f"my_metrics for my_metrics.py in this folder") from None
+
+# %% ../nbs/core.ipynb #8d2fe190
+@contextmanager
+def wrap_errors(message:str):
+    """Context manager: any error becomes a `VitxError` that begins with this
+    message and quotes the original"""
+    try: yield
+    except VitxError: raise
+    except Exception as e:
+        details = (str(e).strip().splitlines() or ['no details'])[0][:120]
+        raise VitxError(f"{message} ({type(e).__name__}: {details})") from None
 
 # %% ../nbs/core.ipynb #8aea4109
 @contextmanager

@@ -11,6 +11,7 @@ __all__ = ['TASKS', 'class_probs', 'has_probs', 'task_of', 'predict_probs', 'for
 from dataclasses import dataclass, fields, is_dataclass
 
 import numpy as np, torch
+from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 
 from .core import *
@@ -152,29 +153,27 @@ class OutputReader:
         else: y = self.pick(run())
         return (torch.cat([-y, y], 1) if y.shape[1] == 1
                 and self.task != 'embedding' else y)
-    def _ask_score(self, raw):
-        try: return self.score(raw)
-        except VitxError: raise
-        except Exception as e:
-            raise VitxError(f"score= fails on the model's output, "
-                            f"{describe_output(raw)}: {type(e).__name__}: {e}"
-                            ) from None
-    def pick(self, raw)->torch.Tensor: # (B,C)
-        "The chosen numbers in the output, checked"
-        y = (self._ask_score(raw) if self.score
+
+# %% ../nbs/targets.ipynb #4f1161b3
+@patch
+def pick(self:OutputReader, raw)->torch.Tensor: # (B,C)
+    "The chosen numbers in the output, checked"
+    with wrap_errors(f"{'score' if self.score else 'output'}= fails on the "
+                     f"model's output, {describe_output(raw)}"):
+        y = (self.score(raw) if self.score
              else pick_output(raw, self.output, self.num_classes))
-        if torch.is_tensor(y) and y.ndim == 1: y = y[:, None]
-        if torch.is_tensor(y) and y.ndim == 2 and y.is_floating_point():
-            return y
-        what = describe_output(y)
-        if self.score:
-            raise VitxError(f"score= gave {what}: it must return one number "
-                            f"per picture, a tensor (B,)")
-        raise VitxError(
-            f"this model answers {what} instead of (batch, classes): choose a "
-            f"number of it with score=, a function of the output such as "
-            f"vitx.targets.pixel_of_class(3, y, x), or give a classifier "
-            f"with a head")
+    if torch.is_tensor(y) and y.ndim == 1: y = y[:, None]
+    if torch.is_tensor(y) and y.ndim == 2 and y.is_floating_point():
+        return y
+    what = describe_output(y)
+    if self.score:
+        raise VitxError(f"score= gave {what}: it must return one number "
+                        f"per picture, a tensor (B,)")
+    raise VitxError(
+        f"this model answers {what} instead of (batch, classes): choose a "
+        f"number of it with score=, a function of the output such as "
+        f"vitx.targets.pixel_of_class(3, y, x), or give a classifier "
+        f"with a head")
 
 # %% ../nbs/targets.ipynb #64fe2398
 def _main_tensor(y): # (B,…)

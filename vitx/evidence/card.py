@@ -88,11 +88,9 @@ class Card:
     other_class: str
     # does the method draw the same map for all classes?
     class_agnostic: bool = False
-    # is `prob` a probability? False: a number without a range, such as a
-    # regression's
+    # False: `prob` is a number without a range, such as a regression's
     has_probs: bool = True
-    # is no value of the map positive?
-    is_empty: bool = False
+    is_empty: bool = False  # is no value of the map positive?
 
 # %% ../../nbs/evidence/04_card.ipynb #5ad27c31
 @patch(as_prop=True)

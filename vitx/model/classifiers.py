@@ -6,7 +6,7 @@
 __all__ = ['BUNDLED_MODELS', 'OFFLINE_HINT', 'asset_path', 'scene_vit', 'road_vit', 'WrappedClassifier', 'eval_mode', 'is_from',
            'find_adapter', 'read_json', 'as_pair', 'num_outputs', 'require_classifier', 'model_labels', 'input_size',
            'num_channels', 'standard_transform', 'model_transform', 'as_transform', 'signature_params',
-           'squash_transform', 'wrap_forward_errors', 'wrap_errors']
+           'squash_transform', 'wrap_forward_errors']
 
 # %% ../../nbs/model/01_classifiers.ipynb #7d1e3785
 import json
@@ -315,13 +315,3 @@ def wrap_forward_errors(model, shape): # of a batch (B,3,H,W)
         (f": it was made for {'×'.join(map(str, expected_size))}"
          if expected_size and tuple(expected_size) != tuple(shape[-3:])
          else ''))
-
-@contextmanager
-def wrap_errors(message:str):
-    """Context manager: any error becomes a `VitxError` that begins with this
-    message and quotes the original"""
-    try: yield
-    except VitxError: raise
-    except Exception as e:
-        details = (str(e).strip().splitlines() or ['no details'])[0][:120]
-        raise VitxError(f"{message} ({type(e).__name__}: {details})") from None

@@ -433,13 +433,9 @@ _UNSUPPORTED = ("can't tell where this transform puts pixels: use one without "
                 "tensor (C,h,w)")
 
 def _apply_transform(transform, rgb):
-    try: out = transform(rgb)
-    except VitxError: raise
-    except Exception as e:
-        details = (str(e).splitlines() or ['no details'])[0][:120]
-        raise VitxError(
-            f"the transform fails on a picture of {rgb.width}×{rgb.height} "
-            f"({type(e).__name__}: {details})") from None
+    with wrap_errors(f"the transform fails on a picture of "
+                     f"{rgb.width}×{rgb.height}"):
+        out = transform(rgb)
     if not (isinstance(out, torch.Tensor) and out.ndim == 3):
         raise VitxError(_UNSUPPORTED)
     if out.shape[-1] <= 4 < min(out.shape[:2]):
